@@ -1,0 +1,60 @@
+"""The one form in which detectors meet a network: split into features and a head, images in [0, 1]."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from banaudit.shapes import Features, Images, Logits
+
+
+class SplitNetwork(nn.Module, ABC):
+    """A classifier f = head ∘ features, where ``head`` is pooling and the final linear layer (BAN, Section 3.3).
+
+    Inputs are what the network itself expects (normalised); :class:`SplitModel` puts the normalisation in front.
+    """
+
+    @abstractmethod
+    def features(self, inputs: Tensor) -> Features:
+        """Latent feature g(x): the last feature map before global pooling, [B, D, H', W'] or [B, D]."""
+
+    @abstractmethod
+    def head(self, features: Features) -> Logits:
+        """Logits [B, K] of features as :meth:`features` returns them."""
+
+    def forward(self, inputs: Tensor) -> Logits:
+        """Logits [B, K]."""
+        return self.head(self.features(inputs))
+
+
+class SplitModel(nn.Module):
+    """A split network with its normalisation inside: images [B, C, H, W] in [0, 1] -> logits [B, K].
+
+    Args:
+        network: The classifier.
+        mean: Mean of each channel, C numbers.
+        std: Standard deviation of each channel, C numbers.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: SplitNetwork, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+
+    def features(self, images: Images) -> Features:
+        """Latent feature g(x) of images in [0, 1]."""
+        return self.network.features((images - self.mean) / self.std)
+
+    def head(self, features: Features) -> Logits:
+        """Logits [B, K] of features."""
+        return self.network.head(features)
+
+    def forward(self, images: Images) -> Logits:
+        """Logits [B, K] of images in [0, 1]."""
+        return self.head(self.features(images))

@@ -1,0 +1,68 @@
+"""Clean samples: from a folder of images to tensors, and from one set to disjoint parts.
+
+(The folder reader is being written; this is the part everything else builds on.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from banaudit.shapes import Images, Labels
+
+
+@dataclass(frozen=True)
+class CleanData:
+    """Clean images with their labels.
+
+    Args:
+        images: [N, C, H, W] float in [0, 1].
+        labels: [N] int64 in 0..K-1.
+        class_names: K names; the position is the label.
+    """
+
+    images: Images
+    labels: Labels
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        """Number of samples N."""
+        return len(self.labels)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes K of the network, whether or not each has samples."""
+        return len(self.class_names)
+
+    def subset(self, index: Tensor) -> CleanData:
+        """The samples at these positions, in this order."""
+        return CleanData(self.images[index], self.labels[index], self.class_names)
+
+    def to(self, device: torch.device | str) -> CleanData:
+        """The same samples on another device."""
+        return CleanData(self.images.to(device), self.labels.to(device), self.class_names)
+
+    def split(self, share: float, generator: torch.Generator) -> tuple[CleanData, CleanData]:
+        """Two disjoint parts, drawn class by class so that both have every class in like proportion.
+
+        Args:
+            share: Share of the samples that goes to the first part, in (0, 1).
+            generator: Source of randomness; must live on the CPU.
+
+        Returns:
+            The part with ``share`` of each class (rounded, but at least one where the class has two), and the rest.
+        """
+        first: list[Tensor] = []
+        second: list[Tensor] = []
+        labels = self.labels.cpu()
+        for label in range(self.num_classes):
+            members = (labels == label).nonzero().flatten()
+            members = members[torch.randperm(len(members), generator=generator)]
+            cut = round(share * len(members))
+            if len(members) > 1:
+                cut = min(max(cut, 1), len(members) - 1)
+            first.append(members[:cut])
+            second.append(members[cut:])
+        return self.subset(torch.cat(first)), self.subset(torch.cat(second))

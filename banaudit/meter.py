@@ -1,0 +1,48 @@
+"""Counts the work of an audit, tells a listener how far it is, and stops it when the time is spent."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from banaudit.errors import TimeLimitReached
+
+Listener = Callable[[str, float], None]
+"""Called with what is being done and the share of the planned work that is done, 0 to 1."""
+
+
+@dataclass
+class Meter:
+    """Image passes counted, progress told, time limit kept.
+
+    Args:
+        planned_images: Forward passes that the whole job is expected to take; progress is measured against it.
+        time_limit: Seconds from now after which ``spend`` raises; none: no limit.
+        listener: Told of progress after every ``spend``.
+    """
+
+    planned_images: int = 0
+    time_limit: float | None = None
+    listener: Listener | None = None
+    forward_images: int = 0
+    backward_images: int = 0
+    started: float = field(default_factory=time.monotonic)
+
+    def spend(self, what: str, *, forward: int, backward: int = 0) -> None:
+        """Book a batch that is about to be computed.
+
+        Args:
+            what: What it is for, in the user's words.
+            forward: Images passed forward.
+            backward: Images passed backward.
+
+        Raises:
+            TimeLimitReached: The time limit has passed.
+        """
+        self.forward_images += forward
+        self.backward_images += backward
+        if self.listener is not None:
+            self.listener(what, min(1.0, self.forward_images / self.planned_images) if self.planned_images else 0.0)
+        if self.time_limit is not None and time.monotonic() - self.started > self.time_limit:
+            raise TimeLimitReached(f"the time limit of {self.time_limit:g} s ended during: {what}")

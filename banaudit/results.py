@@ -1,0 +1,227 @@
+"""Facts that leave the process: what a scan, an inspection or a repair found, as versioned JSON.
+
+Everything here is frozen, refuses unknown fields, and holds plain numbers and words only: a tensor never enters.
+``SCHEMA_VERSION`` follows semantic versioning: a field added is a minor step, a field removed or renamed a major one.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA_VERSION = "1.0"
+
+Scalar = str | int | float | bool | None
+"""A setting's value as it is recorded in a report."""
+
+
+class Record(BaseModel):
+    """Base of everything in a report: immutable, strict about its fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="null")
+
+
+class Verdict(StrEnum):
+    """What a scan may say. There is no "safe": absence of evidence is all that can be reported."""
+
+    BACKDOORED = "backdoored"
+    NO_EVIDENCE = "no evidence"
+    INCONCLUSIVE = "inconclusive"
+
+
+class Reading(StrEnum):
+    """The shape of backdoor that a piece of evidence speaks of."""
+
+    ALL_TO_ONE = "all-to-one"
+    """Every triggered image goes to one target label."""
+    ALL_TO_ALL = "all-to-all"
+    """Each class has a target of its own."""
+    SOURCE_TARGET = "source-target"
+    """Only images of one class go to the target."""
+
+
+class ExitCode:
+    """Process exit codes, the same for every output format."""
+
+    NO_EVIDENCE = 0
+    BACKDOORED_OR_UNSAFE = 1
+    ERROR = 2
+    INCONCLUSIVE = 3
+    INTERRUPTED = 130
+
+
+class ClassScore(Record):
+    """One bar of a report: how suspicious one class looks to one reading (higher is more suspicious)."""
+
+    label: int
+    name: str
+    score: float
+
+
+class Evidence(Record):
+    """One reading of one detector, held against its threshold.
+
+    ``fired`` is ``score > threshold`` and whatever agreement the detector asks for besides; ``null`` is the same score
+    where no backdoor can be (random noise, shuffled labels), so that a reader sees what chance alone gives.
+    """
+
+    reading: Reading
+    measures: str = Field(description="What the score is, in one line, with its unit.")
+    score: float = Field(description="Higher is more suspicious.")
+    threshold: float
+    fired: bool
+    null: float | None = Field(default=None, description="The same score where no backdoor can be.")
+    target: int | None = Field(default=None, description="Suspected target label; none for all-to-all.")
+    sources: tuple[int, ...] = Field(default=(), description="Classes the trigger works on; empty: all of them.")
+    mapping: dict[int, int] | None = Field(default=None, description="All-to-all: source label -> target label.")
+    per_class: tuple[ClassScore, ...] = ()
+    restarts: tuple[float, ...] = Field(default=(), description="The score of each restart.")
+    agreement: float | None = Field(default=None, description="Share of restarts that name the same target.")
+    note: str = ""
+
+
+class Finding(Record):
+    """What one detector says of the model."""
+
+    method: str
+    title: str
+    verdict: Verdict
+    reason: str = Field(description="One line: why this verdict.")
+    evidence: tuple[Evidence, ...] = ()
+    caveats: tuple[str, ...] = ()
+    settings: dict[str, Scalar] = Field(default_factory=dict)
+    seconds: float = 0.0
+    forward_images: int = Field(default=0, description="Images passed forward through the network.")
+    backward_images: int = Field(default=0, description="Images passed backward through the network.")
+
+
+class CheckpointFacts(Record):
+    """Where the weights came from."""
+
+    path: str
+    sha256: str
+    bytes: int
+    format: Literal["torch zip", "torch legacy", "safetensors"]
+    state_key: str | None = Field(default=None, description="Where in the file the weights were, dotted.")
+    stripped_prefixes: tuple[str, ...] = ()
+    folded: tuple[str, ...] = Field(default=(), description="Pruned weights stored as _orig and _mask, folded.")
+    ignored: tuple[str, ...] = Field(default=(), description="Other entries in the file (optimizer, epoch, ...).")
+    tensors: int
+    parameters: int
+
+
+class ArchitectureFacts(Record):
+    """Which network the weights were put into, and how that was decided."""
+
+    name: str
+    description: str
+    source: Literal["recognised", "--arch", "caller"]
+    classes: int
+    channels: int
+    parameters: int
+    batch_norms: int
+    outputs: Literal["logits", "probabilities", "log-probabilities"] = "logits"
+    output_note: str = Field(default="", description="E.g. that the forward returns a tuple, and what was taken.")
+    renamed_keys: int = Field(default=0, description="Keys whose name differs from ours but means the same.")
+
+
+class PreprocessingFacts(Record):
+    """How an image becomes the network's input: resized, scaled to [0, 1], then (x - mean) / std."""
+
+    size: int
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    name: str
+    source: Literal["given", "chosen by clean accuracy"]
+    tried: dict[str, float] = Field(default_factory=dict, description="Clean accuracy of each one tried.")
+
+
+class DataFacts(Record):
+    """The clean images."""
+
+    path: str
+    layout: Literal["class folders", "csv", "file names", "memory"]
+    found: int
+    unreadable: int
+    used: int
+    class_mapping: dict[str, int] = Field(description="Folder or label name -> label of the network.")
+    mapping_source: str = Field(description="How the mapping was decided: a file, by number, sorted order.")
+    per_class_min: int
+    per_class_max: int
+    missing_classes: tuple[int, ...] = ()
+    sha256: str = Field(description="Over the sorted relative paths and bytes of the images used, with their labels.")
+
+
+class CleanAccuracy(Record):
+    """Share of clean images classified as labelled. It tells the reader that the set-up is right."""
+
+    accuracy: float
+    images: int
+    floor: float
+    label_permutation: dict[int, int] | None = Field(
+        default=None, description="Label -> predicted label, when renaming the labels would give a high accuracy."
+    )
+    permuted_accuracy: float | None = None
+
+
+class Report(Record):
+    """The answer of a scan, verdict first."""
+
+    schema_version: str = SCHEMA_VERSION
+    kind: Literal["scan"] = "scan"
+    verdict: Verdict
+    reason: str
+    target: int | None = None
+    target_name: str | None = None
+    reading: Reading | None = None
+    sources: tuple[int, ...] = ()
+    mapping: dict[int, int] | None = None
+    calibration: str = Field(description='"uncalibrated" and why, or the measured false-alarm rate.')
+    p_value: float | None = None
+    clean_accuracy: CleanAccuracy | None = None
+    findings: tuple[Finding, ...] = ()
+    checked: tuple[str, ...] = ()
+    not_checked: tuple[str, ...] = ()
+    caveats: tuple[str, ...] = ()
+    checkpoint: CheckpointFacts | None = None
+    architecture: ArchitectureFacts | None = None
+    preprocessing: PreprocessingFacts | None = None
+    data: DataFacts | None = None
+    class_names: tuple[str, ...] = ()
+    seed: int
+    device: str
+    seconds: float
+    tool_version: str
+    torch_version: str
+    started: str = Field(description="UTC, ISO 8601.")
+
+
+class Inspection(Record):
+    """What is in a file, found without running anything from it."""
+
+    schema_version: str = SCHEMA_VERSION
+    kind: Literal["inspection"] = "inspection"
+    path: str
+    bytes: int
+    sha256: str
+    format: str
+    loadable: bool
+    reason: str = Field(description="One line: what can be done with the file.")
+    unsafe_globals: tuple[str, ...] = ()
+    state_keys: tuple[str, ...] = Field(default=(), description="Places in the file that look like weights.")
+    keys: tuple[Annotated[tuple[str, tuple[int, ...], str], "name, shape, dtype"], ...] = ()
+    stripped_prefixes: tuple[str, ...] = ()
+    parameters: int = 0
+    architecture: str | None = None
+    classes: int | None = None
+    other_entries: tuple[str, ...] = ()
+
+
+EXIT_CODES: dict[Verdict, int] = {
+    Verdict.NO_EVIDENCE: ExitCode.NO_EVIDENCE,
+    Verdict.BACKDOORED: ExitCode.BACKDOORED_OR_UNSAFE,
+    Verdict.INCONCLUSIVE: ExitCode.INCONCLUSIVE,
+}
