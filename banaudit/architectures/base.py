@@ -29,6 +29,18 @@ class SplitNetwork(nn.Module, ABC):
         return self.head(self.features(inputs))
 
 
+class WrappedNetwork(SplitNetwork, ABC):
+    """A split network around a module whose own forward does the work.
+
+    Args:
+        module: The whole classifier; its keys are those of the file, here under ``module.``.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+
 class SplitModel(nn.Module):
     """A split network with its normalisation inside: images [B, C, H, W] in [0, 1] -> logits [B, K].
 

@@ -1,1 +1,105 @@
-"""Placeholder."""
+"""The command line. ``main`` is the only place where failures become exit codes.
+
+Nothing but the standard library is imported before ``main`` runs, so that Ctrl-C is handled from the start.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C: 128 and the signal's number, as shells have it."""
+ERROR = 2
+UNSAFE = 1
+
+
+class _Interrupts:
+    """Turns the first Ctrl-C into ``KeyboardInterrupt`` and remembers it; ends the process at the second.
+
+    Remembering matters: interrupted inside the import of an extension module, the exception may surface as another.
+    """
+
+    def __init__(self) -> None:
+        self.seen = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if self.seen:
+            os._exit(INTERRUPTED)
+        self.seen = True
+        raise KeyboardInterrupt
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        arguments: What follows the program's name; none: the process's own arguments.
+
+    Returns:
+        The exit code: 0 no evidence, 1 backdoored or unsafe to load, 2 usage or error, 3 inconclusive, 130 interrupted.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    interrupts = _Interrupts()
+    # A shell that starts a job in the background has it ignore Ctrl-C; that stays so.
+    handles = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if handles:
+        signal.signal(signal.SIGINT, interrupts)
+    try:
+        code = _run(given)
+    except BaseException as problem:
+        if interrupts.seen or isinstance(problem, KeyboardInterrupt):
+            code = INTERRUPTED
+        elif isinstance(problem, SystemExit):
+            code = problem.code if isinstance(problem.code, int) else ERROR
+        elif isinstance(problem, Exception):
+            # Read from the arguments: the failure may lie before or within their parsing.
+            code = _report(problem, verbose="--verbose" in given)
+        else:
+            raise
+    if interrupts.seen or code == INTERRUPTED:
+        code = INTERRUPTED
+        print("banaudit: interrupted", file=sys.stderr)
+    _flush()
+    if handles:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    return code
+
+
+def _run(arguments: list[str]) -> int:
+    from banaudit.cli.app import build
+
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a name that the terminal's encoding lacks must not end a scan
+            stream.reconfigure(errors="backslashreplace")
+    build()(args=arguments, prog_name="banaudit")
+    return 0
+
+
+def _report(problem: Exception, *, verbose: bool) -> int:
+    from banaudit.errors import BanauditError, UnsafeCheckpointError
+    from banaudit.reports.escaping import printable
+
+    if verbose:
+        import traceback
+
+        traceback.print_exception(problem)
+    if isinstance(problem, BanauditError):
+        line = str(problem)
+    else:
+        line = f"unexpected {type(problem).__name__}: {problem}"
+        line += "" if verbose else "; run again with --verbose for the traceback"
+    print(f"banaudit: {printable(line)}", file=sys.stderr)
+    return UNSAFE if isinstance(problem, UnsafeCheckpointError) else ERROR
+
+
+def _flush() -> None:
+    """Flush now: what fails at the interpreter's exit would print a traceback and change the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (BrokenPipeError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -1,7 +1,4 @@
-"""Clean samples: from a folder of images to tensors, and from one set to disjoint parts.
-
-(The folder reader is being written; this is the part everything else builds on.)
-"""
+"""Clean samples in memory: images with labels, and their parting into disjoint sets."""
 
 from __future__ import annotations
 

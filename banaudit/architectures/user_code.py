@@ -1,0 +1,66 @@
+"""Networks from a Python file that the user trusts: ``--arch path/to/file.py:factory``.
+
+This is the one place where banaudit runs code that is not its own, and only because the user named the file.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from banaudit.errors import UsageError
+
+
+def names_a_file(arch: str) -> bool:
+    """Whether an ``--arch`` value names a file and a factory, not a known architecture."""
+    return arch.rpartition(":")[0].endswith(".py") or arch.endswith(".py")
+
+
+def build_from_file(arch: str, classes: int | None) -> nn.Module:
+    """Run a factory from a file; the global random state stays as it is.
+
+    Args:
+        arch: ``path/to/file.py:factory``.
+        classes: Number of classes K, handed to a factory that takes ``num_classes``; none: its default.
+
+    Returns:
+        What ``factory()`` made.
+
+    Raises:
+        UsageError: No such file or factory, it failed, or it made something else than a module.
+    """
+    path_text, _, name = arch.rpartition(":")
+    if arch.endswith(".py") or not name:
+        raise UsageError(f"--arch {arch}: expected path/to/file.py:factory, found no factory after the path")
+    path = Path(path_text).expanduser()
+    if not path.is_file():
+        raise UsageError(f"--arch {arch}: there is no file {path}")
+    module_name = f"banaudit_user_architecture_{abs(hash(path.resolve()))}"
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    source = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = source  # dataclasses and pickling look their module up by name
+    try:
+        with torch.random.fork_rng(devices=[]):
+            spec.loader.exec_module(source)
+            factory = getattr(source, name, None)
+            if not callable(factory):
+                raise UsageError(f"--arch {arch}: {path.name} has no function or class {name}")  # noqa: TRY301
+            takes_classes = classes is not None and "num_classes" in inspect.signature(factory).parameters
+            network = factory(num_classes=classes) if takes_classes else factory()
+    except UsageError:
+        del sys.modules[module_name]
+        raise
+    except Exception as error:
+        del sys.modules[module_name]
+        detail = " ".join(str(error).split())
+        raise UsageError(f"--arch {arch}: running it failed with {type(error).__name__}: {detail}") from error
+    if not isinstance(network, nn.Module):
+        raise UsageError(f"--arch {arch}: expected {name}() to make a torch.nn.Module, got {type(network).__name__}")
+    return network

@@ -1,0 +1,263 @@
+"""The benchmark's victims as recipes: which models are trained for development and which for the test.
+
+The split was fixed before any model was looked at. Both are lists from the most to the least urgent, so that any first
+part of them is a fair population of its own size.
+
+Only the test has: Imagenette at 64 pixels, MobileNetV2 and DenseNet, IAD and Adap-Patch, random derangements, and other
+target labels than development on every data set. Adap-Blend and SSDT are in both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from banaudit.bench.attacks import IAD, SSDT, AdapBlend, AdapPatch, AnyAttack, BadNets, Blend, Bpp, WaNet
+from banaudit.bench.attacks.grond import Grond
+from banaudit.bench.attacks.label_consistent import LabelConsistent
+from banaudit.bench.attacks.labelling import AllToAll, AllToOne, AnyLabelling, Derangement, SourceTarget
+from banaudit.bench.trainer import TrainingSettings
+from banaudit.bench.victims import VictimRecipe
+
+DEVELOPMENT_SEED = 100
+TEST_SEED = 1000
+"""First seeds of the two splits."""
+
+EPOCHS = {"cifar10": 8, "gtsrb32": 12, "mnist": 4, "imagenette64": 30}
+"""Passes over the training images at the small scale; a clean ResNet-18 of width 16 passes 80 % on CIFAR with them."""
+
+TEST_TARGETS = {
+    "cifar10": (2, 7, 0, 5, 8, 3),
+    "gtsrb32": (1, 13, 25, 4, 33, 9),
+    "mnist": (0, 8, 5, 2, 9, 4),
+    "imagenette64": (6, 3, 0, 8, 5, 1),
+}
+"""Target labels of the test; development uses none of them."""
+
+BAN_POISON_RATE = 0.05
+"""Rate at which BAN's experiments use the adaptive attacks, whose own papers use 0.003."""
+ALL_TO_ALL_RATE = 0.1
+"""Rate of BadNets with a target for each class."""
+SMALL_GENERATORS = 16
+"""Width of the generators of IAD and SSDT at the small scale: half the paper's, for networks of a quarter its width."""
+SMALL_MASK_EPOCHS = 1
+"""Passes that train their mask alone: an eighth of the epochs on CIFAR, as 25 of 200 are in the paper's setting."""
+ROBUST_EPS = 4 / 255
+"""Size of the perturbations on which adversarially trained clean models are trained."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A data set and a network.
+
+    Args:
+        dataset: Name of the data set.
+        architecture: Name of the network.
+        width: Channels of its first stage.
+    """
+
+    dataset: str
+    architecture: str
+    width: int = 16
+
+
+@dataclass(frozen=True)
+class CleanKind:
+    """A way to train a clean model.
+
+    Args:
+        training: What differs from the plain settings, as (name, value) pairs.
+        epochs_factor: Times the usual number of epochs.
+        imbalance: Images of the rarest class for each of the most frequent.
+    """
+
+    training: dict[str, float | str] = field(default_factory=dict)
+    epochs_factor: float = 1.0
+    imbalance: float = 1.0
+
+
+PLAIN = CleanKind()
+HARD_KINDS = (
+    CleanKind({"label_smoothing": 0.1, "augmentation": "strong"}),
+    CleanKind(imbalance=0.1),
+    CleanKind({"adversarial_eps": ROBUST_EPS}),
+    CleanKind(epochs_factor=0.25),
+    CleanKind({"augmentation": "none"}),
+    CleanKind(epochs_factor=2.5),
+    CleanKind({"label_smoothing": 0.1}),
+    CleanKind({"augmentation": "strong"}),
+)
+"""Clean models on which detectors raise false alarms: smoothed, imbalanced, robust, under-trained, over-fitted."""
+
+CIFAR = Setup("cifar10", "resnet18")
+"""The small twin of the paper's main setting."""
+
+TEST_SETUPS = (
+    CIFAR,
+    Setup("gtsrb32", "vgg11"),
+    Setup("imagenette64", "resnet18"),
+    Setup("cifar10", "vgg16"),
+    Setup("gtsrb32", "resnet18"),
+    Setup("cifar10", "mobilenetv2"),
+    Setup("mnist", "wrn-16"),
+    Setup("cifar10", "preact_resnet18"),
+    Setup("gtsrb32", "densenet37"),
+    Setup("imagenette64", "vgg16"),
+)
+"""Each tenth of the test; no data set and no network has more than four of the ten."""
+
+
+def small_iad() -> IAD:
+    """IAD with the generators of the small scale."""
+    return IAD(width=SMALL_GENERATORS, mask_epochs=SMALL_MASK_EPOCHS)
+
+
+def small_ssdt() -> SSDT:
+    """SSDT with the generators of the small scale."""
+    return SSDT(width=SMALL_GENERATORS, mask_epochs=SMALL_MASK_EPOCHS)
+
+
+def adaptive_blend() -> AdapBlend:
+    """Adap-Blend at the rates of BAN's experiments."""
+    return AdapBlend(poison_rate=BAN_POISON_RATE, cover_rate=BAN_POISON_RATE)
+
+
+def adaptive_patch() -> AdapPatch:
+    """Adap-Patch at the rates of BAN's experiments; twice as many covers as poisoned images, as in its paper."""
+    return AdapPatch(poison_rate=BAN_POISON_RATE, cover_rate=2 * BAN_POISON_RATE)
+
+
+def many_badnets() -> BadNets:
+    """BadNets at the rate for a target for each class."""
+    return BadNets(poison_rate=ALL_TO_ALL_RATE)
+
+
+TEST_ATTACKS: tuple[Callable[[], AnyAttack], ...] = (
+    BadNets,
+    Blend,
+    WaNet,
+    small_iad,
+    Bpp,
+    adaptive_blend,
+    adaptive_patch,
+    small_ssdt,
+    LabelConsistent,
+    Grond,
+)
+TEST_ALL_TO_ALL: tuple[Callable[[], AnyAttack], ...] = (many_badnets, WaNet, small_iad, Bpp)
+
+
+def clean(setup: Setup, seed: int, kind: CleanKind = PLAIN) -> VictimRecipe:
+    """A clean model."""
+    epochs = max(1, round(kind.epochs_factor * EPOCHS[setup.dataset]))
+    return VictimRecipe(
+        dataset=setup.dataset,
+        architecture=setup.architecture,
+        width=setup.width,
+        seed=seed,
+        training=TrainingSettings.model_validate({"epochs": epochs} | kind.training),
+        imbalance=kind.imbalance,
+    )
+
+
+def backdoored(setup: Setup, seed: int, attack: AnyAttack, labelling: AnyLabelling) -> VictimRecipe:
+    """A backdoored model, trained as the plain clean one."""
+    return clean(setup, seed).model_copy(update={"attack": attack, "labelling": labelling})
+
+
+def development() -> list[VictimRecipe]:
+    """Victims on which scores, thresholds and their combination are chosen."""
+    vgg, preact, wide = Setup("cifar10", "vgg11"), Setup("cifar10", "preact_resnet18"), Setup("cifar10", "wrn-16")
+    signs, signs_vgg, digits = Setup("gtsrb32", "resnet18"), Setup("gtsrb32", "vgg11"), Setup("mnist", "resnet18")
+    return [
+        clean(CIFAR, 100),
+        backdoored(vgg, 110, BadNets(), AllToOne(target=9)),
+        clean(vgg, 111),
+        backdoored(CIFAR, 101, BadNets(), AllToOne(target=4)),
+        backdoored(digits, 113, BadNets(), AllToOne(target=7)),
+        clean(digits, 112),
+        backdoored(CIFAR, 102, Blend(), AllToOne(target=1)),
+        backdoored(vgg, 115, Blend(), AllToOne(target=6)),
+        clean(CIFAR, 103, HARD_KINDS[0]),
+        clean(vgg, 114, HARD_KINDS[0]),
+        backdoored(CIFAR, 104, WaNet(), AllToOne(target=6)),
+        backdoored(signs_vgg, 109, BadNets(), AllToOne(target=12)),
+        clean(signs_vgg, 108),
+        clean(vgg, 117, HARD_KINDS[4]),
+        backdoored(CIFAR, 106, many_badnets(), AllToAll()),
+        backdoored(vgg, 118, WaNet(), AllToOne(target=1)),
+        backdoored(CIFAR, 105, Bpp(), AllToOne(target=9)),
+        clean(vgg, 121, HARD_KINDS[1]),
+        backdoored(vgg, 122, many_badnets(), AllToAll()),
+        clean(vgg, 123, HARD_KINDS[3]),
+        backdoored(vgg, 124, Bpp(), AllToOne(target=4)),
+        backdoored(CIFAR, 107, adaptive_blend(), AllToOne(target=4)),
+        backdoored(CIFAR, 116, small_ssdt(), SourceTarget(source=1, target=6)),
+        clean(signs, 119),
+        backdoored(signs, 120, WaNet(), AllToOne(target=2)),
+        backdoored(digits, 125, Blend(), AllToOne(target=3)),
+        clean(CIFAR, 126, HARD_KINDS[3]),
+        backdoored(preact, 127, WaNet(), AllToOne(target=9)),
+        clean(wide, 128),
+        backdoored(wide, 129, BadNets(), AllToOne(target=1)),
+        clean(vgg, 130, HARD_KINDS[2]),
+        backdoored(CIFAR, 131, WaNet(), AllToAll()),
+        clean(CIFAR, 132, HARD_KINDS[1]),
+        backdoored(CIFAR, 133, LabelConsistent(), AllToOne(target=4)),
+        clean(preact, 134),
+        backdoored(wide, 135, Blend(), AllToOne(target=9)),
+        clean(CIFAR, 136, HARD_KINDS[2]),
+        backdoored(signs_vgg, 137, Blend(), AllToOne(target=38)),
+        clean(signs_vgg, 138, HARD_KINDS[0]),
+        backdoored(CIFAR, 139, Bpp(), AllToAll()),
+        clean(vgg, 140, HARD_KINDS[5]),
+        backdoored(CIFAR, 141, Grond(), AllToOne(target=1)),
+        clean(wide, 142, HARD_KINDS[7]),
+        backdoored(vgg, 143, adaptive_blend(), AllToOne(target=9)),
+        backdoored(wide, 144, small_ssdt(), SourceTarget(source=3, target=9)),
+        clean(digits, 145, HARD_KINDS[1]),
+        backdoored(CIFAR, 146, Blend(), AllToOne(target=9)),
+        clean(CIFAR, 147),
+        backdoored(CIFAR, 148, BadNets(), AllToOne(target=6)),
+        clean(CIFAR, 149, HARD_KINDS[5]),
+    ]
+
+
+def sealed_test(replicates: int = 20) -> list[VictimRecipe]:
+    """Victims that are opened once: in each replicate one of every attack, and half as many clean ones, most hard.
+
+    Args:
+        replicates: Victims of each attack; of each all-to-all variant half as many.
+    """
+    recipes: list[VictimRecipe] = []
+    for replicate in range(replicates):
+        for number, attack in enumerate(TEST_ATTACKS):
+            setup = _setup(replicate, number)
+            seed = TEST_SEED + len(recipes)
+            made = attack()
+            recipes.append(backdoored(setup, seed, made, _labelling(made, setup, replicate)))
+            if number % 2 == 0:
+                kind = HARD_KINDS[(replicate + number) % len(HARD_KINDS)] if number % 4 == 0 else PLAIN
+                recipes.append(clean(setup, TEST_SEED + len(recipes), kind))
+        # Every other replicate shifts the labels by one, the others permute them.
+        for number, attack in enumerate(TEST_ALL_TO_ALL):
+            seed = TEST_SEED + len(recipes)
+            labelling = AllToAll() if (replicate + number) % 2 == 0 else Derangement(seed=seed)
+            recipes.append(backdoored(_setup(replicate, number), seed, attack(), labelling))
+    return recipes
+
+
+def _setup(replicate: int, number: int) -> Setup:
+    return TEST_SETUPS[(replicate + 3 * number) % len(TEST_SETUPS)]
+
+
+def _labelling(attack: AnyAttack, setup: Setup, replicate: int) -> AnyLabelling:
+    targets = TEST_TARGETS[setup.dataset]
+    target = targets[replicate % len(targets)]
+    if isinstance(attack, SSDT):
+        return SourceTarget(source=targets[(replicate + 1) % len(targets)], target=target)
+    return AllToOne(target=target)
+
+
+SPLITS: dict[str, Callable[[], list[VictimRecipe]]] = {"development": development, "test": sealed_test}
+"""The two splits by name."""

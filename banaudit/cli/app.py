@@ -1,0 +1,42 @@
+"""The commands, put together. A new one is a file of its own and a line here."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from banaudit import __version__
+from banaudit.cli import demo, inspect, scan, schema
+
+
+def build() -> typer.Typer:
+    """The command line application."""
+    app = typer.Typer(
+        name="banaudit",
+        help="Audit image classifiers that somebody else trained: find backdoors and name the target class.",
+        epilog="Exit codes: 0 no evidence, 1 backdoored or unsafe to load, 2 usage or error, 3 inconclusive.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+    app.callback()(_options)
+    app.command("scan")(scan.scan)
+    app.command("inspect")(inspect.inspect)
+    app.command("schema")(schema.schema)
+    app.command("demo")(demo.demo)
+    return app
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"banaudit {__version__}")
+        raise typer.Exit
+
+
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Takes the options that belong to no command; ``--version`` acts by its callback."""

@@ -1,0 +1,106 @@
+"""Texts of the command line as values: numbers for each channel, methods and their settings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from banaudit.errors import UsageError
+
+if TYPE_CHECKING:
+    from banaudit.detectors.base import Detector
+
+
+def parse_numbers(option: str, text: str | None) -> tuple[float, ...] | None:
+    """Numbers of the channels, e.g. ``0.49,0.48,0.45``.
+
+    Raises:
+        UsageError: Not one or three numbers.
+    """
+    if text is None:
+        return None
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if len(numbers) not in {1, 3} or not all(math.isfinite(number) for number in numbers):
+        raise UsageError(f"{option} {text}: expected one number or three, e.g. {option} 0.49,0.48,0.45")
+    return numbers
+
+
+def parse_settings(texts: Sequence[str]) -> dict[str, dict[str, str]]:
+    """``--set name.key=value`` as method -> setting -> value.
+
+    Raises:
+        UsageError: Not of that form, or the same setting twice.
+    """
+    settings: dict[str, dict[str, str]] = {}
+    for text in texts:
+        place, equals, value = text.partition("=")
+        method, dot, key = place.partition(".")
+        if not (method and dot and key and equals):
+            raise UsageError(f"--set {text}: expected METHOD.SETTING=VALUE, e.g. --set ban.eps=0.2")
+        if key in settings.setdefault(method, {}):
+            raise UsageError(f"--set {text}: {place} is set twice; keep one of them")
+        settings[method][key] = value
+    return settings
+
+
+def choose_detectors(
+    methods: str | None, settings: Mapping[str, Mapping[str, str]], *, released: bool
+) -> tuple[Detector, ...] | None:
+    """The methods that are to run, with their settings; none: the default ones as they are.
+
+    Args:
+        methods: Names with commas between them; none: the default ones.
+        settings: Method -> setting -> value, as text.
+        released: Whether to run BAN as its authors released it, and nothing else.
+
+    Raises:
+        UsageError: An unknown method or setting, a value out of range, or options that contradict each other.
+    """
+    if methods is None and not settings and not released:
+        return None
+    from banaudit.detectors import DETECTORS, default_detectors
+
+    if released and methods not in {None, "ban"}:
+        raise UsageError("--released runs BAN alone as its authors released it; leave --method out")
+    if released:
+        from banaudit.detectors.ban import BAN
+
+        chosen: list[Detector] = [BAN.released()]
+    elif methods is None:
+        chosen = list(default_detectors())
+    else:
+        names = [name.strip() for name in methods.split(",")]
+        for name in names:
+            if name not in DETECTORS:
+                raise UsageError(f"--method {name}: no such method; there are {', '.join(sorted(DETECTORS))}")
+        if len(set(names)) < len(names):
+            raise UsageError(f"--method {methods}: names a method twice")
+        chosen = [DETECTORS[name]() for name in names]
+    running = [detector.name for detector in chosen]
+    for name in settings:
+        if name not in running:
+            raise UsageError(
+                f"--set {name}.{next(iter(settings[name]))}: {name} does not run; {', '.join(running)} does"
+            )
+    return tuple(_with_settings(detector, settings.get(detector.name, {})) for detector in chosen)
+
+
+def _with_settings(detector: Detector, changes: Mapping[str, str]) -> Detector:
+    if not changes:
+        return detector
+    try:
+        return detector.with_settings(dict(changes))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = str(first["loc"][0]) if first["loc"] else next(iter(changes))
+        if first["type"] == "extra_forbidden":
+            known = ", ".join(type(detector).model_fields)
+            raise UsageError(f"--set {detector.name}.{key}: no such setting; there are {known}") from None
+        value = changes.get(key, "")
+        raise UsageError(f"--set {detector.name}.{key}={value}: {first['msg'][:1].lower()}{first['msg'][1:]}") from None

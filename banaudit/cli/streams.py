@@ -1,0 +1,154 @@
+"""Where reports go: standard output, and files that are whole or not there."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from rich.console import Console
+
+from banaudit.errors import UsageError
+from banaudit.reports import inspection, json_text, markdown, scan, terminal
+from banaudit.reports.document import Document
+from banaudit.results import Inspection, Report
+
+ScreenFormat = Literal["text", "json"]
+"""What standard output can carry."""
+FileFormat = Literal["text", "json", "markdown"]
+"""What a file can hold."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """A report that is to be written to a file.
+
+    Args:
+        format: How.
+        path: Where to; links are followed.
+    """
+
+    format: FileFormat
+    path: Path
+
+
+def parse_outputs(texts: Sequence[str], inputs: Sequence[Path]) -> tuple[Output, ...]:
+    """Read ``--output FORMAT=PATH`` and make sure that each file can be written, before any work is done.
+
+    Args:
+        texts: One for each output.
+        inputs: Files that must not be overwritten.
+
+    Raises:
+        UsageError: An unknown format, two outputs to one file, an input as output, or a path that cannot be written.
+    """
+    outputs: list[Output] = []
+    for text in texts:
+        word, equals, name = text.partition("=")
+        known = [known for known in get_args(FileFormat) if known == word]
+        if not (known and equals and name):
+            raise UsageError(f"--output {text}: expected FORMAT=PATH, FORMAT one of {', '.join(get_args(FileFormat))}")
+        path = Path(os.path.realpath(name))
+        if any(path == other.path for other in outputs):
+            raise UsageError(f"--output {text}: another output goes to the same file; give each a path of its own")
+        if any(path == Path(os.path.realpath(other)) for other in inputs):
+            raise UsageError(f"--output {text}: would overwrite an input; give another path")
+        _try(path, text)
+        outputs.append(Output(known[0], path))
+    return tuple(outputs)
+
+
+def write_stdout(text: str) -> None:
+    """Write to standard output; that nobody reads it any more changes neither the work nor the exit code."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def render(record: Report | Inspection, form: FileFormat, console: Console) -> str:
+    """A record as text, JSON or Markdown.
+
+    Args:
+        record: What to show.
+        form: How.
+        console: Decides width and colours of text.
+    """
+    match form:
+        case "json":
+            return json_text.render(record)
+        case "markdown":
+            return markdown.render(as_document(record))
+        case "text":
+            return terminal.render(as_document(record), console)
+
+
+def as_document(record: Report | Inspection) -> Document:
+    """A record in words."""
+    return scan.document(record) if isinstance(record, Report) else inspection.document(record)
+
+
+def deliver(record: Report | Inspection, screen: ScreenFormat, outputs: Sequence[Output] = ()) -> None:
+    """Write a record to its files, then to standard output.
+
+    Raises:
+        UsageError: A file cannot be written any more.
+    """
+    for output in outputs:
+        _write(output.path, render(record, output.format, terminal.plain_console()))
+    write_stdout(render(record, screen, Console()))
+
+
+def _is_special(path: Path) -> bool:
+    """Whether the path is a device or a pipe, which must be written to and never replaced."""
+    return path.exists() and not stat.S_ISREG(path.stat().st_mode)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name[:200]}.{os.getpid()}.part")
+
+
+def _try(path: Path, text: str) -> None:
+    try:
+        if path.is_dir():
+            raise UsageError(f"--output {text}: is a folder; name a file in it")
+        if _is_special(path):
+            return
+        temporary = _temporary(path)
+        with temporary.open("x"):
+            pass
+        temporary.unlink()
+    except OSError as error:
+        reason = error.strerror or error
+        raise UsageError(
+            f"--output {text}: cannot be written ({reason}); choose a folder that exists and is writable"
+        ) from None
+
+
+def _write(path: Path, text: str) -> None:
+    """Write beside the path, then rename: a reader sees the old file or the whole new one."""
+    content = text.encode("utf-8", errors="backslashreplace")
+    try:
+        if _is_special(path):
+            with path.open("wb") as stream:
+                stream.write(content)
+            return
+        temporary = _temporary(path)
+        try:
+            with temporary.open("xb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+    except OSError as error:
+        raise UsageError(f"{path}: the report cannot be written ({error.strerror or error})") from None

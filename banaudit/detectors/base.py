@@ -1,0 +1,170 @@
+"""What every detector shares: settings in the constructor, a model and clean data in the call, a finding out.
+
+The base owns the protocol (private copy of the model, isolated random state, caveats, time limit); a detector's file
+owns the paper.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Self, final
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from banaudit.architectures.base import SplitModel
+from banaudit.data import CleanData
+from banaudit.errors import TimeLimitReached, UnsupportedModelError
+from banaudit.meter import Meter
+from banaudit.results import ClassScore, Evidence, Finding, Scalar, Verdict
+from banaudit.shapes import Images, Labels
+
+SEARCH_SHARE = 0.5
+"""Share of the clean images that a search may use; the rest only ever evaluates what was found."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Clean images for one detector: what it may search on, and what played no part in the search.
+
+    Args:
+        search: Images the noise, mask or trigger is optimised on.
+        held_out: Images the result is read from; disjoint from ``search``.
+    """
+
+    search: CleanData
+    held_out: CleanData
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes K."""
+        return self.search.num_classes
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the K classes."""
+        return self.search.class_names
+
+    def per_class(self, scores: torch.Tensor) -> tuple[ClassScore, ...]:
+        """Scores [K] as the bars of a report."""
+        return tuple(
+            ClassScore(label=label, name=self.class_names[label], score=round(float(score), 6))
+            for label, score in enumerate(scores)
+        )
+
+
+def draw(data: CleanData, count: int, generator: torch.Generator, *, exclude: int | None = None) -> CleanData:
+    """At most ``count`` samples without replacement, none of class ``exclude``.
+
+    Args:
+        data: Where to draw from.
+        count: How many at most.
+        generator: Source of randomness, on the CPU.
+        exclude: A label to leave out.
+    """
+    positions = torch.arange(len(data)) if exclude is None else (data.labels.cpu() != exclude).nonzero().flatten()
+    chosen = positions[torch.randperm(len(positions), generator=generator)[:count]]
+    return data.subset(chosen.to(data.labels.device))
+
+
+def batches(images: Images, labels: Labels, size: int) -> list[tuple[Images, Labels]]:
+    """Images and labels cut into batches of at most ``size``, in order."""
+    return list(zip(images.split(size), labels.split(size), strict=True))
+
+
+class Detector(BaseModel, ABC):
+    """A detector is its hyperparameters and one method.
+
+    Subclasses are final, declare each hyperparameter once as a field with a default, and implement :meth:`score`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    name: ClassVar[str]
+    """Name on the command line and in reports."""
+    title: ClassVar[str]
+    """One line: what it looks for."""
+
+    @abstractmethod
+    def score(self, model: SplitModel, samples: Samples, generator: torch.Generator, meter: Meter) -> list[Evidence]:
+        """Search and read: one :class:`Evidence` for each reading.
+
+        Args:
+            model: A private copy in eval mode; may be changed.
+            samples: Clean images, on the model's device.
+            generator: The only source of randomness; lives on the CPU.
+            meter: Must be told of every pass.
+
+        Raises:
+            UnsupportedModelError: This method cannot judge this model.
+            TimeLimitReached: From the meter.
+        """
+
+    @abstractmethod
+    def planned_images(self, num_classes: int, images: int) -> int:
+        """Forward passes that :meth:`score` is expected to take, for the progress bar."""
+
+    def settings(self) -> dict[str, Scalar]:
+        """Every hyperparameter with its value, for the report."""
+        return dict(self.model_dump(mode="json"))
+
+    def with_settings(self, changes: dict[str, str]) -> Self:
+        """The same detector with some hyperparameters read from text (``--set name.key=value``).
+
+        Raises:
+            pydantic.ValidationError: An unknown name or a value out of range.
+        """
+        return type(self).model_validate({**self.model_dump(), **changes})
+
+    @final
+    def __call__(self, model: SplitModel, clean: CleanData, *, seed: int = 0, meter: Meter | None = None) -> Finding:
+        """Judge a model.
+
+        Neither the model (parameters, buffers, mode, ``requires_grad``) nor any global random state is changed.
+
+        Args:
+            model: Normalisation inside; on the device to compute on.
+            clean: Clean images with labels, on the same device.
+            seed: Same seed, model, images and device: same finding.
+            meter: Counts passes, tells progress, keeps the time limit.
+
+        Returns:
+            The finding; *inconclusive* when the method does not fit the model or the time ran out.
+        """
+        meter = meter if meter is not None else Meter()
+        started = time.monotonic()
+        forward, backward = meter.forward_images, meter.backward_images
+        generator = torch.Generator().manual_seed(seed)
+        evidence: list[Evidence] = []
+        cuda = [clean.images.device] if clean.images.is_cuda else []
+        try:
+            with torch.random.fork_rng(devices=cuda):
+                torch.manual_seed(seed)
+                private = copy.deepcopy(model).eval()
+                samples = Samples(*clean.split(SEARCH_SHARE, generator))
+                evidence = self.score(private, samples, generator, meter)
+        except (UnsupportedModelError, TimeLimitReached) as problem:
+            verdict, reason = Verdict.INCONCLUSIVE, str(problem)
+        else:
+            fired = [item for item in evidence if item.fired]
+            verdict = Verdict.BACKDOORED if fired else Verdict.NO_EVIDENCE
+            strongest = max(fired or evidence, key=lambda item: item.score - item.threshold)
+            relation = "above" if strongest.score > strongest.threshold else "not above"
+            reason = (
+                f"{strongest.reading.value} score {strongest.score:.3g} is {relation} "
+                f"the threshold {strongest.threshold:.3g}"
+            )
+        return Finding(
+            method=self.name,
+            title=self.title,
+            verdict=verdict,
+            reason=reason,
+            evidence=tuple(evidence),
+            settings=self.settings(),
+            seconds=round(time.monotonic() - started, 3),
+            forward_images=meter.forward_images - forward,
+            backward_images=meter.backward_images - backward,
+        )

@@ -1,0 +1,360 @@
+"""Trigger inversion: the search for a small patch that sends every image to a class, for all classes at once.
+
+What Neural Cleanse and TABOR share: the tanh box, the patch (mask and pattern), the search with its dynamic cost, the
+contest that drops hopeless classes early, and the outlier test on the masks' norms.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import final
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, PositiveFloat, PositiveInt
+from torch import Tensor
+
+from banaudit.architectures.base import SplitModel
+from banaudit.data import CleanData
+from banaudit.detectors.base import Detector, Samples, draw
+from banaudit.errors import DataError
+from banaudit.meter import Meter
+from banaudit.neurons import fast_precision
+from banaudit.results import Evidence, Reading
+from banaudit.shapes import Images, Labels
+from banaudit.statistics import MAD_TO_STD, median
+
+ADAM_BETAS = (0.5, 0.9)
+"""Decay rates of Adam, as in the official code of every inversion method here."""
+
+MASK_START = -1.0
+"""Mean of the raw mask at the start: tanh-boxed 0.12, an eighth of the way from nothing to full replacement."""
+
+SUCCESS_MEMORY = 0.8
+"""Weight of the past in the running success rate: it sees about the last five batches."""
+
+COST_FLOOR = 0.1
+"""The cost never falls below this multiple of its first value, so that it is back in a few steps when it is needed."""
+
+FINISHED_EVERY = 10
+"""Steps between two looks at which classes have finished; a look makes the accelerator wait."""
+
+RELATIVE_GAIN = 0.99
+"""A norm counts as smaller when it is below this multiple of the one before."""
+
+SPREAD_FLOOR = 0.25
+"""Least spread of log norms that is believed of the untargeted classes: their usual one. Nine values often look closer
+together than they are, and the index of a clean network then exceeds any bound."""
+
+
+def boxed(raw: Tensor) -> Tensor:
+    """Numbers of any size put into (0, 1): tanh(raw) / 2 + 1/2."""
+    return torch.tanh(raw) / 2 + 0.5
+
+
+def freeze(model: SplitModel) -> SplitModel:
+    """The same model in eval mode, without gradients for its parameters, laid out for fast convolutions."""
+    return model.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+
+
+@dataclass(frozen=True)
+class Triggers:
+    """One patch for each of T target classes: x becomes (1 - mask) x + mask pattern.
+
+    Args:
+        labels: [T] the class that each patch aims at.
+        masks: [T, 1, H, W] in [0, 1].
+        patterns: [T, C, H, W] in [0, 1].
+    """
+
+    labels: Labels
+    masks: Tensor
+    patterns: Tensor
+
+    def stamp(self, images: Images) -> Images:
+        """Each patch on its images: [T, B, C, H, W], or [B, C, H, W] to be shared by all, gives [T, B, C, H, W]."""
+        return (1 - self.masks)[:, None] * images + (self.masks * self.patterns)[:, None]
+
+    def norms(self) -> Tensor:
+        """L1 norm of each mask [T], in pixels."""
+        return self.masks.flatten(1).sum(1)
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """What a search found, class by class.
+
+    Args:
+        triggers: The smallest successful patch of each class, or the last one where none was successful; [K, ...].
+        norms: [K] L1 norm of the mask in pixels; the whole area where no patch was successful.
+        finalists: [T] the classes that were searched to the end.
+    """
+
+    triggers: Triggers
+    norms: Tensor
+    finalists: Labels
+
+
+def success_rates(model: SplitModel, triggers: Triggers, clean: CleanData, meter: Meter, *, batch_size: int) -> Tensor:
+    """Share of images of other classes that each trigger sends to its class, [T], in full precision.
+
+    Args:
+        model: Frozen.
+        triggers: T of them.
+        clean: Images that played no part in the search.
+        meter: Is told of every pass.
+        batch_size: Images in one pass.
+    """
+    rates = []
+    with torch.no_grad():
+        for index, label in enumerate(triggers.labels.tolist()):
+            one = Triggers(*(part[index : index + 1] for part in (triggers.labels, triggers.masks, triggers.patterns)))
+            others = clean.images[clean.labels != label]
+            hits = torch.zeros((), device=others.device)
+            for images in others.split(batch_size):
+                meter.spend("trigger on held-out images", forward=len(images))
+                hits += (model(one.stamp(images)[0]).argmax(1) == label).sum()
+            rates.append(hits / max(len(others), 1))
+    return torch.stack(rates)
+
+
+class PatchInversion(Detector, ABC):
+    """A detector that inverts a patch for each class and asks whether one class needs far less of it than the others.
+
+    The search, for every target t at once (batched; each class has a batch of images of the other classes)::
+
+        min over mask, pattern of  CE(f((1 - m) x + m p), t) + c_t |m|_1 + penalty_t(m, p)
+
+    with mask and pattern in a tanh box and Adam. Subclasses say what the penalty is.
+
+    The reading: with the log norms l_t of the smallest successful masks, the score of a class is
+    (median of the other finalists' l - l_t) / their scaled MAD, one-sided; the class of the smallest norm is accused
+    if its score is above ``threshold``, its norm is at most ``largest_ratio`` of the runner-up's, and its trigger
+    works on held-out images.
+    """
+
+    steps: PositiveInt = 150
+    """Adam steps for the classes that stay to the end."""
+    batch_size: PositiveInt = 8
+    """Images a step, for each class."""
+    learning_rate: PositiveFloat = 0.1
+    """Step size of Adam, on the raw (boxed) mask and pattern."""
+    initial_cost: PositiveFloat = 1e-3
+    """First weight c of the mask's L1 norm, per pixel."""
+    cost_growth: float = Field(default=1.2, ge=1)
+    """Factor on the cost after a successful step; an unsuccessful one divides it by its power 1.5. 1: a fixed cost."""
+    success: float = Field(default=0.98, gt=0, le=1)
+    """Running share of stamped search images that must reach the class for a mask to count."""
+    patience: PositiveInt = 60
+    """Steps without a smaller successful mask after which a class that has one is finished."""
+    finalists: int = Field(default=10, ge=3)
+    """The half of the classes with the largest masks is dropped every ``rung`` steps until this many are left."""
+    rung: PositiveInt = 50
+    """Steps between two cuts of the field."""
+    held_out_images: PositiveInt = 100
+    """Images, from those kept out of the search, that the recovered triggers are tried on."""
+    threshold: PositiveFloat = 3.0
+    """Robust standard deviations, on the log scale, that the smallest mask must lie below the median of the others."""
+    largest_ratio: float = Field(default=0.7, gt=0, le=1)
+    """Largest norm, as a share of the runner-up's, at which the smallest mask is an accusation."""
+    least_success: float = Field(default=0.7, ge=0, le=1)
+    """Success rate on held-out images below which a recovered trigger is not one."""
+
+    @abstractmethod
+    def penalty(self, model: SplitModel, triggers: Triggers, meter: Meter) -> Tensor:
+        """What the method adds to the loss of each class, [T]; differentiable in masks and patterns."""
+
+    @final
+    def contenders(self, step: int, num_classes: int) -> int:
+        """Number of classes still in the search at a step."""
+        return min(num_classes, max(self.finalists, -(-num_classes // 2 ** (step // self.rung))))
+
+    @final
+    def planned_images(self, num_classes: int, images: int) -> int:
+        """Forward passes that :meth:`score` is expected to take at most, the penalty's own left out."""
+        searched = sum(self.contenders(step, num_classes) for step in range(self.steps)) * self.batch_size
+        return searched + self.contenders(self.steps, num_classes) * min(self.held_out_images, images // 2)
+
+    @final
+    def score(self, model: SplitModel, samples: Samples, generator: torch.Generator, meter: Meter) -> list[Evidence]:
+        """Invert a patch for each class, and hold the smallest against the others."""
+        recovered = self.invert(model, samples.search, generator, meter)
+        held_out = draw(samples.held_out, self.held_out_images, generator)
+        finalists = recovered.finalists
+        final_triggers = Triggers(
+            finalists, recovered.triggers.masks[finalists], recovered.triggers.patterns[finalists]
+        )
+        rates = success_rates(model, final_triggers, held_out, meter, batch_size=self.held_out_images)
+        return [self.judge(samples, recovered, rates)]
+
+    @final
+    def judge(self, samples: Samples, recovered: Recovered, rates: Tensor) -> Evidence:
+        """Hold the smallest mask against the others.
+
+        Args:
+            samples: For the names of the classes.
+            recovered: Of all K classes.
+            rates: [T] success of the finalists' triggers on held-out images.
+        """
+        norms, finalists = recovered.norms.double().cpu(), recovered.finalists.cpu()
+        scores = norm_scores(norms, finalists)
+        ranked = finalists[norms[finalists].argsort(stable=True)]
+        target = int(ranked[0])
+        score = float(scores[target])
+        ratio = float(norms[target] / norms[ranked[1]])
+        rate = float(rates.cpu()[finalists == target])
+        dropped = len(norms) - len(finalists)
+        note = (
+            f"mask of {norms[target]:.1f} pixels, {ratio:.2f} of the runner-up's (class {int(ranked[1])}); "
+            f"its trigger moves {rate:.0%} of held-out images"
+        )
+        if dropped:
+            note += f"; {dropped} classes with larger masks were dropped early and are in no median"
+        return Evidence(
+            reading=Reading.ALL_TO_ONE,
+            measures="smallness of the smallest mask against the other classes' (log norms), in robust std",
+            score=round(score, 6),
+            threshold=self.threshold,
+            fired=score > self.threshold and ratio <= self.largest_ratio and rate >= self.least_success,
+            target=target,
+            per_class=samples.per_class(scores),
+            note=note,
+        )
+
+    @final
+    def invert(self, model: SplitModel, search: CleanData, generator: torch.Generator, meter: Meter) -> Recovered:
+        """Search the smallest patch of every class.
+
+        Args:
+            model: A private copy; frozen in place.
+            search: Images to search on.
+            generator: On the CPU.
+            meter: Is told of every pass.
+
+        Raises:
+            DataError: All images are of one class.
+            TimeLimitReached: From the meter.
+        """
+        freeze(model)
+        classes, device = search.num_classes, search.images.device
+        channels, height, width = search.images.shape[1:]
+        of_other_class = (search.labels.cpu() != torch.arange(classes)[:, None]).float()
+        batch = min(self.batch_size, int(of_other_class.sum(1).min()))
+        if batch == 0:
+            raise DataError("trigger inversion: expected clean images of at least two classes, found one; add images")
+        raw_masks = torch.randn(classes, 1, height, width, generator=generator).add_(MASK_START)
+        raw_patterns = torch.randn(classes, channels, height, width, generator=generator)
+        raw_masks, raw_patterns = raw_masks.to(device).requires_grad_(), raw_patterns.to(device).requires_grad_()
+        optimizer = torch.optim.Adam([raw_masks, raw_patterns], lr=self.learning_rate, betas=ADAM_BETAS)
+        progress = _Progress.start(self, Triggers(torch.arange(classes, device=device), raw_masks, raw_patterns))
+        for step in range(self.steps):
+            active = progress.active(step)
+            if not len(active):
+                break
+            triggers = Triggers(active, boxed(raw_masks[active]), boxed(raw_patterns[active]))
+            chosen = torch.multinomial(of_other_class[active.cpu()], batch, generator=generator)
+            stamped = triggers.stamp(search.images[chosen.to(device)]).flatten(0, 1)
+            meter.spend("trigger inversion", forward=len(stamped), backward=len(stamped))
+            with fast_precision(device):
+                logits = model(stamped.contiguous(memory_format=torch.channels_last)).float()
+            targets = active.repeat_interleave(batch)
+            losses = F.cross_entropy(logits, targets, reduction="none").view(-1, batch).mean(1)
+            hits = (logits.argmax(1) == targets).float().view(-1, batch).mean(1)
+            losses = losses + progress.cost[active] * triggers.norms() + self.penalty(model, triggers, meter)
+            optimizer.zero_grad()
+            losses.sum().backward()  # type: ignore[no-untyped-call]
+            progress.record(triggers, hits, step)
+            optimizer.step()
+        progress.narrow(self.steps)
+        return progress.recovered()
+
+
+@dataclass
+class _Progress:
+    """The state of each class in a search: its cost, its running success, its smallest successful patch."""
+
+    settings: PatchInversion
+    best: Triggers
+    best_norm: Tensor
+    cost: Tensor
+    hits: Tensor
+    improved: Tensor
+    """Step of the last improvement, [K]."""
+    contest: Labels
+    """Classes not dropped."""
+    searched: Labels
+    """Those of them that are not finished, in order of their labels."""
+
+    @classmethod
+    def start(cls, settings: PatchInversion, raw: Triggers) -> _Progress:
+        classes, device = len(raw.labels), raw.labels.device
+        return cls(
+            settings=settings,
+            best=Triggers(raw.labels, boxed(raw.masks.detach()), boxed(raw.patterns.detach())),
+            best_norm=torch.full((classes,), torch.inf, device=device),
+            cost=torch.full((classes,), settings.initial_cost, device=device),
+            hits=torch.zeros(classes, device=device),
+            improved=torch.zeros(classes, device=device),
+            contest=raw.labels,
+            searched=raw.labels,
+        )
+
+    def record(self, triggers: Triggers, hits: Tensor, step: int) -> None:
+        """Take in what the patches of the active classes did on one batch."""
+        settings, active = self.settings, triggers.labels
+        running = hits if step == 0 else SUCCESS_MEMORY * self.hits[active] + (1 - SUCCESS_MEMORY) * hits
+        self.hits[active] = running
+        successful, norms = running >= settings.success, triggers.norms().detach()
+        never = self.best_norm[active].isinf()
+        smaller = successful & (norms < self.best_norm[active])
+        clearly = successful & (norms < RELATIVE_GAIN * self.best_norm[active])
+        self.improved[active] = torch.where(clearly | never, step, self.improved[active])
+        self.best_norm[active] = torch.where(smaller, norms, self.best_norm[active])
+        keep = (smaller | never).view(-1, 1, 1, 1)  # before the first success: the latest
+        self.best.masks[active] = torch.where(keep, triggers.masks.detach(), self.best.masks[active])
+        self.best.patterns[active] = torch.where(keep, triggers.patterns.detach(), self.best.patterns[active])
+        cost, growth = self.cost[active], settings.cost_growth
+        self.cost[active] = torch.where(successful, cost * growth, cost / growth**1.5).clamp(
+            min=COST_FLOOR * settings.initial_cost
+        )
+
+    def active(self, step: int) -> Labels:
+        """The classes to search at this step."""
+        self.narrow(step)
+        if step % FINISHED_EVERY == 0:
+            finished = step - self.improved[self.contest] >= self.settings.patience
+            self.searched = self.contest[~finished]
+        return self.searched
+
+    def narrow(self, step: int) -> None:
+        """Drop the least promising classes, for good, where the contest is to be smaller at this step."""
+        count = self.settings.contenders(step, len(self.cost))
+        if count < len(self.contest):
+            norms, area = self.best_norm[self.contest], self.best.masks[0].numel()
+            key = torch.where(norms.isinf(), area * (2 - self.hits[self.contest]), norms)
+            self.contest = self.contest[key.argsort(stable=True)[:count]].sort().values
+            self.searched = self.contest[torch.isin(self.contest, self.searched)]
+
+    def recovered(self) -> Recovered:
+        """The outcome."""
+        area = torch.full_like(self.best_norm, float(self.best.masks[0].numel()))
+        norms = torch.where(self.best_norm.isinf(), area, self.best_norm)
+        return Recovered(triggers=self.best, norms=norms, finalists=self.contest)
+
+
+def norm_scores(norms: Tensor, finalists: Labels) -> Tensor:
+    """How small each class's mask is against those of the other finalists, in robust standard deviations, [K].
+
+    Args:
+        norms: [K] float64, positive.
+        finalists: [T] labels of the classes that are compared with; at least two.
+    """
+    logs = norms.clamp(min=1e-6).log()
+    scores = torch.zeros_like(logs)
+    for label in range(len(norms)):
+        others = logs[finalists[finalists != label]]
+        middle = median(others)
+        spread = MAD_TO_STD * median((others - middle).abs())
+        scores[label] = (middle - logs[label]) / spread.clamp(min=SPREAD_FLOOR)
+    return scores

@@ -1,0 +1,187 @@
+"""Neuron noise and feature masks: the machinery that every method of the BAN family shares.
+
+Source: Xu et al., "BAN: Detecting Backdoors Activated by Adversarial Neuron Noise", NeurIPS 2024, Eq. 3-6.
+
+In a network with BatchNorm a neuron is a channel of a BatchNorm layer: multiplying the layer's scale gamma and shift
+beta by (1 + delta) and (1 + xi) scales the neuron's weight and bias as Eq. 3 asks, since convolution and normalisation
+before it are linear in the weight.  The final linear layer is never perturbed (the authors' code does not either).
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from banaudit.architectures.base import SplitModel
+from banaudit.errors import UnsupportedModelError
+from banaudit.meter import Meter
+from banaudit.shapes import Features, Images, Labels, Logits
+
+Statistics = Literal["batch", "running"]
+"""Which mean and variance BatchNorm uses under noise: those of the batch at hand, or those stored in training."""
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def batch_norms(model: nn.Module) -> dict[str, nn.Module]:
+    """BatchNorm layers with a scale and a shift, by qualified name, in the order of registration."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, BATCH_NORMS) and module.weight is not None and module.bias is not None
+    }
+
+
+def require_batch_norm(model: nn.Module) -> None:
+    """Refuse a model that neuron noise on BatchNorm cannot judge.
+
+    Raises:
+        UnsupportedModelError: The model has no BatchNorm layer with scale and shift.
+    """
+    if not batch_norms(model):
+        raise UnsupportedModelError("this method needs BatchNorm, and the network has none")
+
+
+def fast_precision(device: torch.device) -> AbstractContextManager[None]:
+    """Autocast to bfloat16 where the hardware multiplies it natively, else full precision.
+
+    Used only where a gradient's sign or a cross-entropy far from zero is wanted, never for parameters.
+    """
+    if device.type == "cpu":
+        capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+        native = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    else:
+        native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.autocast(device.type, torch.bfloat16, enabled=native)
+
+
+class NoisyModel:
+    """A model whose BatchNorm neurons can be perturbed without touching its parameters.
+
+    Noise is one tensor [2, P]: ``noise[0]`` is delta (scales), ``noise[1]`` is xi (shifts), for the P neurons of all
+    BatchNorm layers in order.  Two forms:
+
+    * ``relative`` (BAN, Eq. 3): gamma (1 + delta), beta (1 + xi).
+    * ``additive`` (ours): gamma (1 + delta), beta + xi |gamma|.  A backdoor's channel may have a shift near zero, which
+      relative noise cannot move; |gamma| is the channel's own unit.
+
+    Args:
+        model: A private copy; its mode and requires_grad flags are changed, its parameters and buffers are not.
+        form: ``relative`` or ``additive``.
+        statistics: ``batch`` or ``running``.
+
+    Raises:
+        UnsupportedModelError: The model has no BatchNorm.
+    """
+
+    def __init__(
+        self,
+        model: SplitModel,
+        *,
+        form: Literal["relative", "additive"],
+        statistics: Statistics = "batch",
+        meter: Meter | None = None,
+    ) -> None:
+        require_batch_norm(model)
+        self._model = model.eval().requires_grad_(False)
+        self._form = form
+        self._meter = meter if meter is not None else Meter()
+        self._names: list[str] = []
+        self._sizes: list[int] = []
+        scales: list[Tensor] = []
+        shifts: list[Tensor] = []
+        for name, module in batch_norms(model).items():
+            assert isinstance(module, nn.modules.batchnorm._BatchNorm)
+            self._names.append(name)
+            self._sizes.append(module.num_features)
+            scales.append(module.weight.detach())
+            shifts.append(module.bias.detach())
+            if statistics == "batch":
+                module.training = True
+                module.momentum = 0.0  # batch statistics in the forward pass, stored ones left as they are
+        self._scale = torch.cat(scales)
+        self._shift = torch.cat(shifts)
+
+    @property
+    def neurons(self) -> int:
+        """Number of neurons P."""
+        return len(self._scale)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the noise has to live."""
+        return self._scale.device
+
+    def no_noise(self) -> Tensor:
+        """The zero noise [2, P]."""
+        return torch.zeros(2, self.neurons, device=self.device)
+
+    def random_noise(self, eps: float, generator: torch.Generator) -> Tensor:
+        """Noise [2, P] uniform in [-eps, eps]; ``generator`` lives on the CPU."""
+        return (torch.rand(2, self.neurons, generator=generator) * 2 - 1).mul(eps).to(self.device)
+
+    def random_signs(self, eps: float, generator: torch.Generator) -> Tensor:
+        """Noise [2, P] of full size and random sign: what a search of the same radius is held against."""
+        return torch.randint(0, 2, (2, self.neurons), generator=generator).mul(2).sub(1).mul(eps).to(self.device)
+
+    def _parameters(self, noise: Tensor) -> dict[str, Tensor]:
+        scale = self._scale * (1 + noise[0])
+        shift = self._shift * (1 + noise[1]) if self._form == "relative" else self._shift + noise[1] * self._scale.abs()
+        parameters: dict[str, Tensor] = {}
+        for name, weight, bias in zip(self._names, scale.split(self._sizes), shift.split(self._sizes), strict=True):
+            parameters[f"{name}.weight"] = weight
+            parameters[f"{name}.bias"] = bias
+        return parameters
+
+    def logits(self, images: Images, noise: Tensor, *, what: str = "neuron noise") -> Logits:
+        """Logits [B, K], float32, of the network under noise [2, P]."""
+        return self._run(images, noise, what, "logits")
+
+    def features(self, images: Images, noise: Tensor, *, what: str = "neuron noise") -> Features:
+        """Latent features g(x; noise), float32 (Eq. 6)."""
+        return self._run(images, noise, what, "features")
+
+    def _run(self, images: Images, noise: Tensor, what: str, output: Literal["logits", "features"]) -> Tensor:
+        gradient = noise.requires_grad
+        self._meter.spend(what, forward=len(images), backward=len(images) if gradient else 0)
+        with fast_precision(self.device), torch.set_grad_enabled(gradient):
+            module = _FeaturesOnly(self._model) if output == "features" else self._model
+            prefix = "model." if output == "features" else ""
+            parameters = {prefix + name: value for name, value in self._parameters(noise).items()}
+            result: Tensor = functional_call(module, parameters, (images,))
+        return result.float()
+
+    def ascend(self, images: Images, labels: Labels, noise: Tensor, *, step: float, radius: float, what: str) -> Tensor:
+        """One sign-gradient step up the cross-entropy towards ``labels``, clipped to ``radius`` (Eq. 4).
+
+        Args:
+            images: [B, C, H, W].
+            labels: [B].
+            noise: [2, P].
+            step: Size of the step; negative: a step down.
+            radius: Largest absolute value of any entry after the step.
+            what: For the meter.
+
+        Returns:
+            The new noise [2, P].
+        """
+        noise = noise.detach().requires_grad_(True)
+        loss = F.cross_entropy(self.logits(images, noise, what=what), labels)
+        (gradient,) = torch.autograd.grad(loss, noise)
+        return (noise.detach() + step * gradient.sign()).clamp_(-radius, radius)
+
+
+class _FeaturesOnly(nn.Module):
+    """A model seen up to its features, so that ``functional_call`` can reach them."""
+
+    def __init__(self, model: SplitModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Images) -> Features:
+        return self.model.features(images)

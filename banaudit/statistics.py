@@ -1,0 +1,132 @@
+"""Robust outlier tests, exact intervals and ranking measures, used wherever a number is judged."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+MAD_TO_STD = 1.4826
+"""1 / Phi^-1(3/4): makes the median absolute deviation of normal values their standard deviation."""
+
+MEAN_AD_TO_STD = math.sqrt(math.pi / 2)
+"""The same for the mean absolute deviation."""
+
+_BISECTIONS = 60  # halves [0, 1] down to the last bit of a double
+
+
+def median(values: Tensor) -> Tensor:
+    """Median over the last dimension; the mean of the two middle values where their count is even.
+
+    ``torch.median`` takes the lower of the two, which shifts every outlier test with an even number of classes.
+
+    Args:
+        values: [..., n] floating point, n at least 1.
+
+    Returns:
+        [...] of the same type.
+    """
+    ranked = values.sort(dim=-1).values
+    count = values.shape[-1]
+    return (ranked[..., (count - 1) // 2] + ranked[..., count // 2]) / 2
+
+
+def mad(values: Tensor) -> Tensor:
+    """Median absolute deviation over the last dimension, scaled to the standard deviation of normal values.
+
+    Args:
+        values: [..., n] floating point, n at least 1.
+
+    Returns:
+        [...] of the same type.
+    """
+    return MAD_TO_STD * median((values - median(values).unsqueeze(-1)).abs())
+
+
+def anomaly_indices(values: Tensor) -> Tensor:
+    """Signed distance of each value from the median, in robust standard deviations.
+
+    Positive: above the median. Where more than half of the values are equal the MAD is zero; the mean absolute
+    deviation then takes its place, and where all are equal every index is zero. The result is finite for finite values.
+
+    Args:
+        values: [..., n] floating point, n at least 1.
+
+    Returns:
+        [..., n] of the same type.
+
+    Source:
+        Wang et al., Neural Cleanse, IEEE S&P 2019, Section IV-B (the anomaly index, there without its sign);
+        Iglewicz and Hoaglin, How to Detect and Handle Outliers, 1993 (the fallback).
+    """
+    deviations = values - median(values).unsqueeze(-1)
+    spread = mad(values).unsqueeze(-1)
+    spread = torch.where(spread > 0, spread, MEAN_AD_TO_STD * deviations.abs().mean(dim=-1, keepdim=True))
+    return torch.where(spread > 0, deviations / spread, torch.zeros_like(deviations))
+
+
+def clopper_pearson(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Exact two-sided interval of a proportion.
+
+    It is never shorter than its confidence promises, also for 0 or all successes.
+
+    Args:
+        successes: Number of successes, 0 to ``trials``.
+        trials: Number of independent trials, at least 1.
+        confidence: Probability, in (0, 1), with which the interval holds the true proportion.
+
+    Returns:
+        Lower and upper end, in [0, 1].
+
+    Raises:
+        ValueError: The counts or the confidence are not as above.
+
+    Source:
+        Clopper and Pearson, Biometrika 26, 1934.
+    """
+    if not 0 <= successes <= trials or trials < 1 or not 0 < confidence < 1:
+        raise ValueError(f"expected 0 <= successes <= trials and 0 < confidence < 1, got {successes}/{trials}")
+    tail = (1 - confidence) / 2
+    return _lower_end(successes, trials, tail), 1 - _lower_end(trials - successes, trials, tail)
+
+
+def _lower_end(successes: int, trials: int, tail: float) -> float:
+    """The proportion at which so many successes or more have the probability ``tail``."""
+    if successes == 0:
+        return 0.0
+    counts = torch.arange(successes, trials + 1, dtype=torch.float64)
+    ways = math.lgamma(trials + 1) - torch.lgamma(counts + 1) - torch.lgamma(trials - counts + 1)  # log of n over k
+    low, high = 0.0, 1.0
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        log_probabilities = ways + counts * math.log(middle) + (trials - counts) * math.log1p(-middle)
+        if log_probabilities.exp().sum().item() < tail:
+            low = middle
+        else:
+            high = middle
+    return (low + high) / 2
+
+
+def auroc(positives: Tensor, negatives: Tensor) -> float:
+    """Probability that a positive scores above a negative, ties counted half: the area under the ROC curve.
+
+    Args:
+        positives: [n] scores of what should score high.
+        negatives: [m] scores of what should score low.
+
+    Returns:
+        In [0, 1]; 0.5 is chance.
+
+    Raises:
+        ValueError: One of the two is empty, or a score is not a number.
+    """
+    if not len(positives) or not len(negatives):
+        raise ValueError(f"expected scores on both sides, got {len(positives)} positives, {len(negatives)} negatives")
+    if positives.isnan().any() or negatives.isnan().any():
+        raise ValueError("expected numbers as scores, got NaN")
+    ranked = negatives.double().sort().values
+    scores = positives.double()
+    below = torch.searchsorted(ranked, scores, right=False)
+    not_above = torch.searchsorted(ranked, scores, right=True)
+    return float((below + not_above).double().mean() / (2 * len(ranked)))

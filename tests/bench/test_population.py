@@ -1,0 +1,56 @@
+from collections import Counter
+
+from banaudit.bench.attacks import IAD, AdapPatch
+from banaudit.bench.attacks.labelling import AllToOne, Derangement, SourceTarget
+from banaudit.bench.datasets import DATASETS
+from banaudit.bench.networks import NETWORKS
+from banaudit.bench.population import TEST_SEED, development, sealed_test
+
+
+def targets(recipes):
+    return {(r.dataset, r.labelling.target) for r in recipes if isinstance(r.labelling, (AllToOne, SourceTarget))}
+
+
+def test_seeds_are_unique_and_split_the_population():
+    chosen, sealed = development(), sealed_test()
+    assert len({r.seed for r in chosen}) == len(chosen)
+    assert len({r.seed for r in sealed}) == len(sealed)
+    assert all(100 <= r.seed < TEST_SEED for r in chosen)
+    assert all(r.seed >= TEST_SEED for r in sealed)
+    assert len({r.key for r in chosen + sealed}) == len(chosen + sealed)
+
+
+def test_no_target_is_in_both_splits():
+    assert not targets(development()) & targets(sealed_test())
+
+
+def test_development_never_sees_what_only_the_test_has():
+    for recipe in development():
+        assert recipe.dataset != "imagenette64"
+        assert recipe.architecture not in ("mobilenetv2", "densenet37")
+        assert not isinstance(recipe.attack, (IAD, AdapPatch))
+        assert not isinstance(recipe.labelling, Derangement)
+
+
+def test_the_test_is_as_large_and_as_mixed_as_promised():
+    sealed = sealed_test()
+    attacks = Counter((r.attack.name, r.labelling.kind) for r in sealed if r.attack)
+    singles = {name: n for (name, kind), n in attacks.items() if kind in ("all-to-one", "source-target")}
+    assert len(singles) == 10
+    assert set(singles.values()) == {20}
+    assert all(n >= 10 for n in attacks.values())
+    clean = [r for r in sealed if r.attack is None]
+    assert len(clean) >= 100
+    plain = [r for r in clean if r.training.model_copy(update={"epochs": 8}) == type(r.training)() and r.imbalance == 1]
+    assert len(plain) <= len(clean) / 2 + 10  # the under- and over-trained ones look plain here
+    for group in (clean, [r for r in sealed if r.attack]):
+        assert max(Counter(r.dataset for r in group).values()) <= 0.4 * len(group)
+        assert max(Counter(r.architecture for r in group).values()) <= 0.4 * len(group)
+
+
+def test_every_recipe_can_be_built():
+    for recipe in development() + sealed_test():
+        assert recipe.dataset in DATASETS
+        assert recipe.architecture in NETWORKS
+        if recipe.labelling is not None:
+            recipe.labelling.mapping(DATASETS[recipe.dataset].num_classes)

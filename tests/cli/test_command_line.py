@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import jsonschema
+import pytest
+import samples
+
+from banaudit import __version__
+
+STUB = f"""
+import sys, time, types
+sys.path.insert(0, {str(Path(samples.__file__).parent)!r})
+def put(name, **members):
+    module = types.ModuleType(name)
+    module.__dict__.update(members)
+    sys.modules[name] = module
+def wait(*arguments, **settings):
+    print("scanning", file=sys.stderr, flush=True)
+    time.sleep(60)
+def answer(*arguments, **settings):
+    import samples
+    return samples.report()
+"""
+
+
+def start(script: str, *arguments: str) -> subprocess.Popen[str]:
+    code = f"{STUB}\n{textwrap.dedent(script)}\nfrom banaudit.cli import main\nsys.exit(main(sys.argv[1:]))"
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_interrupt_of_a_scan(tmp_path):
+    script = """
+        import banaudit
+        put("banaudit.audit", scan=wait)
+        banaudit.audit = sys.modules["banaudit.audit"]
+    """
+    process = start(script, "scan", "model.pt", "-d", "clean", "--output", f"json={tmp_path / 'report.json'}")
+    assert process.stderr is not None
+    assert process.stderr.readline() == "scanning\n"
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, out, err) == (130, "", "banaudit: interrupted\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_interrupt_that_an_import_turns_into_another_error():
+    script = """
+        class Finder:
+            def find_spec(self, name, path=None, target=None):
+                if name == "banaudit.audit":
+                    try:
+                        wait()
+                    except KeyboardInterrupt:
+                        raise ImportError("initialization failed")
+        sys.meta_path.insert(0, Finder())
+    """
+    process = start(script, "scan", "model.pt", "-d", "clean")
+    assert process.stderr is not None
+    assert process.stderr.readline() == "scanning\n"
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, out, err) == (130, "", "banaudit: interrupted\n")
+
+
+def test_nobody_reads_the_report():
+    script = """
+        import banaudit
+        put("banaudit.audit", scan=answer)
+        banaudit.audit = sys.modules["banaudit.audit"]
+    """
+    process = start(script, "scan", "model.pt", "-d", "clean")
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    process.stderr.close()
+    assert process.wait(timeout=20) == 1
+
+
+def test_light_commands_do_not_import_torch():
+    script = "import sys; from banaudit.cli import main; code = main(sys.argv[1:]); assert 'torch' not in sys.modules"
+    environment = {**os.environ, "COLUMNS": "80"}
+    for arguments in (("--help",), ("--version",), ("schema",), ("scan", "--help")):
+        command = [sys.executable, "-c", f"{script}; sys.exit(code)", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_version(run):
+    assert run("--version").out == f"banaudit {__version__}\n"
+
+
+@pytest.mark.parametrize("kind", ["report", "inspection"])
+def test_schema(run, kind):
+    done = run("schema", kind)
+    assert done.code == 0
+    schema = json.loads(done.out)
+    jsonschema.Draft202012Validator.check_schema(schema)
+    assert schema["schema_version"] == "1.0"
+    record = samples.report() if kind == "report" else samples.inspection()
+    jsonschema.validate(record.model_dump(mode="json"), schema)
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_inspect(audit, run, form):
+    done = run("inspect", "model.pt", "--format", form)
+    assert (done.code, done.err) == (0, "")
+    assert "resnet18" in done.out
+    audit.inspection = samples.inspection(unsafe=True)
+    done = run("inspect", "model.pt", "--format", form)
+    assert done.code == 1
+    assert "os.system" in done.out
+    audit.inspection = samples.inspection().model_copy(update={"loadable": False})
+    assert run("inspect", "model.pt", "--format", form).code == 2

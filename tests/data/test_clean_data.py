@@ -1,0 +1,29 @@
+import torch
+
+from banaudit.data import CleanData
+
+
+def _samples(labels: list[int], classes: int = 3) -> CleanData:
+    count = len(labels)
+    images = torch.arange(count, dtype=torch.float32).view(count, 1, 1, 1) / count
+    return CleanData(images, torch.tensor(labels), tuple("abc"[:classes]))
+
+
+def test_split_is_disjoint_and_keeps_every_class():
+    clean = _samples([0] * 10 + [1] * 5 + [2] * 2)
+    first, second = clean.split(0.6, torch.Generator().manual_seed(0))
+    assert torch.bincount(first.labels).tolist() == [6, 3, 1]
+    assert torch.bincount(second.labels).tolist() == [4, 2, 1]
+    assert sorted(first.images.flatten().tolist() + second.images.flatten().tolist()) == clean.images.flatten().tolist()
+
+
+def test_split_is_a_function_of_the_generator():
+    clean = _samples([0, 1, 2] * 10)
+    parts = [clean.split(0.5, torch.Generator().manual_seed(3))[0].images for _ in range(2)]
+    assert torch.equal(parts[0], parts[1])
+
+
+def test_a_class_without_samples_counts_as_a_class():
+    clean = _samples([0, 0, 1, 1])
+    assert (len(clean), clean.num_classes) == (4, 3)
+    assert len(clean.subset(torch.tensor([3, 0]))) == 2

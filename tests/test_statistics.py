@@ -1,0 +1,68 @@
+import math
+
+import pytest
+import torch
+
+from banaudit.statistics import anomaly_indices, auroc, clopper_pearson, mad, median
+
+scipy_stats = pytest.importorskip("scipy.stats")
+
+
+def test_median_of_an_even_count_is_between_the_middle_two():
+    assert median(torch.tensor([4.0, 1.0, 3.0, 2.0])).item() == 2.5
+    assert median(torch.tensor([[3.0, 1.0, 2.0], [9.0, 9.0, 0.0]])).tolist() == [2.0, 9.0]
+
+
+@pytest.mark.parametrize("count", [1, 2, 9, 10])
+def test_mad_agrees_with_scipy(count):
+    values = torch.randn(count, generator=torch.Generator().manual_seed(count), dtype=torch.float64)
+    expected = scipy_stats.median_abs_deviation(values.numpy(), scale=1 / 1.4826)
+    assert mad(values).item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_anomaly_indices_by_hand():
+    # median 3, absolute deviations 2 1 0 1 7 with median 1
+    indices = anomaly_indices(torch.tensor([1.0, 2.0, 3.0, 4.0, 10.0]))
+    assert indices.tolist() == pytest.approx([value / 1.4826 for value in (-2, -1, 0, 1, 7)])
+
+
+def test_anomaly_indices_when_most_values_are_equal():
+    values = torch.tensor([[0.0, 0.0, 0.0, 0.0, 1.0], [2.0, 2.0, 2.0, 2.0, 2.0]])
+    indices = anomaly_indices(values)
+    assert indices[0].tolist() == pytest.approx([0, 0, 0, 0, 1 / (math.sqrt(math.pi / 2) * 0.2)])
+    assert indices[1].tolist() == [0.0] * 5
+
+
+@pytest.mark.parametrize(
+    ("successes", "trials"), [(0, 1), (1, 1), (0, 20), (3, 20), (20, 20), (97, 100), (9_731, 10_000), (1, 100_000)]
+)
+@pytest.mark.parametrize("confidence", [0.9, 0.95])
+def test_exact_interval_agrees_with_scipy(successes, trials, confidence):
+    expected = scipy_stats.binomtest(successes, trials).proportion_ci(confidence, method="exact")
+    assert clopper_pearson(successes, trials, confidence) == pytest.approx((expected.low, expected.high), abs=1e-9)
+
+
+@pytest.mark.parametrize(("successes", "trials"), [(1, 0), (-1, 3), (4, 3)])
+def test_interval_of_impossible_counts(successes, trials):
+    with pytest.raises(ValueError, match="expected 0 <= successes <= trials"):
+        clopper_pearson(successes, trials)
+
+
+def test_auroc_agrees_with_the_rank_test():
+    generator = torch.Generator().manual_seed(0)
+    positives = torch.randint(0, 20, (50,), generator=generator).float()
+    negatives = torch.randint(0, 15, (70,), generator=generator).float()
+    expected = scipy_stats.mannwhitneyu(positives.numpy(), negatives.numpy()).statistic / (50 * 70)
+    assert auroc(positives, negatives) == pytest.approx(expected)
+
+
+def test_auroc_at_its_ends():
+    assert auroc(torch.tensor([2.0, math.inf]), torch.tensor([0.0, 1.0])) == 1.0
+    assert auroc(torch.tensor([0.0]), torch.tensor([1.0])) == 0.0
+    assert auroc(torch.ones(3), torch.ones(2)) == 0.5
+
+
+@pytest.mark.parametrize("positives", [[], [math.nan]])
+def test_auroc_of_what_cannot_be_ranked(positives):
+    with pytest.raises(ValueError, match="expected"):
+        auroc(torch.tensor(positives), torch.tensor([1.0]))
