@@ -210,6 +210,7 @@ class Inspection(Record):
     format: str
     loadable: bool
     reason: str = Field(description="One line: what can be done with the file.")
+    unsafe: bool = Field(default=False, description="Loading the file would run code that it carries.")
     unsafe_globals: tuple[str, ...] = ()
     state_keys: tuple[str, ...] = Field(default=(), description="Places in the file that look like weights.")
     keys: tuple[Annotated[tuple[str, tuple[int, ...], str], "name, shape, dtype"], ...] = ()

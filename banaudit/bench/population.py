@@ -17,14 +17,22 @@ from banaudit.bench.attacks.grond import Grond
 from banaudit.bench.attacks.label_consistent import LabelConsistent
 from banaudit.bench.attacks.labelling import AllToAll, AllToOne, AnyLabelling, Derangement, SourceTarget
 from banaudit.bench.trainer import TrainingSettings
-from banaudit.bench.victims import VictimRecipe
+from banaudit.bench.victims import VictimFacts, VictimRecipe
 
-DEVELOPMENT_SEED = 100
 TEST_SEED = 1000
-"""First seeds of the two splits."""
+"""First seed of the test; development uses 100 to 999."""
 
 EPOCHS = {"cifar10": 8, "gtsrb32": 12, "mnist": 4, "imagenette64": 30}
 """Passes over the training images at the small scale; a clean ResNet-18 of width 16 passes 80 % on CIFAR with them."""
+EPOCHS_FACTOR = {"vgg11": 1.5, "vgg16": 1.5}
+"""Times as many for networks that learn more slowly and cost less."""
+
+ATTACK_SUCCESS_FLOOR = 0.9
+ALL_TO_ALL_FLOOR = 0.75
+CIFAR_ACCURACY_FLOOR = 0.8
+TWIN_GAP = 0.03
+"""A victim counts where its attack succeeds this often, its clean accuracy is this high on CIFAR and falls short of its
+clean twin's by at most this much. Fixed before training."""
 
 TEST_TARGETS = {
     "cifar10": (2, 7, 0, 5, 8, 3),
@@ -149,13 +157,13 @@ TEST_ALL_TO_ALL: tuple[Callable[[], AnyAttack], ...] = (many_badnets, WaNet, sma
 
 def clean(setup: Setup, seed: int, kind: CleanKind = PLAIN) -> VictimRecipe:
     """A clean model."""
-    epochs = max(1, round(kind.epochs_factor * EPOCHS[setup.dataset]))
+    epochs = kind.epochs_factor * EPOCHS_FACTOR.get(setup.architecture, 1.0) * EPOCHS[setup.dataset]
     return VictimRecipe(
         dataset=setup.dataset,
         architecture=setup.architecture,
         width=setup.width,
         seed=seed,
-        training=TrainingSettings.model_validate({"epochs": epochs} | kind.training),
+        training=TrainingSettings.model_validate({"epochs": max(1, round(epochs))} | kind.training),
         imbalance=kind.imbalance,
     )
 
@@ -245,6 +253,28 @@ def sealed_test(replicates: int = 20) -> list[VictimRecipe]:
             labelling = AllToAll() if (replicate + number) % 2 == 0 else Derangement(seed=seed)
             recipes.append(backdoored(_setup(replicate, number), seed, attack(), labelling))
     return recipes
+
+
+def floor_misses(facts: VictimFacts, twin_accuracy: float | None = None) -> tuple[str, ...]:
+    """Why a backdoored victim does not count; empty where it does, and for clean models, which may be of any quality.
+
+    Args:
+        facts: What was measured of the victim.
+        twin_accuracy: Mean clean accuracy of plain clean models of the same data set and network; none: not compared.
+    """
+    recipe = facts.recipe
+    if recipe.labelling is None or facts.attack_success is None:
+        return ()
+    misses: list[str] = []
+    to_all = isinstance(recipe.labelling, AllToAll | Derangement)
+    floor = ALL_TO_ALL_FLOOR if to_all else ATTACK_SUCCESS_FLOOR
+    if facts.attack_success < floor:
+        misses.append(f"attack success {facts.attack_success:.3f} is below {floor}")
+    if recipe.dataset == "cifar10" and facts.clean_accuracy < CIFAR_ACCURACY_FLOOR:
+        misses.append(f"clean accuracy {facts.clean_accuracy:.3f} is below {CIFAR_ACCURACY_FLOOR}")
+    if twin_accuracy is not None and facts.clean_accuracy < twin_accuracy - TWIN_GAP:
+        misses.append(f"clean accuracy {facts.clean_accuracy:.3f} is more than {TWIN_GAP} below {twin_accuracy:.3f}")
+    return tuple(misses)
 
 
 def _setup(replicate: int, number: int) -> Setup:

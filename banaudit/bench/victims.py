@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, 
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from banaudit.architectures.base import SplitModel
+from banaudit.architectures.base import SplitModel, SplitNetwork
 from banaudit.bench.attacks import AnyAttack
 from banaudit.bench.attacks.base import BatchPoisoner, DataPoisoning, TrainingControl, TrainingSet
 from banaudit.bench.attacks.labelling import AnyLabelling
@@ -182,8 +182,11 @@ def load_victim(folder: Path) -> Victim:
         weights = load_file(folder / "weights.safetensors")
     except (OSError, ValidationError) as error:
         raise DataError(f"{folder} holds no victim: {str(error).splitlines()[0]}; train it again") from error
-    model = _fresh_model(facts.recipe)
-    model.network.load_state_dict(weights)
+    # On the meta device no weights are drawn, so that global random state is left as it was.
+    with torch.device("meta"):
+        network = _network(facts.recipe)
+    network.load_state_dict(weights, assign=True)
+    model = _with_normalisation(network, facts.recipe)
     trigger = Trigger.load(folder / "trigger.safetensors") if facts.recipe.attack is not None else None
     return Victim(facts, model.eval(), trigger)
 
@@ -197,9 +200,13 @@ class _Trained:
     seconds: float
 
 
-def _fresh_model(recipe: VictimRecipe) -> SplitModel:
+def _network(recipe: VictimRecipe) -> SplitNetwork:
     spec = dataset_spec(recipe.dataset)
-    network = build_network(recipe.architecture, recipe.width, spec.channels, spec.num_classes)
+    return build_network(recipe.architecture, recipe.width, spec.channels, spec.num_classes)
+
+
+def _with_normalisation(network: SplitNetwork, recipe: VictimRecipe) -> SplitModel:
+    spec = dataset_spec(recipe.dataset)
     return SplitModel(network, spec.mean, spec.std)
 
 
@@ -220,7 +227,7 @@ def _train(
     # Only initial weights and dropout draw from the global generator; it is set for them and put back.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        model = _fresh_model(recipe).to(device)
+        model = _with_normalisation(_network(recipe), recipe).to(device)
         tensors: Weights = {}
         poisoner: BatchPoisoner | None = None
         poisoned_images = None

@@ -126,6 +126,7 @@ def inspect_checkpoint(path: Path) -> Inspection:
     data = _read_bytes(path)
     recognised = recognise(data)
     offenders: tuple[str, ...] = ()
+    unsafe = False
     candidates: list[Candidate] = []
     others: tuple[str, ...] = ()
     tidied = TidyWeights({}, {})
@@ -137,7 +138,7 @@ def inspect_checkpoint(path: Path) -> Inspection:
         _check_total(candidate, len(data), name)
         tidied = tidy(candidate, name)
     except UnsafeCheckpointError as error:
-        reason, offenders = str(error), error.offenders
+        reason, offenders, unsafe = str(error), error.offenders, True
     except CheckpointError as error:
         reason = str(error)
     else:
@@ -149,6 +150,7 @@ def inspect_checkpoint(path: Path) -> Inspection:
         format=recognised.format.value,
         loadable=bool(tidied.weights),
         reason=reason,
+        unsafe=unsafe,
         unsafe_globals=offenders,
         state_keys=tuple(printable(each.key) for each in candidates),
         keys=tuple(

@@ -31,4 +31,4 @@ def inspect(
 def _code(inspection: Inspection) -> int:
     if inspection.loadable:
         return ExitCode.NO_EVIDENCE
-    return ExitCode.BACKDOORED_OR_UNSAFE if inspection.unsafe_globals else ExitCode.ERROR
+    return ExitCode.BACKDOORED_OR_UNSAFE if inspection.unsafe else ExitCode.ERROR

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 import torch.nn.functional as F
@@ -17,13 +17,13 @@ from torch import Tensor
 
 from banaudit.architectures.base import SplitModel
 from banaudit.data import CleanData
-from banaudit.detectors.base import Detector, Samples, draw
+from banaudit.detectors.base import Detector, Samples, batches, draw
 from banaudit.errors import DataError
 from banaudit.meter import Meter
 from banaudit.neurons import fast_precision
 from banaudit.results import Evidence, Reading
 from banaudit.shapes import Images, Labels
-from banaudit.statistics import MAD_TO_STD, median
+from banaudit.statistics import mad, median
 
 ADAM_BETAS = (0.5, 0.9)
 """Decay rates of Adam, as in the official code of every inversion method here."""
@@ -44,8 +44,11 @@ RELATIVE_GAIN = 0.99
 """A norm counts as smaller when it is below this multiple of the one before."""
 
 SPREAD_FLOOR = 0.25
-"""Least spread of log norms that is believed of the untargeted classes: their usual one. Nine values often look closer
-together than they are, and the index of a clean network then exceeds any bound."""
+"""Least spread of log norms (or log margins) that is believed of the untargeted classes: their usual one. Nine values
+often look closer together than they are, and the index of a clean network then exceeds any bound."""
+
+SMALLEST_NORM = 1e-3
+"""Pixels; smaller masks count as this, so that logarithms stay finite."""
 
 
 def boxed(raw: Tensor) -> Tensor:
@@ -110,9 +113,9 @@ def success_rates(model: SplitModel, triggers: Triggers, clean: CleanData, meter
     with torch.no_grad():
         for index, label in enumerate(triggers.labels.tolist()):
             one = Triggers(*(part[index : index + 1] for part in (triggers.labels, triggers.masks, triggers.patterns)))
-            others = clean.images[clean.labels != label]
-            hits = torch.zeros((), device=others.device)
-            for images in others.split(batch_size):
+            others = clean.subset((clean.labels != label).nonzero().flatten())
+            hits = torch.zeros((), device=clean.images.device)
+            for images, _ in batches(others.images, others.labels, batch_size):
                 meter.spend("trigger on held-out images", forward=len(images))
                 hits += (model(one.stamp(images)[0]).argmax(1) == label).sum()
             rates.append(hits / max(len(others), 1))
@@ -161,6 +164,9 @@ class PatchInversion(Detector, ABC):
     least_success: float = Field(default=0.7, ge=0, le=1)
     """Success rate on held-out images below which a recovered trigger is not one."""
 
+    penalty_passes: ClassVar[int]
+    """Images a step that the penalty passes through the network, for each class."""
+
     @abstractmethod
     def penalty(self, model: SplitModel, triggers: Triggers, meter: Meter) -> Tensor:
         """What the method adds to the loss of each class, [T]; differentiable in masks and patterns."""
@@ -168,12 +174,13 @@ class PatchInversion(Detector, ABC):
     @final
     def contenders(self, step: int, num_classes: int) -> int:
         """Number of classes still in the search at a step."""
-        return min(num_classes, max(self.finalists, -(-num_classes // 2 ** (step // self.rung))))
+        return min(num_classes, max(self.finalists, -(-num_classes // (1 << (step // self.rung)))))
 
     @final
     def planned_images(self, num_classes: int, images: int) -> int:
-        """Forward passes that :meth:`score` is expected to take at most, the penalty's own left out."""
-        searched = sum(self.contenders(step, num_classes) for step in range(self.steps)) * self.batch_size
+        """Forward passes that :meth:`score` is expected to take at most."""
+        class_steps = sum(self.contenders(step, num_classes) for step in range(self.steps))
+        searched = class_steps * (self.batch_size + self.penalty_passes)
         return searched + self.contenders(self.steps, num_classes) * min(self.held_out_images, images // 2)
 
     @final
@@ -198,7 +205,7 @@ class PatchInversion(Detector, ABC):
             rates: [T] success of the finalists' triggers on held-out images.
         """
         norms, finalists = recovered.norms.double().cpu(), recovered.finalists.cpu()
-        scores = norm_scores(norms, finalists)
+        scores = outlier_scores(-norms.clamp(min=SMALLEST_NORM).log(), finalists)
         ranked = finalists[norms[finalists].argsort(stable=True)]
         target = int(ranked[0])
         score = float(scores[target])
@@ -343,18 +350,18 @@ class _Progress:
         return Recovered(triggers=self.best, norms=norms, finalists=self.contest)
 
 
-def norm_scores(norms: Tensor, finalists: Labels) -> Tensor:
-    """How small each class's mask is against those of the other finalists, in robust standard deviations, [K].
+def outlier_scores(logs: Tensor, compared: Labels) -> Tensor:
+    """How far each value lies above the median of the others, in robust standard deviations, [K].
+
+    The value itself is left out of the median and of the spread, so that one outlier among few values does not widen
+    the ruler it is measured with.
 
     Args:
-        norms: [K] float64, positive.
-        finalists: [T] labels of the classes that are compared with; at least two.
+        logs: [K] float64, on a log scale: differences are ratios.
+        compared: [T] positions of the values that make up the others; at least two.
     """
-    logs = norms.clamp(min=1e-6).log()
     scores = torch.zeros_like(logs)
-    for label in range(len(norms)):
-        others = logs[finalists[finalists != label]]
-        middle = median(others)
-        spread = MAD_TO_STD * median((others - middle).abs())
-        scores[label] = (middle - logs[label]) / spread.clamp(min=SPREAD_FLOOR)
+    for position in range(len(logs)):
+        others = logs[compared[compared != position]]
+        scores[position] = (logs[position] - median(others)) / mad(others).clamp(min=SPREAD_FLOOR)
     return scores

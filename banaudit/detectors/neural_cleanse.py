@@ -46,6 +46,7 @@ class NeuralCleanse(PatchInversion):
 
     name: ClassVar[str] = "neural-cleanse"
     title: ClassVar[str] = "a class that a much smaller patch reaches than any other"
+    penalty_passes: ClassVar[int] = 0
 
     def penalty(self, model: SplitModel, triggers: Triggers, meter: Meter) -> Tensor:
         """Nothing beyond the cost of the mask."""

@@ -48,6 +48,7 @@ class Tabor(PatchInversion):
 
     name: ClassVar[str] = "tabor"
     title: ClassVar[str] = "a class that a much smaller, compact patch reaches than any other"
+    penalty_passes: ClassVar[int] = 1
 
     cost_growth: float = Field(default=1.0, ge=1)
     """Factor on the cost after a successful step; 1: the fixed cost of the original."""

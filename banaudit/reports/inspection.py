@@ -11,7 +11,7 @@ MAX_KEYS = 40
 
 def document(inspection: Inspection) -> Document:
     """The whole inspection."""
-    if inspection.unsafe_globals:
+    if inspection.unsafe:
         stamp, tone = "UNSAFE TO LOAD", Tone.ALARM
     elif inspection.loadable:
         stamp, tone = "LOADABLE", Tone.GOOD

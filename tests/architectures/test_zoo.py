@@ -1,4 +1,4 @@
-"""Checkpoints of strangers: recognised or built from a small file, with the clean accuracy that was measured on them."""
+"""Checkpoints of strangers: recognised or built from a small file, with the clean accuracy measured on them."""
 
 from __future__ import annotations
 

@@ -1,10 +1,14 @@
 from collections import Counter
 
-from banaudit.bench.attacks import IAD, AdapPatch
-from banaudit.bench.attacks.labelling import AllToOne, Derangement, SourceTarget
+from banaudit.bench.attacks import IAD, AdapPatch, BadNets
+from banaudit.bench.attacks.labelling import AllToAll, AllToOne, Derangement, SourceTarget
 from banaudit.bench.datasets import DATASETS
 from banaudit.bench.networks import NETWORKS
-from banaudit.bench.population import TEST_SEED, development, sealed_test
+from banaudit.bench.population import TEST_SEED, development, floor_misses, sealed_test
+from banaudit.bench.trainer import TrainingSettings
+from banaudit.bench.victims import VictimFacts, VictimRecipe
+
+PLAIN_TRAINING = [TrainingSettings(epochs=epochs) for epochs in (8, 12, 18, 4, 30, 45)]
 
 
 def targets(recipes):
@@ -41,8 +45,8 @@ def test_the_test_is_as_large_and_as_mixed_as_promised():
     assert all(n >= 10 for n in attacks.values())
     clean = [r for r in sealed if r.attack is None]
     assert len(clean) >= 100
-    plain = [r for r in clean if r.training.model_copy(update={"epochs": 8}) == type(r.training)() and r.imbalance == 1]
-    assert len(plain) <= len(clean) / 2 + 10  # the under- and over-trained ones look plain here
+    plain = [r for r in clean if r.training in PLAIN_TRAINING and r.imbalance == 1]
+    assert len(plain) <= len(clean) / 2
     for group in (clean, [r for r in sealed if r.attack]):
         assert max(Counter(r.dataset for r in group).values()) <= 0.4 * len(group)
         assert max(Counter(r.architecture for r in group).values()) <= 0.4 * len(group)
@@ -54,3 +58,17 @@ def test_every_recipe_can_be_built():
         assert recipe.architecture in NETWORKS
         if recipe.labelling is not None:
             recipe.labelling.mapping(DATASETS[recipe.dataset].num_classes)
+
+
+def facts(recipe, accuracy, success):
+    return VictimFacts(
+        recipe=recipe, clean_accuracy=accuracy, attack_success=success, train_loss=0, seconds=0, torch_version=""
+    )
+
+
+def test_floors_hold_for_backdoored_victims_only():
+    patched = VictimRecipe(attack=BadNets(), labelling=AllToOne())
+    assert floor_misses(facts(patched, 0.82, 0.95), 0.84) == ()
+    assert len(floor_misses(facts(patched, 0.78, 0.85), 0.84)) == 3
+    assert floor_misses(facts(VictimRecipe(attack=BadNets(), labelling=AllToAll()), 0.82, 0.8)) == ()
+    assert floor_misses(facts(VictimRecipe(), 0.4, None), 0.84) == ()

@@ -157,6 +157,7 @@ def inspection(*, unsafe: bool = False, path: str = "model.pt", key: str = "conv
         format="torch zip",
         loadable=not unsafe,
         reason="it would call os.system; save model.state_dict() instead" if unsafe else "weights of a resnet18",
+        unsafe=unsafe,
         unsafe_globals=("os.system",) if unsafe else (),
         state_keys=() if unsafe else ("state_dict",),
         keys=() if unsafe else ((key, (16, 3, 3, 3), "float32"),),

@@ -5,7 +5,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from banaudit.bench.attacks import ATTACKS, IAD, SSDT, AnyAttack
-from banaudit.bench.attacks.base import DataPoisoning, TrainingControl, TrainingSet
+from banaudit.bench.attacks.base import Attack, DataPoisoning, TrainingControl, TrainingSet
 from banaudit.bench.attacks.labelling import AllToOne, SourceTarget
 from banaudit.bench.datasets import to_float
 
@@ -20,7 +20,13 @@ SMALL = {
     "adap-patch": {"poison_rate": 0.1, "cover_rate": 0.1},
 }
 
-everyone = pytest.mark.parametrize("attack_type", ATTACKS, ids=lambda attack: attack().name)
+
+def table(family):
+    members = [attack for attack in ATTACKS if issubclass(attack, family)]
+    return pytest.mark.parametrize("attack_type", members, ids=lambda attack: attack().name)
+
+
+everyone = table(Attack)
 shapes = pytest.mark.parametrize("shape", SHAPES, ids=["colour", "grey"])
 
 
@@ -96,12 +102,10 @@ def test_a_trigger_does_not_depend_on_the_rest_of_the_batch(attack_type):
     assert torch.allclose(together, alone, atol=1e-5)
 
 
-@everyone
+@table(DataPoisoning)
 @shapes
 def test_poisoning_data_replaces_a_share_and_changes_nothing_it_was_given(attack_type, shape):
     attack = small(attack_type)
-    if not isinstance(attack, DataPoisoning):
-        pytest.skip("does not poison data")
     data = training_set(shape, labelling_for(attack))
     pixels, labels = data.pixels.clone(), data.labels.clone()
     poison = attack.poison(data, attack.draw(shape, seeded()), seeded(3))
@@ -117,12 +121,10 @@ def test_poisoning_data_replaces_a_share_and_changes_nothing_it_was_given(attack
     assert allowed.all()
 
 
-@everyone
+@table(TrainingControl)
 @shapes
 def test_poisoning_batches_keeps_their_size_and_is_deterministic(attack_type, shape):
     attack = small(attack_type)
-    if not isinstance(attack, TrainingControl):
-        pytest.skip("does not control training")
     data = training_set(shape, labelling_for(attack))
     images = to_float(data.pixels[:40])
 
