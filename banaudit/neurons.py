@@ -28,7 +28,7 @@ Statistics = Literal["batch", "running"]
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
-def batch_norms(model: nn.Module) -> dict[str, nn.Module]:
+def batch_norms(model: nn.Module) -> dict[str, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d]:
     """BatchNorm layers with a scale and a shift, by qualified name, in the order of registration."""
     return {
         name: module
@@ -60,6 +60,16 @@ def fast_precision(device: torch.device) -> AbstractContextManager[None]:
     return torch.autocast(device.type, torch.bfloat16, enabled=native)
 
 
+Form = Literal["relative", "additive"]
+"""How noise enters; :class:`NoisyModel` has the formulas."""
+
+
+def _perturb(scale: Tensor, shift: Tensor, noise: Tensor, form: Form) -> tuple[Tensor, Tensor]:
+    """Scales [P] and shifts [P] under noise [2, P]."""
+    moved = shift * (1 + noise[1]) if form == "relative" else shift + noise[1] * scale.abs()
+    return scale * (1 + noise[0]), moved
+
+
 class NoisyModel:
     """A model whose BatchNorm neurons can be perturbed without touching its parameters.
 
@@ -71,9 +81,11 @@ class NoisyModel:
       relative noise cannot move; |gamma| is the channel's own unit.
 
     Args:
-        model: A private copy; its mode and requires_grad flags are changed, its parameters and buffers are not.
+        model: A private copy; its mode and requires_grad flags are changed, its parameters are not.
         form: ``relative`` or ``additive``.
         statistics: ``batch`` or ``running``.
+        momentum: Share of each batch's statistics that enters the stored ones in ``batch`` mode; 0 leaves them alone.
+        meter: Counts the passes.
 
     Raises:
         UnsupportedModelError: The model has no BatchNorm.
@@ -83,8 +95,9 @@ class NoisyModel:
         self,
         model: SplitModel,
         *,
-        form: Literal["relative", "additive"],
+        form: Form,
         statistics: Statistics = "batch",
+        momentum: float = 0.0,
         meter: Meter | None = None,
     ) -> None:
         require_batch_norm(model)
@@ -96,14 +109,13 @@ class NoisyModel:
         scales: list[Tensor] = []
         shifts: list[Tensor] = []
         for name, module in batch_norms(model).items():
-            assert isinstance(module, nn.modules.batchnorm._BatchNorm)
             self._names.append(name)
             self._sizes.append(module.num_features)
             scales.append(module.weight.detach())
             shifts.append(module.bias.detach())
             if statistics == "batch":
                 module.training = True
-                module.momentum = 0.0  # batch statistics in the forward pass, stored ones left as they are
+                module.momentum = momentum
         self._scale = torch.cat(scales)
         self._shift = torch.cat(shifts)
 
@@ -116,6 +128,10 @@ class NoisyModel:
     def device(self) -> torch.device:
         """Where the noise has to live."""
         return self._scale.device
+
+    def use_running_statistics(self) -> None:
+        """From now on normalise with the stored statistics, drifted as they may be."""
+        self._model.eval()
 
     def no_noise(self) -> Tensor:
         """The zero noise [2, P]."""
@@ -130,8 +146,7 @@ class NoisyModel:
         return torch.randint(0, 2, (2, self.neurons), generator=generator).mul(2).sub(1).mul(eps).to(self.device)
 
     def _parameters(self, noise: Tensor) -> dict[str, Tensor]:
-        scale = self._scale * (1 + noise[0])
-        shift = self._shift * (1 + noise[1]) if self._form == "relative" else self._shift + noise[1] * self._scale.abs()
+        scale, shift = _perturb(self._scale, self._shift, noise, self._form)
         parameters: dict[str, Tensor] = {}
         for name, weight, bias in zip(self._names, scale.split(self._sizes), shift.split(self._sizes), strict=True):
             parameters[f"{name}.weight"] = weight
@@ -176,6 +191,39 @@ class NoisyModel:
         return (noise.detach() + step * gradient.sign()).clamp_(-radius, radius)
 
 
+def count_neurons(model: SplitModel) -> int:
+    """Number P of neurons that noise can reach: channels of all BatchNorm layers."""
+    return sum(module.num_features for module in batch_norms(model).values())
+
+
+def train_under_noise(model: SplitModel, images: Images, noise: Tensor, *, form: Form) -> Logits:
+    """Logits [B, K] under noise, with gradients for the weights as well as for the noise.
+
+    BatchNorm normalises with the statistics of the batch and leaves the stored ones as they are: what the noise does
+    to them must not stay in the model.
+
+    Args:
+        model: In the mode it is trained in; afterwards as before.
+        images: [B, C, H, W].
+        noise: [2, P] as in :class:`NoisyModel`.
+        form: How the noise enters.
+    """
+    layers = batch_norms(model)
+    sizes = [module.num_features for module in layers.values()]
+    parameters: dict[str, Tensor] = {}
+    for (name, module), part in zip(layers.items(), torch.split(noise, sizes, dim=1), strict=True):
+        parameters[f"{name}.weight"], parameters[f"{name}.bias"] = _perturb(module.weight, module.bias, part, form)
+    before = [(module, module.training, module.track_running_stats) for module in layers.values()]
+    try:
+        for module in layers.values():
+            module.training, module.track_running_stats = True, False
+        logits: Tensor = functional_call(model, parameters, (images,))
+    finally:
+        for module, training, tracking in before:
+            module.training, module.track_running_stats = training, tracking
+    return logits
+
+
 class _FeaturesOnly(nn.Module):
     """A model seen up to its features, so that ``functional_call`` can reach them."""
 
@@ -185,3 +233,62 @@ class _FeaturesOnly(nn.Module):
 
     def forward(self, images: Images) -> Features:
         return self.model.features(images)
+
+
+def initial_mask(features: Features, generator: torch.Generator) -> Tensor:
+    """A feature mask with entries uniform in [0, 1], of the shape of one sample's features."""
+    return torch.rand(features.shape[1:], generator=generator).to(features.device)
+
+
+def fit_feature_mask(
+    model: SplitModel,
+    features: Features,
+    labels: Labels,
+    *,
+    steps: int,
+    learning_rate: float,
+    mask_weight: float,
+    batch_size: int,
+    clamp_late: bool,
+    generator: torch.Generator,
+) -> Tensor:
+    """Mask that parts benign from backdoor features (Eq. 5).
+
+    min_m CE(f_L(g(x) m), y) - CE(f_L(g(x) (1 - m)), y) + lambda_1 |m| over m in [0, 1], by Adam.  The penalty is
+    divided by its own value, as in the authors' code: taken literally, lambda_1 times the norm of thousands of entries
+    would outweigh both cross-entropies a thousandfold.  The features do not depend on the mask: computed once.
+
+    Args:
+        model: Its head is f_L.
+        features: [N, ...] of clean images, without noise.
+        labels: [N].
+        steps: Steps of Adam.
+        learning_rate: Of Adam.
+        mask_weight: lambda_1.
+        batch_size: Samples of a step, drawn with replacement.
+        clamp_late: Clamp before the gradient is taken instead of after the step, as the authors' code does; the mask
+            then ends up to one step outside [0, 1].
+        generator: Source of randomness.
+
+    Returns:
+        The mask, of the shape of one sample's features.
+    """
+    mask = initial_mask(features, generator).requires_grad_(True)
+    optimizer = torch.optim.Adam([mask], lr=learning_rate)
+    for _ in range(steps):
+        chosen = torch.randint(len(features), (batch_size,), generator=generator).to(features.device)
+        batch, targets = features[chosen], labels[chosen]
+        size = mask.abs().sum()
+        loss = (
+            F.cross_entropy(model.head(batch * mask), targets)
+            - F.cross_entropy(model.head(batch * (1 - mask)), targets)
+            + mask_weight * size / size.detach().clamp_min(1e-12)
+        )
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        if clamp_late:
+            mask.data.clamp_(0, 1)
+        optimizer.step()
+        if not clamp_late:
+            mask.data.clamp_(0, 1)
+    return mask.detach()

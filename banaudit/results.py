@@ -221,6 +221,80 @@ class Inspection(Record):
     other_entries: tuple[str, ...] = ()
 
 
+class RepairEpoch(Record):
+    """One pass of a repair over its training images."""
+
+    epoch: int
+    loss: float = Field(description="Mean over the batches.")
+    accuracy: float = Field(description="On the images that choose the epoch.")
+    seconds: float
+
+
+class RelapseProbe(Record):
+    """How easily the suspected backdoor comes back: shares of images that a stand-in for the trigger moves.
+
+    The stand-in is a small change of all pixels, found on the model before the repair; then a copy of the repaired
+    model is fine-tuned for a few steps on images that carry it. ``control`` is the same with another class as target.
+    """
+
+    wanted: dict[int, int] = Field(description="Source label -> label that the stand-in aims at.")
+    before_repair: float
+    after_repair: float
+    relapsed: float = Field(description="After the fine-tuning steps on stamped images.")
+    control: float | None = Field(default=None, description="As ``relapsed``, for a class that nobody suspects.")
+    threshold: float | None = Field(default=None, description="95th percentile of clean models; none: not measured.")
+    fired: bool = False
+    steps: int
+    images: int
+    note: str
+
+
+class RepairSettings(Record):
+    """How a repair was made."""
+
+    method: str
+    title: str
+    settings: dict[str, Scalar]
+    augmentation: str
+    training_images: int
+    selection_images: int = Field(description="They choose the epoch that is kept.")
+    untouched_images: int = Field(description="They played no part; the accuracies come from them.")
+    max_drop: float = Field(description="Clean accuracy that the repair may cost.")
+
+
+class Repair(Record):
+    """The answer of a repair: what the file that was written is worth."""
+
+    schema_version: str = SCHEMA_VERSION
+    kind: Literal["repair"] = "repair"
+    verdict: Verdict = Field(description="On the repaired model; inconclusive also where nothing was written.")
+    reason: str
+    written: bool
+    path: str | None = Field(default=None, description="The repaired checkpoint; none: not written.")
+    sha256: str | None = Field(default=None, description="Of the repaired checkpoint.")
+    parent: CheckpointFacts
+    replaced: tuple[str, ...] = Field(default=(), description="Other copies of the weights, now the repaired ones.")
+    dropped: tuple[str, ...] = Field(default=(), description="Entries left out, as they could carry the old weights.")
+    accuracy_before: float
+    accuracy_after: float
+    accuracy_drop_error: float = Field(description="Standard error of the difference of the two accuracies.")
+    epochs: tuple[RepairEpoch, ...]
+    kept_epoch: int
+    made: RepairSettings
+    before: Report
+    after: Report | None = None
+    relapse: RelapseProbe | None = None
+    caveats: tuple[str, ...] = ()
+    forward_images: int
+    backward_images: int
+    seed: int
+    device: str
+    seconds: float
+    tool_version: str
+    torch_version: str
+    started: str = Field(description="UTC, ISO 8601.")
+
+
 EXIT_CODES: dict[Verdict, int] = {
     Verdict.NO_EVIDENCE: ExitCode.NO_EVIDENCE,
     Verdict.BACKDOORED: ExitCode.BACKDOORED_OR_UNSAFE,

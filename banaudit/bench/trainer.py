@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from banaudit.bench.attacks.base import Batch, BatchPoisoner
 from banaudit.bench.datasets import to_float
 from banaudit.shapes import Images, Labels
+from banaudit.training import CROP_SHARE, random_crop
 
-CROP_SHARE = 8
-"""Random crops shift an image by up to H / 8 pixels: 4 of 32, the field's habit on CIFAR."""
 CUTOUT_SHARE = 4
 """Strong augmentation greys out a square of side H / 4: 8 of 32."""
 JITTER = 0.4
@@ -139,7 +138,7 @@ def augment(
     """
     if augmentation == "none":
         return images
-    images = _crop(images, images.shape[-1] // CROP_SHARE, flips, generator)
+    images = random_crop(images, images.shape[-1] // CROP_SHARE, flips, generator)
     if augmentation == "strong":
         images = _cutout(_jitter(images, generator), images.shape[-1] // CUTOUT_SHARE, generator)
     return images
@@ -156,22 +155,6 @@ def adversarial_images(
         (gradient,) = torch.autograd.grad(loss, moved)
     shift = (moved.detach() + 1.25 * eps * gradient.sign() - images).clamp(-eps, eps)
     return (images + shift).clamp(0, 1).detach()
-
-
-def _crop(images: Images, margin: int, flips: bool, generator: torch.Generator) -> Images:
-    count, _, height, width = images.shape
-    padded = F.pad(images, (margin,) * 4)
-    top = torch.randint(2 * margin + 1, (count, 1), generator=generator)
-    left = torch.randint(2 * margin + 1, (count, 1), generator=generator)
-    rows = top + torch.arange(height)
-    columns = left + torch.arange(width)
-    if flips:
-        mirrored = torch.rand(count, 1, generator=generator) < 0.5
-        columns = torch.where(mirrored, columns.flip(1), columns)
-    batch = torch.arange(count)[:, None, None].to(images.device)
-    # Advanced indices around a slice put the channels last: [B, H, W, C].
-    cropped = padded[batch, :, rows[:, :, None].to(images.device), columns[:, None, :].to(images.device)]
-    return cropped.permute(0, 3, 1, 2)
 
 
 def _jitter(images: Images, generator: torch.Generator) -> Images:

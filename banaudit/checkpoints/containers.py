@@ -84,10 +84,11 @@ def recognise(data: bytes) -> Recognised:  # noqa: PLR0911 - one return a kind
         return Recognised(Format.EMPTY, "an empty file")
     if data.startswith(b"PK\x03\x04"):
         return _recognise_zip(data)
-    if data[:1] == b"\x80" and data[1:2] <= b"\x05" and len(data) > 2:
-        return _recognise_pickle(data)
+    # First: the length of a header of 896 bytes starts like a pickle.
     if data[8:9] == b"{" and 1 < int.from_bytes(data[:8], "little") < 2**48:
         return Recognised(Format.SAFETENSORS)
+    if data[:1] == b"\x80" and data[1:2] <= b"\x05" and len(data) > 2:
+        return _recognise_pickle(data)
     if data[257:262] == b"ustar":
         old_torch = data.startswith((b"storages\0", b"tensors\0", b"pickle\0", b"sys_info\0", b"./"))
         return Recognised(Format.TORCH_TAR) if old_torch else Recognised(Format.OTHER, "a tar archive: unpack it first")

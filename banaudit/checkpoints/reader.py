@@ -51,6 +51,9 @@ _NUMPY_DTYPES = "?bBhHiIlLqQefdgSU"
 """NumPy's letters for booleans, integers, floats, bytes and text: dtypes without parts."""
 
 
+FileFormat = Literal["torch zip", "torch legacy", "safetensors"]
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """The weights in a file, under the names that a bare network uses.
@@ -67,6 +70,37 @@ class Checkpoint:
     weights: dict[str, Tensor]
     original_keys: dict[str, tuple[str, ...]]
     hints: dict[str, str | int]
+
+
+@dataclass(frozen=True)
+class Contents:
+    """Everything that is in a file, for a writer that puts other weights in their place.
+
+    Args:
+        data: The file's bytes.
+        format: Its container.
+        tree: Nested mappings, lists, plain values and tensors; of this reading alone, free to be changed.
+        candidate: The weights' place in it.
+    """
+
+    data: bytes
+    format: FileFormat
+    tree: object
+    candidate: Candidate
+
+
+def read_contents(data: bytes, name: str, *, state_key: str | None = None) -> Contents:
+    """Read all of a checkpoint, as :func:`read_checkpoint` does and with the same refusals.
+
+    Args:
+        data: The file's bytes.
+        name: What to call it in a message.
+        state_key: Dotted place of the weights in the file; needed only where there are several.
+    """
+    tree, file_format = _load(data, recognise(data), name)
+    candidate = choose_state_dict(tree, state_key, name)
+    _check_total(candidate, len(data), name)
+    return Contents(data, file_format, tree, candidate)
 
 
 def read_checkpoint(path: Path, *, state_key: str | None = None) -> Checkpoint:
@@ -86,25 +120,23 @@ def read_checkpoint(path: Path, *, state_key: str | None = None) -> Checkpoint:
         UsageError: This installation of torch cannot read pickles safely.
     """
     name = _name(path)
-    data = _read_bytes(path)
-    recognised = recognise(data)
-    tree, file_format = _load(data, recognised, name)
-    candidate = choose_state_dict(tree, state_key, name)
-    _check_total(candidate, len(data), name)
+    data = read_bytes(path)
+    contents = read_contents(data, name, state_key=state_key)
+    candidate = contents.candidate
     tidied = tidy(candidate, name)
     facts = CheckpointFacts(
         path=name,
         sha256=hashlib.sha256(data).hexdigest(),
         bytes=len(data),
-        format=file_format,
+        format=contents.format,
         state_key=printable(".".join(candidate.path)) or None,
         stripped_prefixes=tidied.stripped_prefixes,
         folded=tidied.folded,
-        ignored=(*_other_entries(tree, candidate), *tidied.ignored),
+        ignored=(*_other_entries(contents.tree, candidate), *tidied.ignored),
         tensors=len(tidied.weights),
         parameters=_count_parameters(tidied),
     )
-    hints = _hints(_safetensors_metadata(data) if file_format == "safetensors" else tree)
+    hints = _hints(_safetensors_metadata(data) if contents.format == "safetensors" else contents.tree)
     return Checkpoint(facts, tidied.weights, tidied.original_keys, hints)
 
 
@@ -123,7 +155,7 @@ def inspect_checkpoint(path: Path) -> Inspection:
         UsageError: This installation of torch cannot read pickles safely.
     """
     name = _name(path)
-    data = _read_bytes(path)
+    data = read_bytes(path)
     recognised = recognise(data)
     offenders: tuple[str, ...] = ()
     unsafe = False
@@ -170,7 +202,7 @@ def _name(path: Path) -> str:
     return printable(str(path), limit=1000)
 
 
-def _read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path) -> bytes:
     """The file's bytes, read once: what is analysed is what is loaded."""
     name = _name(path)
     try:
@@ -190,9 +222,6 @@ def _read_bytes(path: Path) -> bytes:
         raise CheckpointError(f"{name}: is no valid path") from error
     except MemoryError as error:
         raise CheckpointError(f"{name}: does not fit into memory") from error
-
-
-FileFormat = Literal["torch zip", "torch legacy", "safetensors"]
 
 
 def _load(data: bytes, recognised: Recognised, name: str) -> tuple[object, FileFormat]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import stat
 import sys
@@ -17,6 +16,7 @@ from banaudit.errors import UsageError
 from banaudit.reports import inspection, json_text, markdown, scan, terminal
 from banaudit.reports.document import Document
 from banaudit.results import Inspection, Report
+from banaudit.whole_files import try_writing, write_whole
 
 ScreenFormat = Literal["text", "json"]
 """What standard output can carry."""
@@ -110,20 +110,13 @@ def _is_special(path: Path) -> bool:
     return path.exists() and not stat.S_ISREG(path.stat().st_mode)
 
 
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name[:200]}.{os.getpid()}.part")
-
-
 def _try(path: Path, text: str) -> None:
     try:
         if path.is_dir():
             raise UsageError(f"--output {text}: is a folder; name a file in it")
         if _is_special(path):
             return
-        temporary = _temporary(path)
-        with temporary.open("x"):
-            pass
-        temporary.unlink()
+        try_writing(path)
     except OSError as error:
         reason = error.strerror or error
         raise UsageError(
@@ -139,16 +132,6 @@ def _write(path: Path, text: str) -> None:
             with path.open("wb") as stream:
                 stream.write(content)
             return
-        temporary = _temporary(path)
-        try:
-            with temporary.open("xb") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise
+        write_whole(path, content)
     except OSError as error:
         raise UsageError(f"{path}: the report cannot be written ({error.strerror or error})") from None

@@ -1,1 +1,36 @@
-"""Placeholder."""
+"""The detectors, by name, and those that make the default verdict."""
+
+from __future__ import annotations
+
+from banaudit.detectors.ban import BAN
+from banaudit.detectors.base import Detector, Samples
+from banaudit.detectors.bti_dbf import BTIDBF, BTIDBFStar
+from banaudit.detectors.feature_re import FeatureRE
+from banaudit.detectors.mm_bd import MMBD
+from banaudit.detectors.neural_cleanse import NeuralCleanse
+from banaudit.detectors.tabor import Tabor
+from banaudit.detectors.targeted_noise import TargetedNoise
+from banaudit.detectors.universal_perturbation import UniversalPerturbation
+
+DETECTORS: dict[str, type[Detector]] = {
+    detector.name: detector
+    for detector in (
+        BAN,
+        TargetedNoise,
+        UniversalPerturbation,
+        MMBD,
+        NeuralCleanse,
+        Tabor,
+        BTIDBF,
+        BTIDBFStar,
+        FeatureRE,
+    )
+}
+
+
+def default_detectors() -> tuple[Detector, ...]:
+    """The methods of the default verdict: the paper's, and unlike searches for a shortcut."""
+    return (TargetedNoise(), MMBD(), NeuralCleanse(), BAN())
+
+
+__all__ = ["DETECTORS", "Detector", "Samples", "default_detectors"]

@@ -13,12 +13,15 @@ from torch import Tensor
 from banaudit.architectures.base import SplitModel
 from banaudit.data import CleanData
 from banaudit.detectors.base import Detector, Samples, batches, draw
-from banaudit.detectors.inversion import freeze
+from banaudit.detectors.inversion import features_of, freeze
 from banaudit.detectors.unet import UNet, largest_depth
 from banaudit.meter import Meter
 from banaudit.neurons import fast_precision
 from banaudit.results import Evidence, Reading
 from banaudit.shapes import Features, Images, Labels
+
+BENIGN_WEIGHT = 0.01
+"""Weight of the benign features' change in the generator's loss (official code)."""
 
 
 def decoupling_loss(model: SplitModel, features: Features, labels: Labels, mask: Tensor, weight: float) -> Tensor:
@@ -43,8 +46,10 @@ def decoupling_loss(model: SplitModel, features: Features, labels: Labels, mask:
 def generator_loss(
     images: Images, generated: Images, features: Features, moved: Features, mask: Tensor, *, bound: float, most: float
 ) -> Tensor:
-    """What the generator minimises: distance to the image while it is too far, else the change of benign features
-    against the change of the others.
+    """What the generator minimises.
+
+    While it is too far from the image: the distance to it. Else the change of the benign features, lightly, against
+    the change of the others.
 
     Args:
         images: [B, C, H, W].
@@ -60,10 +65,6 @@ def generator_loss(
     others = F.mse_loss((1 - mask) * moved, (1 - mask) * features)
     too_far = (pixels > bound) | (benign > most)
     return torch.where(too_far, pixels, BENIGN_WEIGHT * benign - others)
-
-
-BENIGN_WEIGHT = 0.01
-"""Weight of the benign features' change in the generator's loss (official code)."""
 
 
 class DecoupledFeatures(Detector, ABC):
@@ -116,14 +117,9 @@ class DecoupledFeatures(Detector, ABC):
         """Decouple, generate, and look where the generated images go."""
         freeze(model)
         search = draw(samples.search, self.search_images, generator)
-        with torch.no_grad():
-            parts = []
-            for images, _ in batches(search.images, search.labels, self.mask_batch):
-                meter.spend("features of clean images", forward=len(images))
-                parts.append(model.features(images))
-            features = torch.cat(parts)
+        features = features_of(model, search, meter, batch_size=self.mask_batch)
         mask = self.fit_mask(model, features, search.labels, generator)
-        network = self.fit_generator(model, search, features, mask, generator, meter)
+        network = self.fit_generator(model, search, features, mask, generator=generator, meter=meter)
         shares = self.shares(model, network, draw(samples.held_out, self.held_out_images, generator), meter)
         target = int(shares.argmax())
         score = float(shares[target])
@@ -161,6 +157,7 @@ class DecoupledFeatures(Detector, ABC):
         search: CleanData,
         features: Features,
         mask: Tensor,
+        *,
         generator: torch.Generator,
         meter: Meter,
     ) -> UNet:
@@ -224,7 +221,7 @@ class BTIDBF(DecoupledFeatures):
     ICLR 2024, Section 4; defaults of the official code.
 
     Deviates:
-        - The generator starts as the identity by construction. The original trains it for 50 epochs to be one, on
+        - The generator starts near the identity by construction. The original trains it for 50 epochs to be one, on
           every network anew.
         - 150 steps of 32 images (4,800 passes) on a U-Net of width 16 and depth 3, instead of 30 epochs over 5 % of
           the training data (75,000 passes) on one of width 32 and depth 4. ``steps=600, batch_size=128, width=32,

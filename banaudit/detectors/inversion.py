@@ -2,6 +2,8 @@
 
 What Neural Cleanse and TABOR share: the tanh box, the patch (mask and pattern), the search with its dynamic cost, the
 contest that drops hopeless classes early, and the outlier test on the masks' norms.
+
+At the end, what inversion in feature space shares: mixed features and the terms that FeatureRE and UNICORN bound.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from banaudit.errors import DataError
 from banaudit.meter import Meter
 from banaudit.neurons import fast_precision
 from banaudit.results import Evidence, Reading
-from banaudit.shapes import Images, Labels
+from banaudit.shapes import Features, Images, Labels
 from banaudit.statistics import mad, median
 
 ADAM_BETAS = (0.5, 0.9)
@@ -99,6 +101,27 @@ class Recovered:
     finalists: Labels
 
 
+def patch_losses(model: SplitModel, triggers: Triggers, images: Images, cost: Tensor) -> tuple[Tensor, Tensor]:
+    """CE(f((1 - m) x + m p), t) + c_t |m|_1 for each class, and the share of its images that reach it.
+
+    Args:
+        model: Frozen.
+        triggers: T of them.
+        images: [T, B, C, H, W], a batch for each.
+        cost: [T] weight c_t of the mask's norm, per pixel.
+
+    Returns:
+        Losses [T] and shares [T].
+    """
+    stamped = triggers.stamp(images).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+    with fast_precision(images.device):
+        logits = model(stamped).float()
+    targets = triggers.labels.repeat_interleave(images.shape[1])
+    losses = F.cross_entropy(logits, targets, reduction="none").view(images.shape[:2]).mean(1)
+    hits = (logits.argmax(1) == targets).float().view(images.shape[:2]).mean(1)
+    return losses + cost * triggers.norms(), hits
+
+
 def success_rates(model: SplitModel, triggers: Triggers, clean: CleanData, meter: Meter, *, batch_size: int) -> Tensor:
     """Share of images of other classes that each trigger sends to its class, [T], in full precision.
 
@@ -137,7 +160,7 @@ class PatchInversion(Detector, ABC):
     works on held-out images.
     """
 
-    steps: PositiveInt = 150
+    steps: PositiveInt = 250
     """Adam steps for the classes that stay to the end."""
     batch_size: PositiveInt = 8
     """Images a step, for each class."""
@@ -261,16 +284,10 @@ class PatchInversion(Detector, ABC):
                 break
             triggers = Triggers(active, boxed(raw_masks[active]), boxed(raw_patterns[active]))
             chosen = torch.multinomial(of_other_class[active.cpu()], batch, generator=generator)
-            stamped = triggers.stamp(search.images[chosen.to(device)]).flatten(0, 1)
-            meter.spend("trigger inversion", forward=len(stamped), backward=len(stamped))
-            with fast_precision(device):
-                logits = model(stamped.contiguous(memory_format=torch.channels_last)).float()
-            targets = active.repeat_interleave(batch)
-            losses = F.cross_entropy(logits, targets, reduction="none").view(-1, batch).mean(1)
-            hits = (logits.argmax(1) == targets).float().view(-1, batch).mean(1)
-            losses = losses + progress.cost[active] * triggers.norms() + self.penalty(model, triggers, meter)
+            meter.spend("trigger inversion", forward=chosen.numel(), backward=chosen.numel())
+            losses, hits = patch_losses(model, triggers, search.images[chosen.to(device)], progress.cost[active])
             optimizer.zero_grad()
-            losses.sum().backward()  # type: ignore[no-untyped-call]
+            (losses + self.penalty(model, triggers, meter)).sum().backward()  # type: ignore[no-untyped-call]
             progress.record(triggers, hits, step)
             optimizer.step()
         progress.narrow(self.steps)
@@ -365,3 +382,45 @@ def outlier_scores(logs: Tensor, compared: Labels) -> Tensor:
         others = logs[compared[compared != position]]
         scores[position] = (logs[position] - median(others)) / mad(others).clamp(min=SPREAD_FLOOR)
     return scores
+
+
+def mixed(features: Features, reference: Features, mask: Tensor) -> Features:
+    """Trigger features where the mask is, clean ones elsewhere: m g(x') + (1 - m) g(x).
+
+    Args:
+        features: Of images with a trigger, [B, D] or [B, D, H', W'].
+        reference: Of clean images, the same shape.
+        mask: Shaped like one image's features, in [0, 1].
+    """
+    return mask * features + (1 - mask) * reference
+
+
+def spread(features: Features, mask: Tensor) -> Tensor:
+    """How much the masked features differ from image to image: sum of std(m g) over the batch, by |m|_1."""
+    return (mask * features).std(0, correction=0).sum() / mask.sum().clamp(min=1e-6)
+
+
+def likeness(features: Features, mean: Features) -> Tensor:
+    """Cosine between the mean of a batch's features and the mean features of the target class."""
+    return F.cosine_similarity(features.mean(0).flatten(), mean.flatten(), dim=0)
+
+
+def violation(value: Tensor, bound: float) -> Tensor:
+    """Relative excess of a value over its bound; 0 within it."""
+    return (value / bound - 1).clamp(min=0)
+
+
+def features_of(model: SplitModel, clean: CleanData, meter: Meter, *, batch_size: int) -> Features:
+    """Latent features of all images, without gradient, in full precision."""
+    parts = []
+    with torch.no_grad():
+        for images, _ in batches(clean.images, clean.labels, batch_size):
+            meter.spend("features of clean images", forward=len(images))
+            parts.append(model.features(images))
+    return torch.cat(parts)
+
+
+def class_mean(features: Features, labels: Labels, label: int) -> Features:
+    """Mean features of one class; zero where it has no images."""
+    members = features[labels == label]
+    return members.mean(0) if len(members) else torch.zeros_like(features[0])

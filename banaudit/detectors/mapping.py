@@ -1,13 +1,17 @@
 """All-to-all backdoors: one perturbation that carries each class to a class of its own.
 
-A search with one unknown map.  While a perturbation grows, each source class c pulls towards the classes j in proportion
-to how much they have gained on it so far,
+A search with an unknown map.  While a perturbation grows, each source class c is pulled towards class j with a weight
+w[c, j] that is large where the images of c are already near j.  The weights are kept doubly stochastic (each class is
+left once and reached once) by Sinkhorn's iteration,
 
-    w[c, j] = softmax_j(gain[c, j] / temperature),   gain[c, j] = mean margin (z_j - z_c) now - the same at the start,
+    w = sinkhorn(margin / temperature),   margin[c, j] = mean of z_j - z_c over the images of c,  w[c, c] = 0,
 
-and each step descends the mean over c of -sum_j w[c, j] mean log p_j.  Counting gains, not margins, keeps the search from
-settling on natural neighbours (cat and dog), which are near before anything is perturbed.  The temperature falls along
-the path, so that the map is soft at first and nearly hard at the end.  The cost does not grow with the number of classes.
+and each step descends the mean over c of -sum_j w[c, j] mean log p_j.  Without the balance every search ends in one class
+that a universal perturbation reaches anyway.  The temperature falls along the path, so that the map is soft at first and
+nearly a permutation at the end.  The cost does not grow with the number of classes.
+
+The score is the share of held-out images that end in the class that the map gives their own: a clean model has no
+perturbation that permutes its classes.
 """
 
 from __future__ import annotations
@@ -20,11 +24,12 @@ from torch import Tensor
 from banaudit.detectors.base import Samples, draw
 from banaudit.detectors.targeted_paths import PATH_BATCH, Perturbation
 from banaudit.shapes import Labels, Logits
-from banaudit.statistics import median
 
 FIRST_TEMPERATURE = 1.0
 LAST_TEMPERATURE = 0.1
-"""In units of the mean gain at the moment."""
+"""In units of the standard deviation of the margins at the moment."""
+
+SINKHORN_ITERATIONS = 20
 
 
 @dataclass(frozen=True)
@@ -32,28 +37,40 @@ class Mapping:
     """What a mapping search found.
 
     Args:
-        score: Mean over source classes of the lead of the favourite target over the second, in units of the median
-            distance an image has to go at the start.
-        targets: Source label -> favourite target label, for the classes with held-out images.
-        leads: [K] the lead of each source class; NaN without images.
+        score: Share of held-out images classified as the class that the map gives their own.
+        null: The same for a random perturbation of the same size.
+        targets: Source label -> target label.
+        per_source: [K] the share for each source class; 0 without images.
     """
 
     score: float
+    null: float
     targets: dict[int, int]
-    leads: Tensor
-
-    @property
-    def distinct(self) -> float:
-        """Share of different targets among the sources: 1 for a permutation, 1/K for all-to-one."""
-        return len(set(self.targets.values())) / max(1, len(self.targets))
+    per_source: Tensor
 
 
-def _pair_margins(logits: Logits, labels: Labels, classes: int) -> Tensor:
-    """Mean of z_j - z_c over the images of class c, [K, K]; NaN rows for classes without images."""
+def sinkhorn(scores: Tensor) -> Tensor:
+    """Doubly stochastic weights [K, K] with an empty diagonal, the larger the score the larger the weight.
+
+    Args:
+        scores: [K, K] in units of the temperature; entries on the diagonal are ignored.
+
+    Source:
+        Sinkhorn and Knopp, 1967; Mena et al., Learning Latent Permutations with Gumbel-Sinkhorn Networks, ICLR 2018.
+    """
+    itself = torch.eye(len(scores), dtype=torch.bool, device=scores.device)
+    logs = scores.masked_fill(itself, -1e9)
+    for _ in range(SINKHORN_ITERATIONS):
+        logs = logs - logs.logsumexp(dim=1, keepdim=True)
+        logs = logs - logs.logsumexp(dim=0, keepdim=True)
+    return (logs - logs.logsumexp(dim=1, keepdim=True)).exp()
+
+
+def pair_margins(logits: Logits, labels: Labels, classes: int) -> Tensor:
+    """Mean of z_j - z_c over the images of class c, [K, K]; zero rows for classes without images."""
     gaps = logits - logits.gather(1, labels[:, None])
     sums = torch.zeros(classes, classes, device=logits.device).index_add(0, labels, gaps)
-    counts = torch.bincount(labels, minlength=classes)[:, None]
-    return torch.where(counts > 0, sums / counts.clamp_min(1), torch.nan)
+    return sums / torch.bincount(labels, minlength=classes)[:, None].clamp_min(1)
 
 
 def search_mapping(
@@ -66,7 +83,7 @@ def search_mapping(
     generator: torch.Generator,
     what: str,
 ) -> Mapping:
-    """Search one perturbation for a consistent source -> target map and read it on held-out images.
+    """Search one perturbation for a one-to-one source -> target map and read it on held-out images.
 
     Args:
         perturbation: What is perturbed.
@@ -80,44 +97,34 @@ def search_mapping(
     classes = samples.num_classes
     search = draw(samples.search, search_images, generator)
     held_out = draw(samples.held_out, read_images, generator)
-    current = perturbation.zero()
-    start: Tensor | None = None
     itself = torch.eye(classes, dtype=torch.bool, device=search.labels.device)
+    current = perturbation.zero()
+    weights = itself.float()
     for step in range(1, steps + 1):
         variable = current.detach().requires_grad_(True)
         logits = perturbation.logits(search.images, variable, what)
-        now = _pair_margins(logits.detach(), search.labels, classes)
-        start = now if start is None else start
-        gain = now - start
-        scale = gain[~itself].nanmean().abs().clamp_min(1e-3)
-        share = (step - 1) / max(1, steps - 1)
-        temperature = FIRST_TEMPERATURE * (LAST_TEMPERATURE / FIRST_TEMPERATURE) ** share
-        pull = (gain / (scale * temperature)).masked_fill(itself, -torch.inf).nan_to_num(0.0, neginf=-torch.inf)
-        weights = pull.softmax(dim=1)[search.labels]
-        loss = -(weights * logits.log_softmax(dim=1)).sum(dim=1).mean()
+        margins = pair_margins(logits.detach(), search.labels, classes)
+        spread = margins[~itself].std().clamp_min(1e-3) if classes > 2 else margins.new_ones(())
+        temperature = FIRST_TEMPERATURE * (LAST_TEMPERATURE / FIRST_TEMPERATURE) ** ((step - 1) / max(1, steps - 1))
+        weights = sinkhorn(margins / (spread * temperature))
+        loss = -(weights[search.labels] * logits.log_softmax(dim=1)).sum(dim=1).mean()
         (gradient,) = torch.autograd.grad(loss, variable)
         current = perturbation.descend(variable.detach(), gradient, step)
-    return _read_mapping(perturbation, held_out.images, held_out.labels, current, classes, what)
+    targets = weights.argmax(dim=1)
 
-
-def _read_mapping(
-    perturbation: Perturbation, images: Tensor, labels: Labels, found: Tensor, classes: int, what: str
-) -> Mapping:
-    def margins(at: Tensor) -> Tensor:
+    def arrived(at: Tensor) -> Tensor:
         with torch.no_grad():
-            logits = torch.cat([perturbation.logits(batch, at, what) for batch in images.split(PATH_BATCH)])
-        return _pair_margins(logits, labels, classes)
+            logits = torch.cat(
+                [perturbation.logits(batch, at, what) for batch in torch.split(held_out.images, PATH_BATCH)]
+            )
+        return (logits.argmax(dim=1) == targets[held_out.labels]).float()
 
-    start = margins(perturbation.zero())
-    gain = margins(found) - start
-    itself = torch.eye(classes, dtype=torch.bool, device=gain.device)
-    present = [label for label in range(classes) if not bool(gain[label].isnan().any())]
-    ranked = gain.masked_fill(itself, -torch.inf)[present].sort(dim=1, descending=True)
-    distance = median(start.masked_fill(itself, torch.nan)[present].nanmedian(dim=1).values.abs())
-    leads = torch.full((classes,), torch.nan)
-    leads[present] = ((ranked.values[:, 0] - ranked.values[:, 1]) / distance.clamp_min(1e-6)).cpu()
+    reached = arrived(current)
+    counts = torch.bincount(held_out.labels, minlength=classes).clamp_min(1)
+    per_source = torch.zeros(classes, device=reached.device).index_add(0, held_out.labels, reached) / counts
     return Mapping(
-        score=float(leads[present].mean()),
-        targets={source: int(ranked.indices[row, 0]) for row, source in enumerate(present)},
-        leads=leads,
+        score=float(reached.mean()),
+        null=float(arrived(perturbation.random(steps, generator)).mean()),
+        targets=dict(enumerate(targets.tolist())),
+        per_source=per_source.cpu(),
     )

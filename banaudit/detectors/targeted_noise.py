@@ -5,21 +5,19 @@ from __future__ import annotations
 from typing import ClassVar, final
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import PositiveFloat
 from torch import Tensor
 
 from banaudit.architectures.base import SplitModel
-from banaudit.detectors.base import Detector, Samples
-from banaudit.detectors.mapping import MappingSettings, search_mapping
-from banaudit.detectors.targeted_paths import follow, lead, pair_lead
+from banaudit.detectors.base import Samples
+from banaudit.detectors.shortcut import ShortcutDetector
 from banaudit.meter import Meter
 from banaudit.neurons import NoisyModel, Statistics
-from banaudit.results import Evidence, Reading
 from banaudit.shapes import Images, Logits
 
 
 class _NeuronShift:
-    """Additive neuron noise as a perturbation that grows by one sign step at a time."""
+    """Additive neuron noise that grows by one sign step at a time; its largest entry is the number of steps times one."""
 
     def __init__(self, model: NoisyModel, step: float) -> None:
         self._model = model
@@ -28,9 +26,44 @@ class _NeuronShift:
     def zero(self) -> Tensor:
         return self._model.no_noise()
 
+    def random(self, step: int, generator: torch.Generator) -> Tensor:
+        return self._model.random_signs(self._step * step, generator)
+
     def logits(self, images: Images, perturbation: Tensor, what: str) -> Logits:
         return self._model.logits(images, perturbation, what=what)
 
     def descend(self, perturbation: Tensor, gradient: Tensor, step: int) -> Tensor:
         radius = self._step * step
         return (perturbation - self._step * gradient.sign()).clamp(-radius, radius)
+
+
+@final
+class TargetedNoise(ShortcutDetector):
+    """Scores how much further than any other class one class is reached by small additive noise on the neurons.
+
+    For each class t: gamma' = gamma (1 + delta), beta' = beta + xi |gamma|, with delta and xi grown by sign steps that
+    descend CE(f(x), t) over images x of the other classes; BatchNorm uses the statistics of the batch.  Classes are
+    compared where the median class is reached by nearly all images (:mod:`targeted_paths` has the ruler).
+
+    Source:
+        Ours. BAN (NeurIPS 2024) perturbs relatively and away from the true label; a shift in units of the channel's own
+        scale also moves a backdoor channel whose shift is near zero, and aiming at a class makes the classes comparable.
+    Known to miss:
+        Backdoors that are not neurons of their own: blended patterns, some patches, triggers learnt at 1 % poisoning.
+    """
+
+    name: ClassVar[str] = "targeted-noise"
+    title: ClassVar[str] = "a class that small noise on the neurons reaches too easily"
+    perturbs: ClassVar[str] = "neuron noise"
+
+    step_size: PositiveFloat = 0.045
+    """Growth of the noise with each step, relative to each channel's scale."""
+    lead_threshold: PositiveFloat = 0.13
+    pair_threshold: PositiveFloat = 0.5
+    statistics: Statistics = "batch"
+    """Statistics that BatchNorm uses under noise."""
+
+    def perturbation(self, model: SplitModel, samples: Samples, meter: Meter) -> _NeuronShift:
+        """Additive neuron noise on this model."""
+        noisy = NoisyModel(model, form="additive", statistics=self.statistics, meter=meter)
+        return _NeuronShift(noisy, self.step_size)

@@ -2,17 +2,18 @@
 
 Two detectors share this: :mod:`targeted_noise` perturbs neurons, :mod:`universal_perturbation` perturbs pixels.  For
 every class t a perturbation grows step by step, each step descending the cross-entropy towards t on images of the other
-classes; after each step the margin towards t is read on images that played no part in the search.  A backdoor is a
-shortcut: its target class runs ahead of all others.  The whole path is kept, so that no size of perturbation has to be
-chosen before the model has been seen.
+classes; in between, the margin towards t is read on images that played no part in the search.  A backdoor is a shortcut:
+its target class runs ahead of all others.
 
-The ruler is the *lead*.  Let m_t(s) be the mean over source classes of the mean margin z_t - max_{k != t} z_k of
-held-out images after step s.  With the two largest margins m_(1), m_(2) and the median class's m_med,
+How large a perturbation to compare at depends on the model (a small plain network is steered by a third of what a ResNet
+needs), so the model sets it: every path stops together once the median class is *saturated*, and the classes are compared
+there.  The ruler is the *lead*.  Let m_t be the mean over source classes of the mean margin z_t - max_{k != t} z_k of the
+held-out images, m_(1) and m_(2) the two largest, m_med the median class's and m_med(0) the same without perturbation:
 
-    lead(s) = (m_(1)(s) - m_(2)(s)) / max(m_med(s) - m_med(0), |m_med(0)|),
+    lead = (m_(1) - m_(2)) / max(m_med - m_med(0), |m_med(0)|),
 
-the distance between the first class and the second in units of what an ordinary class gains, or has to gain.  It is free
-of the logits' scale.  The score is the largest lead along the path.
+the distance between the first class and the second in units of what an ordinary class gains, or has to gain.  It is
+free of the logits' scale.
 """
 
 from __future__ import annotations
@@ -26,14 +27,20 @@ from torch import Tensor
 
 from banaudit.data import CleanData
 from banaudit.detectors.base import Samples, draw
-from banaudit.shapes import Images, Labels, Logits
+from banaudit.shapes import Images, Logits
 from banaudit.statistics import median
 
-SATURATED = 0.9
-"""Once this share of images reaches the median class, every class is in reach and the path has nothing more to tell."""
+SATURATED = 0.95
+"""Share of images that reach the median class at which the paths stop."""
+
+READ_EVERY = 3
+"""Steps between two readings."""
 
 PATH_BATCH = 256
 """Images in one forward pass of a reading."""
+
+SHORTLIST = 12
+"""Classes followed to the end; with more, the others are dropped at the first reading (K-Arm's idea, ICML 2021)."""
 
 
 class Perturbation(Protocol):
@@ -41,6 +48,9 @@ class Perturbation(Protocol):
 
     def zero(self) -> Tensor:
         """The perturbation that changes nothing."""
+
+    def random(self, step: int, generator: torch.Generator) -> Tensor:
+        """A perturbation of random direction, as large as one after ``step`` steps."""
 
     def logits(self, images: Images, perturbation: Tensor, what: str) -> Logits:
         """Logits [B, K] under a perturbation; differentiable in it."""
@@ -51,24 +61,22 @@ class Perturbation(Protocol):
 
 @dataclass(frozen=True)
 class Paths:
-    """What was read along the paths.
+    """Where the paths had led when they stopped.
 
     Args:
-        margins: [T, S, K] mean margin towards target t after reading s of held-out images of class k; NaN where k is
-            the target itself, has no images, or the target was dropped before.
-        reach: [T, S] share of held-out images of other classes that are classified as the target; NaN once dropped.
-        targets: [T] the labels aimed at.
-        steps: [S] number of steps taken at each reading; the first is 0.
+        margins: [K, K] mean margin towards target t (row) of held-out images of class k (column); NaN where k = t,
+            where k has no images, and in the rows of targets that were dropped on the way.
+        start: The same before any perturbation.
+        null: The same under a random perturbation of the final size.
+        reach: Median over targets of the share of images that are classified as the target.
+        steps: Steps taken.
     """
 
     margins: Tensor
-    reach: Tensor
-    targets: Tensor
-    steps: tuple[int, ...]
-
-    def by_target(self) -> Tensor:
-        """Mean over source classes of the margins, [T, S]; NaN once dropped."""
-        return self.margins.nanmean(dim=2)
+    start: Tensor
+    null: Tensor
+    reach: float
+    steps: int
 
 
 def margins_towards(logits: Logits, target: int) -> Tensor:
@@ -78,21 +86,23 @@ def margins_towards(logits: Logits, target: int) -> Tensor:
     return logits[:, target] - others.amax(dim=1)
 
 
-def _read(perturbation: Perturbation, held_out: CleanData, target: int, current: Tensor, what: str) -> tuple[Tensor, float]:
-    """Mean margin towards ``target`` of each class of held-out images, [K], and the share that reaches it."""
-    labels = held_out.labels
-    others = (labels != target).nonzero().flatten()
+def _logits(perturbation: Perturbation, images: Images, current: Tensor, what: str) -> Logits:
     with torch.no_grad():
-        margins = torch.cat(
-            [
-                margins_towards(perturbation.logits(images, current, what), target)
-                for images in held_out.images[others].split(PATH_BATCH)
-            ]
-        )
-    by_class = torch.full((held_out.num_classes,), torch.nan)
-    for label in labels[others].unique().tolist():
-        by_class[label] = margins[labels[others] == label].mean()
-    return by_class, float((margins > 0).float().mean())
+        return torch.cat([perturbation.logits(batch, current, what) for batch in images.split(PATH_BATCH)]).cpu()
+
+
+def _by_source(logits: Logits, data: CleanData, target: int) -> tuple[Tensor, float]:
+    """Mean margin towards ``target`` of each other class, [K], and the share of other-class images that reach it."""
+    margins, labels = margins_towards(logits, target), data.labels.cpu()
+    row = torch.full((data.num_classes,), torch.nan)
+    for label in labels.unique().tolist():
+        if label != target:
+            row[label] = margins[labels == label].mean()
+    return row, float((margins[labels != target] > 0).float().mean())
+
+
+def _all_targets(logits: Logits, data: CleanData) -> Tensor:
+    return torch.stack([_by_source(logits, data, target)[0] for target in range(data.num_classes)])
 
 
 def follow(
@@ -100,26 +110,22 @@ def follow(
     samples: Samples,
     *,
     steps: int,
-    read_every: int,
     search_images: int,
     read_images: int,
-    shortlist: int,
     generator: torch.Generator,
     what: str,
 ) -> Paths:
-    """Follow one path for each class, all classes step by step together.
+    """Follow one path for each class, all classes step by step together, until the median class is saturated.
 
-    After a third of the steps only the ``shortlist`` classes with the largest margins go on, which keeps the cost of
-    many classes low (the idea of K-Arm: Shen et al., ICML 2021).
+    With more than :data:`SHORTLIST` classes the first steps use fewer images, and after the first reading only the
+    classes with the largest margins go on: the cost then grows slowly with the number of classes.
 
     Args:
         perturbation: What is perturbed.
         samples: Clean images.
-        steps: Steps on each path.
-        read_every: Steps between two readings.
+        steps: Most steps on a path.
         search_images: Images that each step descends on.
         read_images: Held-out images that each reading takes.
-        shortlist: Number of classes that are followed to the end.
         generator: Source of randomness.
         what: For the progress bar.
     """
@@ -127,90 +133,99 @@ def follow(
     held_out = draw(samples.held_out, read_images, generator)
     searches = [draw(samples.search, search_images, generator, exclude=target) for target in range(classes)]
     current = [perturbation.zero() for _ in range(classes)]
+    start = _all_targets(_logits(perturbation, held_out.images, perturbation.zero(), what), held_out)
     alive = list(range(classes))
-    margins: list[Tensor] = []
-    reach: list[Tensor] = []
-    read_at: list[int] = []
-
-    def read(step: int) -> None:
-        row, reached = torch.full((classes, classes), torch.nan), torch.full((classes,), torch.nan)
-        for target in alive:
-            row[target], reached[target] = _read(perturbation, held_out, target, current[target], what)
-        margins.append(row)
-        reach.append(reached)
-        read_at.append(step)
-
-    read(0)
+    thinned = _thin(search_images, classes)
+    margins, reach, step = start, 0.0, 0
     for step in range(1, steps + 1):
         for target in alive:
-            current[target] = _step(perturbation, searches[target], target, current[target], step, what)
-        if step % read_every and step != steps:
+            current[target] = _step(
+                perturbation, searches[target], target, current[target], step=step, images=thinned, what=what
+            )
+        if step % READ_EVERY and step != steps:
             continue
-        read(step)
-        if len(alive) > shortlist and step >= steps // 3:
-            order = margins[-1].nanmean(dim=1).nan_to_num(-torch.inf).argsort(descending=True)
-            alive = sorted(order[:shortlist].tolist())
-        if float(reach[-1].nanmedian()) >= SATURATED:
+        margins, reached = torch.full((classes, classes), torch.nan), []
+        reading = held_out if thinned >= search_images else held_out.subset(torch.arange(_thin(read_images, classes)))
+        for target in alive:
+            margins[target], share = _by_source(
+                _logits(perturbation, reading.images, current[target], what), reading, target
+            )
+            reached.append(share)
+        reach = float(median(torch.tensor(reached)))
+        if reach >= SATURATED:
             break
-    return Paths(torch.stack(margins, dim=1), torch.stack(reach, dim=1), torch.arange(classes), tuple(read_at))
+        if len(alive) > SHORTLIST:
+            order = margins.nanmean(dim=1).nan_to_num(-torch.inf).argsort(descending=True)
+            alive, thinned = sorted(order[:SHORTLIST].tolist()), search_images
+    null = _logits(perturbation, held_out.images, perturbation.random(step, generator), what)
+    return Paths(margins, start, _all_targets(null, held_out), reach, step)
 
 
-def _step(perturbation: Perturbation, search: CleanData, target: int, current: Tensor, step: int, what: str) -> Tensor:
+def _thin(images: int, classes: int) -> int:
+    """Images a class may use while all classes are still followed: at most what a shortlist would, at least 16."""
+    return images if classes <= SHORTLIST else min(images, max(16, images * SHORTLIST // classes))
+
+
+def _step(
+    perturbation: Perturbation, search: CleanData, target: int, current: Tensor, *, step: int, images: int, what: str
+) -> Tensor:
     variable = current.detach().requires_grad_(True)
-    towards: Labels = torch.full_like(search.labels, target)
-    loss = F.cross_entropy(perturbation.logits(search.images, variable, what), towards)
+    logits = perturbation.logits(search.images[:images], variable, what)
+    loss = F.cross_entropy(logits, torch.full((len(logits),), target, device=logits.device))
     (gradient,) = torch.autograd.grad(loss, variable)
     return perturbation.descend(variable.detach(), gradient, step)
 
 
+def planned_images(classes: int, *, steps: int, search_images: int, read_images: int) -> int:
+    """Forward passes of :func:`follow` when it runs to the end."""
+    readings = -(-steps // READ_EVERY)
+    if classes <= SHORTLIST:
+        return classes * (steps * search_images + readings * read_images) + 2 * read_images
+    first = classes * (READ_EVERY * _thin(search_images, classes) + _thin(read_images, classes))
+    rest = SHORTLIST * ((steps - READ_EVERY) * search_images + (readings - 1) * read_images)
+    return first + rest + 2 * read_images
+
+
 @dataclass(frozen=True)
 class Lead:
-    """The largest lead along the paths.
+    """How far the first class is ahead of the second.
 
     Args:
-        score: lead at the reading where it is largest.
-        target: Label of the leading class there.
-        per_class: [K] distance of each class from the second largest margin in the same units; the leader's is the
-            score, all others are at most 0 (the runner-up) or below; dropped classes carry the lowest value.
-        reading: Index of that reading.
+        score: The lead.
+        target: Label of the leading class.
+        per_class: [K] distance of each class from the best of the others in the same units; dropped classes carry the
+            lowest value.
     """
 
     score: float
     target: int
     per_class: Tensor
-    reading: int
 
 
-def lead(paths: Paths) -> Lead:
-    """Read the all-to-one score off the paths (the formula stands at the head of this file)."""
-    by_target = paths.by_target()
-    start = median(by_target[:, 0])
-    best: Lead | None = None
-    for reading in range(1, by_target.shape[1]):
-        column = by_target[:, reading]
-        alive = (~column.isnan()).nonzero().flatten()
-        ranked = column[alive].sort(descending=True)
-        # Classes that were dropped lie below those that were kept, so the same classes' start is the fair origin.
-        gained = median(column[alive]) - (start if len(alive) == len(column) else median(by_target[alive, 0]))
-        unit = torch.maximum(gained, start.abs()).clamp_min(1e-6)
-        score = float((ranked.values[0] - ranked.values[1]) / unit)
-        if best is None or score > best.score:
-            relative = (column - ranked.values[1]) / unit
-            relative = torch.where(relative.isnan(), relative[alive].min(), relative)
-            best = Lead(score, int(alive[ranked.indices[0]]), relative, reading)
-    assert best is not None, "a path has at least one step"
-    return best
+def lead(margins: Tensor, start: Tensor) -> Lead:
+    """The all-to-one score (the formula stands at the head of this file).
+
+    Args:
+        margins: [K, K] as in :class:`Paths`.
+        start: The same without perturbation.
+    """
+    by_target, by_target_start = margins.nanmean(dim=1), start.nanmean(dim=1)
+    alive = (~by_target.isnan()).nonzero().flatten()
+    values = by_target[alive]
+    ranked = values.sort(descending=True)
+    distance = median(by_target_start[~by_target_start.isnan()]).abs()
+    unit = torch.maximum(median(values) - median(by_target_start[alive]), distance).clamp_min(1e-6)
+    rivals = ranked.values[0].expand_as(values).clone()
+    rivals[ranked.indices[0]] = ranked.values[1]
+    per_class = torch.full_like(by_target, float(((values - rivals) / unit).min()))
+    per_class[alive] = (values - rivals) / unit
+    best = int(alive[ranked.indices[0]])
+    return Lead(float(per_class[best]), best, per_class)
 
 
 @dataclass(frozen=True)
 class PairLead:
-    """The (source, target) pair that runs furthest ahead of what its source and its target explain.
-
-    Args:
-        score: Excess of the pair over the runner-up pair of another target, in the units of :func:`lead`.
-        source: Label.
-        target: Label.
-    """
+    """The (source, target) pair that runs furthest ahead of what its source and its target explain."""
 
     score: float
     source: int
@@ -220,22 +235,16 @@ class PairLead:
 def pair_lead(paths: Paths) -> PairLead:
     """Read a source-specific backdoor: one class whose images go to one target far more easily than to any other.
 
-    For each reading the gain in margin since the start, gain[t, k], is stripped of the target's median and of the
-    source's median; a source-specific backdoor leaves one large entry.
+    The gain in margin since the start, gain[t, k], is stripped of each target's and then of each source's median; a
+    source-specific backdoor leaves one large entry.  The score is its distance from the runner-up, in the units of
+    :func:`lead`.
     """
-    best = PairLead(-torch.inf, 0, 0)
-    start = paths.margins[:, 0]
-    unit_start = median(paths.by_target()[:, 0]).abs()
-    for reading in range(1, paths.margins.shape[1]):
-        gain = paths.margins[:, reading] - start
-        rows = gain.nanmedian(dim=1, keepdim=True).values
-        residual = gain - rows
-        residual = residual - residual.nanmedian(dim=0, keepdim=True).values
-        unit = torch.maximum(rows.flatten().nanmedian(), unit_start).clamp_min(1e-6)
-        flat = residual.nan_to_num(-torch.inf).flatten()
-        top = flat.topk(2)
-        target, source = divmod(int(top.indices[0]), residual.shape[1])
-        score = float((top.values[0] - top.values[1]) / unit)
-        if score > best.score:
-            best = PairLead(score, source, target)
-    return best
+    gain = paths.margins - paths.start
+    rows = gain.nanmedian(dim=1, keepdim=True).values
+    residual = gain - rows
+    residual = residual - residual.nanmedian(dim=0, keepdim=True).values
+    distance = paths.start.nanmean(dim=1).nanmedian().abs()
+    unit = torch.maximum(rows.flatten().nanmedian(), distance).clamp_min(1e-6)
+    top = residual.nan_to_num(-torch.inf).flatten().topk(2)
+    target, source = divmod(int(top.indices[0]), residual.shape[1])
+    return PairLead(float((top.values[0] - top.values[1]) / unit), source, target)

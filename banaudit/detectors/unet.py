@@ -1,4 +1,4 @@
-"""The image-to-image generator that feature-space trigger inversion trains: a small U-Net that starts as the identity."""
+"""The generator that feature-space trigger inversion trains: a small U-Net that starts near the identity."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from banaudit.shapes import Images
 
 EDGE = 1e-3
 """Pixels are pulled this far inside [0, 1] before their inverse sigmoid, so that black and white stay finite."""
+
+FIRST_WEIGHT = 0.02
+"""Standard deviation of the last layer's weights at the start: pixels change by about 0.01."""
 
 MAX_GROUPS = 8
 """Groups of channels that are normalised together, at most."""
@@ -33,7 +36,8 @@ def _block(channels_in: int, channels_out: int) -> nn.Sequential:
 class UNet(nn.Module):
     """A U-Net from images in [0, 1] to images in [0, 1]: sigmoid(inverse sigmoid(x) + residual(x)).
 
-    The last layer starts at zero, so an untrained network returns its input (to within 0.001).
+    The last layer starts small, so an untrained network nearly returns its input. Nearly: a loss that rewards distance
+    from the input has no gradient at the input itself.
 
     Args:
         channels: Image channels C.
@@ -47,7 +51,7 @@ class UNet(nn.Module):
         self.down = nn.ModuleList(_block(*pair) for pair in zip([channels, *widths], widths, strict=False))
         self.up = nn.ModuleList(_block(3 * narrow, narrow) for narrow in reversed(widths[:-1]))
         self.last = nn.Conv2d(width, channels, 1)
-        nn.init.zeros_(self.last.weight)
+        nn.init.normal_(self.last.weight, std=FIRST_WEIGHT)
         assert self.last.bias is not None
         nn.init.zeros_(self.last.bias)
 

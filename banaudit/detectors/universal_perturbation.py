@@ -2,36 +2,80 @@
 
 from __future__ import annotations
 
+import math
+from typing import ClassVar, final
+
 import torch
+from pydantic import PositiveFloat
 from torch import Tensor
 
 from banaudit.architectures.base import SplitModel
+from banaudit.detectors.base import Samples
+from banaudit.detectors.shortcut import ShortcutDetector
 from banaudit.meter import Meter
 from banaudit.neurons import fast_precision
 from banaudit.shapes import Images, Logits
 
+REFERENCE_VALUES = 3 * 32 * 32
+"""Values in the image for which ``step_size`` is stated; the norm of a like change grows with their square root."""
+
 
 class _PixelShift:
-    """A universal perturbation of the pixels, grown along an L2 sphere of rising radius."""
+    """A universal perturbation, grown inside an L2 ball whose radius rises by one step at a time."""
 
-    def __init__(self, model: SplitModel, shape: torch.Size, device: torch.device, step: float, meter: Meter) -> None:
+    def __init__(self, model: SplitModel, like: Images, step: float, meter: Meter) -> None:
         self._model = model.eval().requires_grad_(False)
-        self._shape = shape
-        self._device = device
-        self._step = step
+        self._like = like[:1]
+        self._step = step * math.sqrt(self._like.numel() / REFERENCE_VALUES)
         self._meter = meter
 
     def zero(self) -> Tensor:
-        return torch.zeros(1, *self._shape, device=self._device)
+        return torch.zeros_like(self._like)
+
+    def random(self, step: int, generator: torch.Generator) -> Tensor:
+        direction: Tensor = torch.randn(self._like.shape, generator=generator).to(self._like.device)
+        scaled: Tensor = direction * (self._step * step / direction.norm())
+        return scaled
 
     def logits(self, images: Images, perturbation: Tensor, what: str) -> Logits:
         gradient = perturbation.requires_grad
         self._meter.spend(what, forward=len(images), backward=len(images) if gradient else 0)
-        with fast_precision(self._device):
+        with fast_precision(images.device):
             logits: Tensor = self._model((images + perturbation).clamp(0, 1))
         return logits.float()
 
     def descend(self, perturbation: Tensor, gradient: Tensor, step: int) -> Tensor:
         moved = perturbation - self._step * gradient / gradient.norm().clamp_min(1e-12)
         radius = self._step * step
-        return moved * (radius / moved.norm().clamp_min(radius))
+        inside: Tensor = moved * (radius / moved.norm().clamp_min(radius))
+        return inside
+
+
+@final
+class UniversalPerturbation(ShortcutDetector):
+    """Scores how much further than any other class one class is reached by one small change of all images' pixels.
+
+    For each class t a perturbation v, |v|_2 growing step by step, descends CE(f(clip(x + v)), t) over images x of the
+    other classes; the model runs as it is (stored statistics).  Classes are compared where the median class is reached
+    by nearly all images (:mod:`targeted_paths` has the ruler).  Patches and blended patterns, which noise on neurons
+    misses, are exactly such changes.
+
+    Source:
+        The idea that a backdoor makes universal perturbations towards its target cheap: Xu et al., "Universal Soldier",
+        DSN-W 2024. The growing ball, the ruler and the all-to-all search are ours.
+    Known to miss:
+        Triggers that no fixed additive pattern imitates: warping, per-image triggers.
+    """
+
+    name: ClassVar[str] = "universal-perturbation"
+    title: ClassVar[str] = "a class that one small change of all images reaches too easily"
+    perturbs: ClassVar[str] = "universal perturbation"
+
+    step_size: PositiveFloat = 0.6
+    """Growth of the L2 norm with each step, for 3 x 32 x 32 images in [0, 1]."""
+    lead_threshold: PositiveFloat = 0.4
+    pair_threshold: PositiveFloat = 0.8
+
+    def perturbation(self, model: SplitModel, samples: Samples, meter: Meter) -> _PixelShift:
+        """A universal perturbation of images of this shape."""
+        return _PixelShift(model, samples.search.images, self.step_size, meter)

@@ -89,3 +89,44 @@ def clean_data():
     return CleanData(images, labels, tuple("abcdef"))
 
 
+class HandNetwork(SplitNetwork):
+    """Six tiles of brightness, one feature each, and a seventh that a tint raises; the head is set by hand.
+
+    The tint is red against blue, either way. The target's logit takes ``strength`` of it: 0 makes the clean twin.
+    """
+
+    def __init__(self, strength):
+        super().__init__()
+        weight = 20 * torch.eye(CLASSES, CLASSES + 1)
+        weight[TARGET, CLASSES] = strength
+        self.weight = nn.Parameter(weight)
+
+    def features(self, inputs):
+        tiles = inputs.mean(1).view(-1, 2, 6, 3, 4).mean((2, 4)).flatten(1)
+        tint = inputs[:, 2].mean((1, 2)) - inputs[:, 0].mean((1, 2))
+        return torch.cat((tiles, 60 * tint.square()[:, None]), dim=1)
+
+    def head(self, features):
+        return features @ self.weight.T
+
+
+@pytest.fixture
+def tinted():
+    """Backdoored by hand: a red or blue tint leads to the target."""
+    return SplitModel(HandNetwork(8.0), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)).eval()
+
+
+@pytest.fixture
+def untinted():
+    """The clean twin of ``tinted``."""
+    return SplitModel(HandNetwork(0.0), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)).eval()
+
+
+@pytest.fixture(scope="session")
+def tiled_data():
+    """Images 3x12x12, dark but for the tile of their class."""
+    generator = torch.Generator().manual_seed(4)
+    labels = torch.arange(240) % CLASSES
+    images = 0.4 * torch.rand(240, 3, 12, 12, generator=generator)
+    bright = F.one_hot(labels, CLASSES).view(-1, 1, 2, 1, 3, 1).expand(-1, 3, 2, 6, 3, 4).reshape(240, 3, 12, 12)
+    return CleanData(images + 0.5 * bright, labels, tuple("abcdef"))

@@ -1,0 +1,459 @@
+"""From a checkpoint and clean images to a report: the whole audit, as functions that return data.
+
+``scan`` works on files, ``judge`` on a model and images already in memory; ``prepare`` is the part before the first
+detector, which a repair needs as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+import banaudit
+from banaudit.architectures import LoadedNetwork, SplitModel, load_network, recognise
+from banaudit.checkpoints import Checkpoint, inspect_checkpoint, read_checkpoint
+from banaudit.data import CleanData, ImageSet, read_clean_folder
+from banaudit.detectors import Detector, default_detectors
+from banaudit.errors import CheckpointError, TimeLimitReached, UsageError
+from banaudit.meter import Listener, Meter
+from banaudit.preflight import judge_predictions, likely_cause, predictions
+from banaudit.preprocessing import choose
+from banaudit.results import (
+    ArchitectureFacts,
+    CheckpointFacts,
+    CleanAccuracy,
+    DataFacts,
+    Evidence,
+    Finding,
+    Inspection,
+    PreprocessingFacts,
+    Report,
+    Verdict,
+)
+
+LOW_ACCURACY = 0.6
+"""Clean accuracy below which a report carries a caveat even where it is above the floor."""
+
+CALIBRATION = (
+    "uncalibrated: the thresholds were set on a few development models; no false-alarm rate has been measured, "
+    "and no p-value is given"
+)
+
+NOT_CHECKED = (
+    "triggers that neither noise on neurons nor one fixed change of all pixels imitates",
+    "backdoors made to survive this kind of audit, or that wake only after fine-tuning, pruning or quantisation",
+    "images beyond those given, and anything but the network's answers: privacy, bias, robustness, licences",
+)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that is settled before the first detector runs.
+
+    Args:
+        model: Normalisation inside, eval mode, on ``device``.
+        clean: Clean images on the same device.
+        checkpoint: The file's weights, with the way back to its own keys.
+        loaded: The network as loaded, with its key map.
+        images: The clean images as read.
+        preprocessing: How images become inputs.
+        accuracy: Clean accuracy on ``clean``.
+        low_accuracy_cause: Likely cause when the accuracy is below its floor, else empty.
+        device: Where to compute.
+    """
+
+    model: SplitModel
+    clean: CleanData
+    checkpoint: Checkpoint
+    loaded: LoadedNetwork
+    images: ImageSet
+    preprocessing: PreprocessingFacts
+    accuracy: CleanAccuracy
+    low_accuracy_cause: str
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a report says of the model's and the images' origin; all absent for a model that came from memory."""
+
+    checkpoint: CheckpointFacts | None = None
+    architecture: ArchitectureFacts | None = None
+    preprocessing: PreprocessingFacts | None = None
+    data: DataFacts | None = None
+    caveats: tuple[str, ...] = ()
+    inconclusive: tuple[str, ...] = field(default=())
+    """Reasons for which no verdict can be given, whatever the detectors say."""
+
+
+def pick_device(name: str) -> torch.device:
+    """The device to compute on.
+
+    Args:
+        name: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+
+    Raises:
+        UsageError: There is no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UsageError(f"--device {name}: torch sees no CUDA device; use --device cpu")
+    try:
+        return torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"--device {name}: expected auto, cpu, cuda or cuda:N") from None
+
+
+def prepare(
+    model: Path,
+    data: Path,
+    *,
+    arch: str | None = None,
+    state_key: str | None = None,
+    class_map: Path | None = None,
+    preset: str | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    size: int | None = None,
+    max_images: int | None = 1000,
+    accuracy_floor: float | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    meter: Meter | None = None,
+) -> Prepared:
+    """Read the checkpoint and the clean images, settle architecture and preprocessing, measure clean accuracy.
+
+    Args:
+        model: Checkpoint.
+        data: Folder or CSV of clean images.
+        arch: Name, or ``file.py:factory`` (trusted code); none: recognised from the weights.
+        state_key: Where in the file the weights are; none: found.
+        class_map: ``classes.txt`` or ``classes.json``; none: one beside the images, else numbers or sorted order.
+        preset: Normalisation by name.
+        mean: Of each channel.
+        std: Of each channel.
+        size: Side of the network's input, pixels.
+        max_images: Most images used; none: all.
+        accuracy_floor: Clean accuracy below which no verdict is given; none: five times chance, at least 20 %.
+        seed: Of the drawing of images.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        meter: Counts passes, keeps the time limit.
+
+    Raises:
+        BanauditError: Whatever is wrong with file, images or arguments, in one line.
+    """
+    where = pick_device(device)
+    checkpoint = read_checkpoint(model, state_key=state_key)
+    loaded = load_network(checkpoint.weights, arch=arch, size=size)
+    images = read_clean_folder(data, classes=loaded.facts.classes, limit=max_images, seed=seed, class_map=class_map)
+    network = loaded.network.to(where)
+    hint = checkpoint.hints.get("img_size")
+    preprocessing, facts = choose(
+        network,
+        images,
+        channels=loaded.facts.channels,
+        preset=preset,
+        mean=mean,
+        std=std,
+        size=size,
+        size_hint=hint if isinstance(hint, int) else None,
+        meter=meter,
+    )
+    split = preprocessing.model(network).to(where).eval()
+    split.to(memory_format=torch.channels_last)
+    clean = images.decode(preprocessing.size, preprocessing.channels).to(where)
+    predicted = predictions(split, clean.images, meter=meter)
+    accuracy = judge_predictions(predicted, clean, accuracy_floor)
+    below = accuracy.accuracy < accuracy.floor
+    return Prepared(
+        model=split,
+        clean=clean,
+        checkpoint=checkpoint,
+        loaded=loaded,
+        images=images,
+        preprocessing=facts,
+        accuracy=accuracy,
+        low_accuracy_cause=likely_cause(accuracy, predicted, clean.class_names) if below else "",
+        device=where,
+    )
+
+
+def scan(
+    model: Path,
+    data: Path,
+    *,
+    detectors: Sequence[Detector] | None = None,
+    arch: str | None = None,
+    state_key: str | None = None,
+    class_map: Path | None = None,
+    preset: str | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    size: int | None = None,
+    max_images: int = 1000,
+    accuracy_floor: float | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    time_limit: float | None = None,
+    listener: Listener | None = None,
+) -> Report:
+    """Judge a checkpoint file.
+
+    Args are those of :func:`prepare`, and:
+
+    Args:
+        model: Checkpoint.
+        data: Folder or CSV of clean images.
+        detectors: Methods to run; none: the default ones.
+        arch: See :func:`prepare`.
+        state_key: See :func:`prepare`.
+        class_map: See :func:`prepare`.
+        preset: See :func:`prepare`.
+        mean: See :func:`prepare`.
+        std: See :func:`prepare`.
+        size: See :func:`prepare`.
+        max_images: See :func:`prepare`.
+        accuracy_floor: See :func:`prepare`.
+        seed: Same seed, same report on the same machine.
+        device: See :func:`prepare`.
+        time_limit: Seconds after which the audit ends as inconclusive.
+        listener: Told of progress.
+
+    Raises:
+        UnsafeCheckpointError: Loading the file would run code; a finding of its own.
+        BanauditError: Whatever is wrong with file, images or arguments, in one line.
+    """
+    started = datetime.now(UTC)
+    detectors = tuple(detectors) if detectors is not None else default_detectors()
+    meter = Meter(time_limit=time_limit, listener=listener)
+    try:
+        prepared = prepare(
+            model,
+            data,
+            arch=arch,
+            state_key=state_key,
+            class_map=class_map,
+            preset=preset,
+            mean=mean,
+            std=std,
+            size=size,
+            max_images=max_images,
+            accuracy_floor=accuracy_floor,
+            seed=seed,
+            device=device,
+            meter=meter,
+        )
+    except TimeLimitReached as problem:
+        return _report(
+            Verdict.INCONCLUSIVE, str(problem), Facts(), (), None, (), seed=seed, device=device, started=started
+        )
+    return judge(
+        prepared.model,
+        prepared.clean,
+        detectors=detectors,
+        accuracy=prepared.accuracy,
+        facts=facts_of(prepared),
+        seed=seed,
+        meter=meter,
+        started=started,
+    )
+
+
+def facts_of(prepared: Prepared) -> Facts:
+    """What a report says of what was prepared, and reasons for which there can be no verdict."""
+    architecture, data = prepared.loaded.facts, prepared.images.facts
+    caveats: list[str] = []
+    inconclusive: list[str] = []
+    if prepared.low_accuracy_cause:
+        inconclusive.append(
+            f"clean accuracy {prepared.accuracy.accuracy:.1%} is below the floor of {prepared.accuracy.floor:.0%}: "
+            f"{prepared.low_accuracy_cause}"
+        )
+    elif prepared.accuracy.accuracy < LOW_ACCURACY:
+        caveats.append(
+            f"clean accuracy is only {prepared.accuracy.accuracy:.1%}: check preprocessing and labels before trusting this"
+        )
+    shortfall = prepared.images.shortfall()
+    if shortfall is not None:
+        inconclusive.append(shortfall)
+    if not prepared.loaded.deterministic:
+        inconclusive.append("the network answers differently to the same images: its answers cannot be compared")
+    if architecture.batch_norms == 0:
+        inconclusive.append("this method needs BatchNorm, and the network has none")
+    if architecture.outputs != "logits":
+        caveats.append(f"the network returns {architecture.outputs}; the scores before them were used")
+    if data.unreadable:
+        names = ", ".join(f"{item.name} ({item.reason})" for item in prepared.images.unreadable[:3])
+        caveats.append(f"{data.unreadable} images could not be read and were left out: {names}")
+    if data.missing_classes:
+        missing = ", ".join(map(str, data.missing_classes[:10])) + (", ..." if len(data.missing_classes) > 10 else "")
+        caveats.append(f"{len(data.missing_classes)} classes have no clean images: {missing}")
+    return Facts(
+        checkpoint=prepared.checkpoint.facts,
+        architecture=architecture,
+        preprocessing=prepared.preprocessing,
+        data=data,
+        caveats=tuple(caveats),
+        inconclusive=tuple(inconclusive),
+    )
+
+
+def judge(
+    model: SplitModel,
+    clean: CleanData,
+    *,
+    detectors: Sequence[Detector] | None = None,
+    accuracy: CleanAccuracy | None = None,
+    facts: Facts | None = None,
+    seed: int = 0,
+    meter: Meter | None = None,
+    started: datetime | None = None,
+) -> Report:
+    """Judge a model in memory.
+
+    Args:
+        model: Normalisation inside; neither it nor any global random state is changed.
+        clean: Clean images with labels, on the model's device.
+        detectors: Methods to run; none: the default ones.
+        accuracy: Clean accuracy, if known already.
+        facts: Origin of model and images; reasons for which there can be no verdict.
+        seed: Of every method.
+        meter: Counts passes, tells progress, keeps the time limit.
+        started: When the audit began, for the report.
+
+    Returns:
+        The report. Detectors do not run on a model whose clean accuracy is below its floor.
+    """
+    started = started if started is not None else datetime.now(UTC)
+    detectors = tuple(detectors) if detectors is not None else default_detectors()
+    meter = meter if meter is not None else Meter()
+    facts = facts if facts is not None else Facts()
+    if accuracy is None:
+        accuracy = judge_predictions(predictions(model, clean.images, meter=meter), clean)
+    findings: tuple[Finding, ...] = ()
+    if accuracy.accuracy >= accuracy.floor:
+        meter.planned_images = meter.forward_images + sum(
+            detector.planned_images(clean.num_classes, len(clean)) for detector in detectors
+        )
+        findings = tuple(detector(model, clean, seed=seed, meter=meter) for detector in detectors)
+    verdict, reason, strongest = combine(findings, facts.inconclusive)
+    return _report(
+        verdict,
+        reason,
+        facts,
+        findings,
+        accuracy,
+        clean.class_names,
+        strongest=strongest,
+        seed=seed,
+        device=str(clean.images.device),
+        started=started,
+    )
+
+
+def combine(
+    findings: Sequence[Finding], inconclusive: Sequence[str] = ()
+) -> tuple[Verdict, str, tuple[Finding, Evidence] | None]:
+    """One verdict from all findings.
+
+    A reason for which no verdict can be given outweighs everything; then one fired reading is enough to accuse, since
+    the methods look for unlike backdoors and each is silent about the others'; then a method that could not judge makes
+    the whole inconclusive, since what it would have found is unknown.
+
+    Args:
+        findings: Of all methods that ran.
+        inconclusive: Reasons against any verdict.
+
+    Returns:
+        Verdict, reason in one line, and the fired evidence furthest above its threshold (by ratio) with its finding.
+    """
+    fired = [(finding, item) for finding in findings for item in finding.evidence if item.fired]
+    strongest = max(fired, key=lambda pair: pair[1].score / pair[1].threshold, default=None)
+    accusation = (
+        ""
+        if strongest is None
+        else f"{strongest[0].method} ({strongest[1].reading.value}): score {strongest[1].score:.3g} "
+        f"above threshold {strongest[1].threshold:.3g}"
+    )
+    if inconclusive or not findings:
+        reason = inconclusive[0] if inconclusive else "no method ran"
+        return Verdict.INCONCLUSIVE, reason + (f"; note {accusation}" if accusation else ""), strongest
+    if strongest is not None:
+        return Verdict.BACKDOORED, accusation, strongest
+    undecided = [finding for finding in findings if finding.verdict is Verdict.INCONCLUSIVE]
+    if undecided:
+        return Verdict.INCONCLUSIVE, f"{undecided[0].method}: {undecided[0].reason}", None
+    return Verdict.NO_EVIDENCE, f"no reading of {', '.join(finding.method for finding in findings)} fired", None
+
+
+def _report(
+    verdict: Verdict,
+    reason: str,
+    facts: Facts,
+    findings: tuple[Finding, ...],
+    accuracy: CleanAccuracy | None,
+    class_names: tuple[str, ...],
+    *,
+    seed: int,
+    device: str,
+    started: datetime,
+    strongest: tuple[Finding, Evidence] | None = None,
+) -> Report:
+    accused = strongest[1] if strongest is not None and verdict is Verdict.BACKDOORED else None
+    named = {item.target for finding in findings for item in finding.evidence if item.fired and item.target is not None}
+    caveats = list(facts.caveats)
+    if len(named) > 1:
+        caveats.append(f"fired readings name different targets: {', '.join(map(str, sorted(named)))}")
+    judged = [finding for finding in findings if finding.verdict is not Verdict.INCONCLUSIVE]
+    unjudged = tuple(f"{f.method}: {f.reason}" for f in findings if f.verdict is Verdict.INCONCLUSIVE)
+    target = accused.target if accused is not None else None
+    return Report(
+        verdict=verdict,
+        reason=reason,
+        target=target,
+        target_name=class_names[target] if target is not None else None,
+        reading=accused.reading if accused is not None else None,
+        sources=accused.sources if accused is not None else (),
+        mapping=accused.mapping if accused is not None else None,
+        calibration=CALIBRATION,
+        clean_accuracy=accuracy,
+        findings=findings,
+        checked=tuple(f"{finding.method}: {finding.title}" for finding in judged),
+        not_checked=(*unjudged, *NOT_CHECKED),
+        caveats=tuple(caveats),
+        checkpoint=facts.checkpoint,
+        architecture=facts.architecture,
+        preprocessing=facts.preprocessing,
+        data=facts.data,
+        class_names=class_names,
+        seed=seed,
+        device=device,
+        seconds=round((datetime.now(UTC) - started).total_seconds(), 3),
+        tool_version=banaudit.__version__,
+        torch_version=str(torch.__version__),
+        started=started.isoformat(timespec="seconds"),
+    )
+
+
+def inspect(model: Path) -> Inspection:
+    """Say what is in a file, running nothing from it: format, keys, unsafe globals, architecture and classes.
+
+    Args:
+        model: The file.
+
+    Raises:
+        CheckpointError: The file cannot be read at all (missing, a folder, no permission).
+    """
+    found = inspect_checkpoint(model)
+    if not found.loadable:
+        return found
+    try:
+        recognition = recognise(read_checkpoint(model).weights)
+    except CheckpointError as problem:
+        return found.model_copy(update={"reason": f"{found.reason}; {problem}"})
+    return found.model_copy(update={"architecture": recognition.name, "classes": recognition.classes})

@@ -1,0 +1,340 @@
+"""Other weights in the place of those of a file, and everything else as it was: a drop-in for the file that came in."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from argparse import Namespace
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from banaudit.checkpoints.reader import Checkpoint, Contents, read_bytes, read_contents
+from banaudit.checkpoints.weights import Candidate, TidyWeights, find_state_dicts, tidy
+from banaudit.checkpoints.wording import printable
+from banaudit.errors import CheckpointError, UsageError
+from banaudit.shapes import Weights
+from banaudit.whole_files import try_writing, write_whole
+
+LOOSE_NUMBERS = 64
+"""Outside the weights, a tensor with more floating-point numbers than this could be a copy of some of them."""
+
+MAX_DEPTH = 50
+"""Levels of nesting below which everything is dropped unseen."""
+
+METADATA_KEY = "banaudit"
+"""Where safetensors keep the provenance."""
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """A file with other weights, not written yet.
+
+    Args:
+        content: Its bytes.
+        replaced: Places of other copies of the weights, which are the new ones now.
+        dropped: Places of entries that could carry the old weights on, left out or emptied.
+    """
+
+    content: bytes
+    replaced: tuple[str, ...]
+    dropped: tuple[str, ...]
+
+    @property
+    def sha256(self) -> str:
+        """Of the bytes."""
+        return hashlib.sha256(self.content).hexdigest()
+
+
+def beside(out: Path) -> Path:
+    """Where the account of a written checkpoint goes: its name and ``.json``."""
+    return out.with_name(f"{out.name}.json")
+
+
+def check_out(source: Path, out: Path, *, force: bool) -> None:
+    """Make sure that a checkpoint can be written, before any work is done.
+
+    Args:
+        source: The input, which must not be overwritten.
+        out: Where the output goes.
+        force: Whether existing files may be replaced.
+
+    Raises:
+        UsageError: It cannot, or must not without ``force``.
+    """
+    name = printable(str(out), limit=1000)
+    if os.path.realpath(out) == os.path.realpath(source) or (out.exists() and source.exists() and out.samefile(source)):
+        raise UsageError(f"{name}: is the input itself, which is never changed; give another path")
+    for path in (out, beside(out)):
+        if path.exists() and not path.is_file():
+            raise UsageError(f"{printable(str(path), limit=1000)}: expected a file's name, found a folder or a device")
+        if path.exists() and not force:
+            raise UsageError(f"{printable(str(path), limit=1000)}: exists already; give another path, or --force")
+    try:
+        try_writing(out)
+    except OSError as error:
+        raise UsageError(
+            f"{name}: cannot be written ({error.strerror or error}); choose a folder that exists and is writable"
+        ) from None
+
+
+def as_stored(checkpoint: Checkpoint, weights: Weights) -> Weights:
+    """Weights rounded to the data types of the file, so that what is judged is what will be written.
+
+    Args:
+        checkpoint: The file.
+        weights: Name -> tensor, the names of ``checkpoint.weights``.
+
+    Raises:
+        CheckpointError: A weight is too large for its data type.
+    """
+    stored: Weights = {}
+    for name, old in checkpoint.weights.items():
+        new = weights[name].detach().cpu().to(old.dtype)
+        if new.is_floating_point() and not bool(new.float().isfinite().all()):
+            raise CheckpointError(
+                f"{checkpoint.facts.path}: the new {printable(name)} does not fit its data type {old.dtype}; "
+                "ask for the checkpoint in float32"
+            )
+        stored[name] = new
+    return stored
+
+
+def rewrite(
+    source: Path,
+    checkpoint: Checkpoint,
+    weights: Weights,
+    *,
+    state_key: str | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> Rewritten:
+    """The file with other weights: same container, wrapper keys, prefixes, key order, data types and other entries.
+
+    Pruned weights stay pairs of ``X_orig`` and ``X_mask``. Any other copy of the weights is replaced if it has the same
+    names and shapes; whatever else has more than :data:`LOOSE_NUMBERS` floating-point numbers (optimizer state, moving
+    averages in lists) is dropped, as it could carry the old weights on.
+
+    Args:
+        source: The file that ``checkpoint`` was read from.
+        checkpoint: What was read.
+        weights: Name -> tensor for every name of ``checkpoint.weights``, as from :func:`as_stored`.
+        state_key: Where in the file the weights are, if the user said so.
+        provenance: Kept inside where the format has a place for it (safetensors).
+
+    Returns:
+        The new file's bytes; read again, they give exactly ``weights``.
+
+    Raises:
+        CheckpointError: The file is another than the one that was read, or cannot be rewritten.
+    """
+    name = checkpoint.facts.path
+    data = read_bytes(source)
+    if hashlib.sha256(data).hexdigest() != checkpoint.facts.sha256:
+        raise CheckpointError(f"{name}: has changed since it was read; start again")
+    contents = read_contents(data, name, state_key=state_key)
+    if contents.format == "safetensors":
+        result = Rewritten(_safetensors(contents, checkpoint, weights, provenance or {}), (), ())
+    else:
+        result = _torch_file(contents, checkpoint, weights)
+    written = tidy(read_contents(result.content, name, state_key=state_key).candidate, name).weights
+    if written.keys() != weights.keys() or not all(_same(written[key], weights[key]) for key in weights):
+        raise CheckpointError(f"{name}: cannot be rewritten, the result would not hold the new weights; {_ADVICE}")
+    return result
+
+
+_ADVICE = "save its weights alone with torch.save(model.state_dict(), ...) and repair that file"
+
+
+def write_checkpoint(out: Path, rewritten: Rewritten, account: str, *, force: bool) -> None:
+    """Write the checkpoint and, beside it, the account of how it came about; each is whole or not there.
+
+    Args:
+        out: Where to.
+        rewritten: The file.
+        account: JSON.
+        force: Whether existing files may be replaced.
+
+    Raises:
+        UsageError: A file exists, or cannot be written (no such folder, no permission, no space).
+    """
+    for path in (out, beside(out)):
+        if path.exists() and not force:
+            raise UsageError(f"{printable(str(path), limit=1000)}: exists already; give another path, or --force")
+    # The account first: a checkpoint without it would be one of unknown origin.
+    for path, content in ((beside(out), account.encode()), (out, rewritten.content)):
+        try:
+            write_whole(path, content)
+        except OSError as error:
+            if path == out:
+                beside(out).unlink(missing_ok=True)
+            raise UsageError(
+                f"{printable(str(path), limit=1000)}: cannot be written ({error.strerror or error}); "
+                "nothing was left there; make room or choose another folder"
+            ) from None
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(one, other)
+
+
+# -- safetensors ---------------------------------------------------------------------------------------------------
+
+
+def _safetensors(contents: Contents, checkpoint: Checkpoint, weights: Weights, provenance: Mapping[str, Any]) -> bytes:
+    """The same header and layout with other bytes in the tensors' places."""
+    data = contents.data
+    end = 8 + int.from_bytes(data[:8], "little")
+    header: dict[str, Any] = json.loads(data[8:end])
+    numbers = bytearray(data[end:])
+    old = {key: value for key, value in contents.candidate.entries.items() if isinstance(value, Tensor)}
+    for key, tensor in _new_entries(checkpoint.original_keys, old, weights).items():
+        begin, stop = header[key]["data_offsets"]
+        numbers[begin:stop] = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    metadata = {**(header.get("__metadata__") or {}), METADATA_KEY: json.dumps(provenance)}
+    text = json.dumps({**header, "__metadata__": metadata}, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # tensors start at multiples of eight
+    return len(text).to_bytes(8, "little") + text + bytes(numbers)
+
+
+# -- torch files ---------------------------------------------------------------------------------------------------
+
+
+def _torch_file(contents: Contents, checkpoint: Checkpoint, weights: Weights) -> Rewritten:
+    tree = contents.tree
+    chosen = _follow(tree, contents.candidate.path)
+    _replace(chosen, checkpoint.original_keys, weights)
+    done = {id(chosen)}
+    replaced: list[str] = []
+    for other in find_state_dicts(tree):
+        node = _follow(tree, other.path)
+        if id(node) in done:
+            continue
+        twin = _twin(other, weights, checkpoint.facts.path)
+        if twin is not None:
+            _replace(node, twin.original_keys, weights)
+            done.add(id(node))
+            replaced.append(printable(other.key))
+    dropped: list[str] = []
+    tree = _without_copies(tree, (), done, dropped)
+    stream = io.BytesIO()
+    torch.save(tree, stream, _use_new_zipfile_serialization=contents.format == "torch zip")
+    return Rewritten(stream.getvalue(), tuple(replaced), tuple(dropped))
+
+
+def _twin(other: Candidate, weights: Weights, name: str) -> TidyWeights | None:
+    """Another state dict as names and tensors, if all of it is of the same names and shapes; none: it is not."""
+    try:
+        tidied = tidy(other, name)
+    except CheckpointError:
+        return None
+    fits = all(key in weights and weights[key].shape == tensor.shape for key, tensor in tidied.weights.items())
+    return tidied if fits else None
+
+
+def _new_entries(original_keys: dict[str, tuple[str, ...]], old: Mapping[Any, Any], weights: Weights) -> Weights:
+    """Key in the file -> new tensor, of the old one's data type."""
+    entries: Weights = {}
+    for name, keys in original_keys.items():
+        new = weights[name]
+        if len(keys) == 2:  # pruned: X_orig, X_mask
+            mask = old[keys[1]].to(torch.float32)
+            new = torch.where(mask == 0, 0.0, new.to(torch.float32) / torch.where(mask == 0, 1.0, mask))
+        before = old[keys[0]]
+        entries[keys[0]] = new.to(before.dtype) if isinstance(before, Tensor) else new
+    return entries
+
+
+def _replace(node: object, original_keys: dict[str, tuple[str, ...]], weights: Weights) -> None:
+    """Put new weights into a state dict, each entry of the kind that it was."""
+    old = dict(_items(node))
+    for key, tensor in _new_entries(original_keys, old, weights).items():
+        before, value = old[key], tensor.clone()
+        if isinstance(before, nn.Parameter):
+            value = nn.Parameter(value, requires_grad=before.requires_grad)
+        elif isinstance(before, Tensor):
+            value = value.requires_grad_(before.requires_grad)
+        _set(node, key, value if isinstance(before, Tensor) else int(value))
+
+
+def _without_copies(node: object, path: tuple[str, ...], done: set[int], dropped: list[str]) -> object:
+    """The node with all taken out that could be a copy of weights; what is in ``done`` stays.
+
+    Mappings and lists are changed in place, so that what the file has in two places stays one.
+    """
+    if id(node) in done or not isinstance(node, dict | Namespace | list | tuple):
+        return node
+    done.add(id(node))
+    shown = printable(".".join(path))
+    children = _items(node)
+    large = [key for key, value in children if _is_large(value) and id(value) not in done]
+    if isinstance(node, list | tuple):
+        if large or len(path) > MAX_DEPTH:
+            dropped.append(f"{shown} (emptied)")
+            return type(node)()
+        cleaned = [_without_copies(value, (*path, str(key)), done, dropped) for key, value in children]
+        if isinstance(node, list):
+            node[:] = cleaned
+            return node
+        return node if all(new is old for new, (_, old) in zip(cleaned, children, strict=True)) else tuple(cleaned)
+    is_optimizer = {"state", "param_groups"} <= {key for key, _ in children if isinstance(key, str)}
+    for key, value in children:
+        place = (*path, str(key))
+        if key in large or len(place) > MAX_DEPTH:
+            _delete(node, key)
+            dropped.append(printable(".".join(place)))
+        elif is_optimizer and key == "state" and _items(value):
+            _set(node, key, {})
+            dropped.append(f"{printable('.'.join(place))} (emptied)")
+        else:
+            _set(node, key, _without_copies(value, place, done, dropped))
+    return node
+
+
+def _is_large(value: object) -> bool:
+    if isinstance(value, Tensor):
+        return value.numel() > LOOSE_NUMBERS and (value.is_floating_point() or value.is_complex())
+    return isinstance(value, np.ndarray) and value.size > LOOSE_NUMBERS and value.dtype.kind in "fcO"
+
+
+def _items(node: object) -> list[tuple[Any, Any]]:
+    # The classes' own methods: a mapping out of a pickle may carry attributes of these names.
+    if isinstance(node, dict):
+        return list(dict.items(node))
+    if isinstance(node, Namespace):
+        return list(vars(node).items())
+    if isinstance(node, list | tuple):
+        return list(enumerate(node))
+    return []
+
+
+def _follow(tree: object, path: tuple[str, ...]) -> object:
+    node = tree
+    for part in path:
+        node = next(value for key, value in _items(node) if str(key) == part)
+    return node
+
+
+def _set(node: object, key: Any, value: object) -> None:
+    if isinstance(node, OrderedDict):
+        OrderedDict.__setitem__(node, key, value)
+    elif isinstance(node, dict):
+        dict.__setitem__(node, key, value)
+    elif isinstance(node, Namespace):
+        vars(node)[key] = value
+
+
+def _delete(node: object, key: Any) -> None:
+    if isinstance(node, OrderedDict):
+        OrderedDict.__delitem__(node, key)
+    elif isinstance(node, dict):
+        dict.__delitem__(node, key)
+    elif isinstance(node, Namespace):
+        del vars(node)[key]

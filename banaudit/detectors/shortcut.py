@@ -1,0 +1,147 @@
+"""What the two searches for shortcuts share: settings, restarts, and the three readings with their rules.
+
+A subclass names its perturbation; everything else (paths towards each class, the search for an all-to-all map, the null,
+the agreement of restarts) is the same, so that the two differ in nothing but what they perturb.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import ClassVar, final
+
+import torch
+from pydantic import PositiveFloat, PositiveInt
+
+from banaudit.architectures.base import SplitModel
+from banaudit.detectors.base import Detector, Samples
+from banaudit.detectors.mapping import Mapping, search_mapping
+from banaudit.detectors.targeted_paths import Paths, Perturbation, follow, lead, pair_lead, planned_images
+from banaudit.meter import Meter
+from banaudit.results import Evidence, Reading
+
+
+class ShortcutDetector(Detector):
+    """Detector that looks for a class, a map or a pair that one small common perturbation reaches too easily."""
+
+    steps: PositiveInt = 8
+    """Most steps on each path."""
+    step_size: PositiveFloat
+    """How much a perturbation grows with each step; the unit is the subclass's."""
+    search_images: PositiveInt = 48
+    """Images of other classes that each step towards a class descends on."""
+    mapping_images: PositiveInt = 128
+    """Images that each step of the all-to-all search descends on."""
+    read_images: PositiveInt = 160
+    """Held-out images of a reading."""
+    restarts: PositiveInt = 2
+    """Independent paths on different images; all must name the same class."""
+    lead_threshold: PositiveFloat
+    """Lead of the first class over the second above which the all-to-one reading fires."""
+    mapping_threshold: PositiveFloat = 0.35
+    """Share of images that follow the map above which the all-to-all reading fires."""
+    pair_threshold: PositiveFloat
+    """Lead of the first source -> target pair over the next above which the source-target reading fires."""
+
+    perturbs: ClassVar[str]
+    """What is perturbed, in the user's words."""
+
+    @abstractmethod
+    def perturbation(self, model: SplitModel, samples: Samples, meter: Meter) -> Perturbation:
+        """The perturbation of this detector for a private copy of the model."""
+
+    @final
+    def planned_images(self, num_classes: int, images: int) -> int:
+        """Forward passes of all searches run to their ends."""
+        half = images // 2
+        search, read = min(self.search_images, half), min(self.read_images, half)
+        paths = planned_images(num_classes, steps=self.steps, search_images=search, read_images=read)
+        mapping = self.steps * min(self.mapping_images, half) + 2 * read
+        return self.restarts * (paths + mapping)
+
+    @final
+    def score(self, model: SplitModel, samples: Samples, generator: torch.Generator, meter: Meter) -> list[Evidence]:
+        """Paths and a mapping search for each restart, then the three readings."""
+        perturbation = self.perturbation(model, samples, meter)
+        paths: list[Paths] = []
+        mappings: list[Mapping] = []
+        for restart in range(self.restarts):
+            what = f"{self.name}, restart {restart + 1} of {self.restarts}"
+            paths.append(
+                follow(
+                    perturbation,
+                    samples,
+                    steps=self.steps,
+                    search_images=self.search_images,
+                    read_images=self.read_images,
+                    generator=generator,
+                    what=f"{what}: towards each class",
+                )
+            )
+            mappings.append(
+                search_mapping(
+                    perturbation,
+                    samples,
+                    steps=self.steps,
+                    search_images=self.mapping_images,
+                    read_images=self.read_images,
+                    generator=generator,
+                    what=f"{what}: all-to-all",
+                )
+            )
+        return [self._all_to_one(samples, paths), self._all_to_all(samples, mappings), self._source_target(paths)]
+
+    def _all_to_one(self, samples: Samples, paths: list[Paths]) -> Evidence:
+        leads = [lead(path.margins, path.start) for path in paths]
+        weakest = min(leads, key=lambda item: item.score)
+        agreement = sum(item.target == weakest.target for item in leads) / len(leads)
+        reach = ", ".join(f"{path.reach:.0%} after {path.steps} steps" for path in paths)
+        return Evidence(
+            reading=Reading.ALL_TO_ONE,
+            measures=f"lead of the first class over the second under {self.perturbs}; unit: what the median class gains",
+            score=weakest.score,
+            threshold=self.lead_threshold,
+            fired=weakest.score > self.lead_threshold and agreement == 1.0,
+            null=max(lead(path.null, path.start).score for path in paths),
+            target=weakest.target,
+            per_class=samples.per_class(torch.stack([item.per_class for item in leads]).mean(dim=0)),
+            restarts=tuple(item.score for item in leads),
+            agreement=agreement,
+            note=f"share of images that reach the median class: {reach}",
+        )
+
+    def _all_to_all(self, samples: Samples, mappings: list[Mapping]) -> Evidence:
+        weakest = min(mappings, key=lambda item: item.score)
+        common = [
+            sum(item.targets[source] == target for item in mappings) == len(mappings)
+            for source, target in weakest.targets.items()
+        ]
+        agreement = sum(common) / len(common)
+        return Evidence(
+            reading=Reading.ALL_TO_ALL,
+            measures=f"share of held-out images that one {self.perturbs} carries to their class's own target",
+            score=weakest.score,
+            threshold=self.mapping_threshold,
+            # With two classes a map that exchanges them is what any untargeted perturbation does.
+            fired=weakest.score > self.mapping_threshold and agreement > 0.5 and len(common) > 2,
+            null=max(item.null for item in mappings),
+            mapping=weakest.targets,
+            per_class=samples.per_class(torch.stack([item.per_source for item in mappings]).mean(dim=0)),
+            restarts=tuple(item.score for item in mappings),
+            agreement=agreement,
+        )
+
+    def _source_target(self, paths: list[Paths]) -> Evidence:
+        pairs = [pair_lead(path) for path in paths]
+        weakest = min(pairs, key=lambda item: item.score)
+        agreement = sum((p.source, p.target) == (weakest.source, weakest.target) for p in pairs) / len(pairs)
+        return Evidence(
+            reading=Reading.SOURCE_TARGET,
+            measures=f"lead of the first source-target pair over the second under {self.perturbs}",
+            score=weakest.score,
+            threshold=self.pair_threshold,
+            fired=weakest.score > self.pair_threshold and agreement == 1.0,
+            target=weakest.target,
+            sources=(weakest.source,),
+            restarts=tuple(item.score for item in pairs),
+            agreement=agreement,
+        )

@@ -1,0 +1,324 @@
+"""From a checkpoint and clean images to a repaired checkpoint, and a judgement of what it is worth.
+
+``purify`` works on files; on a model in memory, call a mitigation of :mod:`banaudit.mitigations`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import banaudit
+from banaudit import audit
+from banaudit.architectures import SplitModel
+from banaudit.checkpoints.writer import Rewritten, as_stored, check_out, rewrite, write_checkpoint
+from banaudit.data import CleanData
+from banaudit.errors import DataError, UsageError
+from banaudit.meter import Listener, Meter
+from banaudit.mitigations import BANFineTuning, Mitigation, Repaired
+from banaudit.mitigations.base import MAX_DROP
+from banaudit.preflight import predictions
+from banaudit.relapse import planned_images, probe_relapse, wanted_labels
+from banaudit.reports import json_text
+from banaudit.results import Repair, RepairSettings, Report, Verdict
+from banaudit.shapes import Weights
+
+UNTOUCHED_SHARE = 0.25
+"""Share of the images that play no part in the repair: accuracy is measured on them, and the scans use them."""
+
+MIN_SCAN_IMAGES = 250
+"""With fewer untouched images than this the scans use all images."""
+
+MAX_SCAN_IMAGES = 1000
+"""Images a scan uses at most."""
+
+SIGNIFICANT = 1.645
+"""Standard errors by which the loss of accuracy must exceed the budget to count as missing it: 5 % by chance."""
+
+SEEN_IMAGES = "the scans used images that the repair was trained on too, as there were few; give more images"
+
+_SCAN, _REPAIR, _RESCAN = (0.0, 0.2), (0.2, 0.75), (0.75, 1.0)
+"""Parts of the progress bar."""
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """Clean images by their use; ``scan`` overlaps ``repair`` only where images are few."""
+
+    repair: CleanData
+    untouched: CleanData
+    scan: CleanData
+
+
+def purify(
+    model: Path,
+    data: Path,
+    out: Path,
+    *,
+    mitigation: Mitigation | None = None,
+    arch: str | None = None,
+    state_key: str | None = None,
+    class_map: Path | None = None,
+    preset: str | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    size: int | None = None,
+    max_images: int | None = 4000,
+    accuracy_floor: float | None = None,
+    max_drop: float = MAX_DROP,
+    flips: bool | None = None,
+    force: bool = False,
+    seed: int = 0,
+    device: str = "auto",
+    listener: Listener | None = None,
+) -> Repair:
+    """Scan a checkpoint, repair it, scan the repaired one, and write it in the form of the one that came in.
+
+    An interrupted call leaves a state file beside ``out``; the same call again goes on after the last whole epoch.
+
+    Args:
+        model: Checkpoint; never changed.
+        data: Folder or CSV of clean images.
+        out: Where the repaired checkpoint goes; the record goes beside it, as ``out`` and ``.json``.
+        mitigation: How to repair; none: BAN fine-tuning.
+        arch: See :func:`banaudit.audit.prepare`.
+        state_key: See :func:`banaudit.audit.prepare`.
+        class_map: See :func:`banaudit.audit.prepare`.
+        preset: See :func:`banaudit.audit.prepare`.
+        mean: See :func:`banaudit.audit.prepare`.
+        std: See :func:`banaudit.audit.prepare`.
+        size: See :func:`banaudit.audit.prepare`.
+        max_images: Most images used; none: all. The paper repairs with 2,500.
+        accuracy_floor: See :func:`banaudit.audit.prepare`.
+        max_drop: Clean accuracy that the repair may cost, 0 to 1.
+        flips: Whether training images are mirrored; none: found out on the model.
+        force: Replace an existing ``out``, and repair a model that the scan finds no evidence against.
+        seed: Same seed, same repair on the same machine.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        listener: Told of progress.
+
+    Returns:
+        The record; nothing was written if the repair cost more accuracy than allowed.
+
+    Raises:
+        UsageError: ``out`` exists or cannot be written, or there is no evidence against the model and no ``force``.
+        DataError: The images are too few, or the network does not do its job on them.
+        UnsupportedModelError: The mitigation does not fit the network.
+        BanauditError: Whatever else is wrong with file, images or arguments, in one line.
+    """
+    started = datetime.now(UTC)
+    check_out(model, out, force=force)
+    mitigation = mitigation if mitigation is not None else BANFineTuning()
+    meter = Meter(listener=_part(listener, *_SCAN))
+    prepared = audit.prepare(
+        model,
+        data,
+        arch=arch,
+        state_key=state_key,
+        class_map=class_map,
+        preset=preset,
+        mean=mean,
+        std=std,
+        size=size,
+        max_images=max_images,
+        accuracy_floor=accuracy_floor,
+        seed=seed,
+        device=device,
+        meter=meter,
+    )
+    _require_usable(prepared, data)
+    mitigation.check(prepared.model)
+    facts = audit.facts_of(prepared)
+    parts = _part_images(prepared.clean, seed)
+    before = audit.judge(prepared.model, parts.scan, facts=facts, seed=seed, meter=meter)
+    if before.verdict is Verdict.NO_EVIDENCE and not force:
+        raise UsageError(
+            f"{prepared.checkpoint.facts.path}: the scan finds no evidence of a backdoor ({before.reason}), so nothing "
+            "was repaired; --force repairs it all the same"
+        )
+    meter = _next(meter, _part(listener, *_REPAIR))
+    state = out.with_name(f".{out.name}.purify")
+    repaired = mitigation(
+        prepared.model, parts.repair, max_drop=max_drop, flips=flips, seed=seed, meter=meter, state=state
+    )
+    weights = _as_stored(prepared, repaired)
+    accuracies = _compare(prepared.model, repaired.model, parts.untouched, meter)
+    made = RepairSettings(
+        method=mitigation.name,
+        title=mitigation.title,
+        settings=mitigation.settings(),
+        augmentation=str(repaired.augmentation),
+        training_images=repaired.training_images,
+        selection_images=repaired.selection_images,
+        untouched_images=len(parts.untouched),
+        max_drop=max_drop,
+    )
+    record: dict[str, Any] = {
+        "parent": prepared.checkpoint.facts,
+        "accuracy_before": accuracies.before,
+        "accuracy_after": accuracies.after,
+        "accuracy_drop_error": accuracies.drop_error,
+        "epochs": repaired.epochs,
+        "kept_epoch": repaired.kept_epoch,
+        "made": made,
+        "before": before,
+        "caveats": (SEEN_IMAGES,) if parts.scan is prepared.clean or len(parts.untouched) < MIN_SCAN_IMAGES else (),
+        "seed": seed,
+        "device": str(prepared.device),
+        "tool_version": banaudit.__version__,
+        "torch_version": str(torch.__version__),
+        "started": started.isoformat(timespec="seconds"),
+    }
+
+    def finish(verdict: Verdict, reason: str, **more: Any) -> Repair:
+        spent = {"forward_images": meter.forward_images, "backward_images": meter.backward_images}
+        seconds = round((datetime.now(UTC) - started).total_seconds(), 3)
+        return Repair(verdict=verdict, reason=reason, seconds=seconds, **spent, **record, **more)
+
+    missed = _missed_budget(repaired, accuracies, max_drop)
+    if missed:
+        state.unlink(missing_ok=True)
+        return finish(Verdict.INCONCLUSIVE, missed, written=False)
+    meter = _next(meter, _part(listener, *_RESCAN))
+    rewritten = rewrite(
+        model,
+        prepared.checkpoint,
+        weights,
+        state_key=state_key,
+        provenance=_provenance(prepared, made, accuracies, seed),
+    )
+    after = audit.judge(repaired.model, parts.scan, facts=facts, seed=seed, meter=meter)
+    wanted = wanted_labels(parts.scan.num_classes, before.target, before.sources, before.mapping)
+    relapse = None
+    if wanted:
+        meter.planned_images = meter.forward_images + planned_images(len(parts.untouched))
+        relapse = probe_relapse(
+            prepared.model, repaired.model, parts.repair, parts.untouched, wanted, seed=seed, meter=meter
+        )
+    after = after.model_copy(update={"checkpoint": _written_facts(prepared, out, rewritten)})
+    verdict, reason = _verdict(after, relapse is not None and relapse.fired)
+    result = finish(
+        verdict,
+        reason,
+        written=True,
+        path=str(out),
+        sha256=rewritten.sha256,
+        replaced=rewritten.replaced,
+        dropped=rewritten.dropped,
+        after=after,
+        relapse=relapse,
+    )
+    write_checkpoint(out, rewritten, json_text.render(result), force=force)
+    state.unlink(missing_ok=True)
+    return result
+
+
+def _require_usable(prepared: audit.Prepared, data: Path) -> None:
+    shortfall = prepared.images.shortfall()
+    if shortfall is not None:
+        raise DataError(f"{data}: {shortfall}, and a repair as many; give more images")
+    if prepared.low_accuracy_cause:
+        found = prepared.accuracy
+        raise DataError(
+            f"{data}: clean accuracy {found.accuracy:.1%} is below the floor of {found.floor:.0%}, and training on "
+            f"such images would ruin the network: {prepared.low_accuracy_cause}"
+        )
+
+
+def _part_images(clean: CleanData, seed: int) -> _Parts:
+    generator = torch.Generator().manual_seed(seed)
+    untouched, repair = clean.split(UNTOUCHED_SHARE, generator)
+    pool = untouched if len(untouched) >= MIN_SCAN_IMAGES else clean
+    chosen = torch.randperm(len(pool), generator=generator)[:MAX_SCAN_IMAGES]
+    return _Parts(repair, untouched, pool.subset(chosen.to(pool.labels.device)))
+
+
+def _as_stored(prepared: audit.Prepared, repaired: Repaired) -> Weights:
+    """The weights as the file will hold them; the repaired model gets them too, so that it is them that are judged."""
+    state = repaired.model.network.state_dict()
+    keys = prepared.loaded.keys
+    stored = as_stored(prepared.checkpoint, {name: state[keys[name]] for name in prepared.checkpoint.weights})
+    with torch.no_grad():
+        for name, tensor in stored.items():
+            state[keys[name]].copy_(tensor)
+    return stored
+
+
+@dataclass(frozen=True)
+class _Accuracies:
+    before: float
+    after: float
+    drop_error: float
+
+
+def _compare(before: SplitModel, after: SplitModel, data: CleanData, meter: Meter) -> _Accuracies:
+    """Accuracies on the same images, and the standard error of their difference."""
+    right = [(predictions(model, data.images, meter=meter) == data.labels.cpu()).double() for model in (before, after)]
+    change = right[1] - right[0]
+    error = float(change.std(unbiased=False)) / math.sqrt(len(data))
+    return _Accuracies(float(right[0].mean()), float(right[1].mean()), error)
+
+
+def _missed_budget(repaired: Repaired, found: _Accuracies, max_drop: float) -> str:
+    """Why the repair cost too much, in one line; empty: it did not."""
+    if not repaired.within_budget:
+        best = max(item.accuracy for item in repaired.epochs)
+        return (
+            f"no epoch kept the clean accuracy: {repaired.accuracy_before:.1%} before, at best {best:.1%} after, "
+            f"{max_drop:.1%} may be lost (--max-drop); nothing was written"
+        )
+    drop = found.before - found.after
+    if drop > max_drop + SIGNIFICANT * found.drop_error:
+        return (
+            f"the repair cost {drop:.1%} of clean accuracy on images that played no part, "
+            f"{max_drop:.1%} may be lost (--max-drop); nothing was written"
+        )
+    return ""
+
+
+def _verdict(after: Report, relapsed: bool) -> tuple[Verdict, str]:
+    if after.verdict is Verdict.BACKDOORED:
+        return Verdict.BACKDOORED, f"the repaired model is still accused: {after.reason}"
+    if relapsed:
+        return Verdict.BACKDOORED, "the backdoor comes back after a few steps of fine-tuning"
+    if after.verdict is Verdict.INCONCLUSIVE:
+        return Verdict.INCONCLUSIVE, f"the repaired model cannot be judged: {after.reason}"
+    return Verdict.NO_EVIDENCE, f"the scan of the repaired model finds no evidence: {after.reason}"
+
+
+def _written_facts(prepared: audit.Prepared, out: Path, rewritten: Rewritten) -> Any:
+    update = {"path": str(out), "sha256": rewritten.sha256, "bytes": len(rewritten.content)}
+    return prepared.checkpoint.facts.model_copy(update=update)
+
+
+def _provenance(prepared: audit.Prepared, made: RepairSettings, found: _Accuracies, seed: int) -> dict[str, Any]:
+    return {
+        "parent_sha256": prepared.checkpoint.facts.sha256,
+        "tool": f"banaudit {banaudit.__version__}",
+        "method": made.method,
+        "settings": made.settings,
+        "seed": seed,
+        "accuracy_before": found.before,
+        "accuracy_after": found.after,
+    }
+
+
+def _next(meter: Meter, listener: Listener | None) -> Meter:
+    """A meter for the next part of the work that counts on."""
+    return Meter(listener=listener, forward_images=meter.forward_images, backward_images=meter.backward_images)
+
+
+def _part(listener: Listener | None, begin: float, end: float) -> Listener | None:
+    """A listener for a part of the work, told shares of that part."""
+    if listener is None:
+        return None
+
+    def listen(what: str, share: float) -> None:
+        listener(what, begin + share * (end - begin))
+
+    return listen

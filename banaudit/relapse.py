@@ -1,0 +1,215 @@
+"""Does a removed backdoor come back at the first occasion? A probe of repaired models.
+
+A model whose trigger no longer works may still be a few steps away from its backdoor. The probe needs a stand-in for
+the trigger, which the auditor does not have: one small change of all pixels, found on the model before the repair. Then a
+copy of the repaired model is fine-tuned for a few steps on clean images among which a handful carry the stand-in.
+
+Source:
+    The idea is that of the retuning attack in "Uncovering, Explaining, and Mitigating the Superficial Safety of Backdoor
+    Defense", NeurIPS 2024 (arXiv 2410.09838), which has the true trigger. Stand-in, control and numbers are ours.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from banaudit.architectures.base import SplitModel
+from banaudit.data import CleanData
+from banaudit.meter import Meter
+from banaudit.preflight import predictions
+from banaudit.results import RelapseProbe
+from banaudit.shapes import Images, Labels
+
+STEP = 0.4
+"""Growth of the stand-in's L2 norm with each step, for 3 x 32 x 32 images in [0, 1]; it grows with their size."""
+
+REFERENCE_VALUES = 3 * 32 * 32
+
+MAX_STEPS = 12
+"""Steps after which the stand-in stops growing: an L2 norm of 4.8 at 32 pixels, about a patch of 4 x 4."""
+
+ENOUGH = 0.9
+"""Success on the model before the repair at which the stand-in stops growing."""
+
+SEARCH_IMAGES = 200
+READ_IMAGES = 500
+
+TUNING_STEPS = 20
+TUNING_BATCH = 64
+STAMPED = 10
+"""Stamped images, the same ones in every batch."""
+LEARNING_RATE = 0.005
+MOMENTUM = 0.9
+
+UNCALIBRATED = (
+    "uncalibrated: how often models without a backdoor give such a share has not been measured, so that it decides "
+    "nothing; hold it against the control"
+)
+WHAT = "relapse probe"
+
+
+def wanted_labels(
+    classes: int, target: int | None, sources: tuple[int, ...], mapping: dict[int, int] | None
+) -> dict[int, int]:
+    """What a suspected backdoor wants: source label -> label; empty where no target is suspected.
+
+    Args:
+        classes: Number of classes K.
+        target: The one target, if there is one.
+        sources: Labels that the trigger works on; empty: all.
+        mapping: All-to-all: label -> target.
+    """
+    if mapping is not None:
+        return {label: to for label, to in mapping.items() if label != to}
+    if target is None:
+        return {}
+    return {label: target for label in (sources or range(classes)) if label != target}
+
+
+def planned_images(images: int) -> int:
+    """Forward passes of :func:`probe_relapse`, at most.
+
+    Args:
+        images: Held-out images there are.
+    """
+    return 2 * (MAX_STEPS * (SEARCH_IMAGES + min(READ_IMAGES, images)) + TUNING_STEPS * TUNING_BATCH + 3 * READ_IMAGES)
+
+
+def probe_relapse(
+    before: SplitModel,
+    after: SplitModel,
+    training: CleanData,
+    held_out: CleanData,
+    wanted: dict[int, int],
+    *,
+    threshold: float | None = None,
+    seed: int = 0,
+    meter: Meter | None = None,
+) -> RelapseProbe:
+    """Try to bring a suspected backdoor back, and a backdoor that nobody suspects for comparison.
+
+    Neither model is changed, nor global random state.
+
+    Args:
+        before: The model before the repair.
+        after: The repaired one.
+        training: Clean images for the stand-in and the fine-tuning, on the models' device.
+        held_out: Clean images that the shares are read from.
+        wanted: Source label -> suspected target, not empty.
+        threshold: Share above which the backdoor counts as back; none: it is only reported.
+        seed: Of all that is drawn.
+        meter: Counts passes, tells progress.
+    """
+    meter = meter if meter is not None else Meter()
+    other = _unsuspected(wanted, held_out.num_classes)
+    with torch.random.fork_rng(devices=[held_out.images.device] if held_out.images.is_cuda else []):
+        shift, before_share, steps = _find_shift(before, training, held_out, wanted, MAX_STEPS, seed, meter)
+        after_share = _share(after, held_out, shift, wanted, meter)
+        relapsed = _share(_tune(after, training, shift, wanted, seed, meter), held_out, shift, wanted, meter)
+        control = None
+        if other:
+            control_shift, _, _ = _find_shift(before, training, held_out, other, steps, seed, meter, stop=False)
+            tuned = _tune(after, training, control_shift, other, seed, meter)
+            control = _share(tuned, held_out, control_shift, other, meter)
+    return RelapseProbe(
+        wanted=wanted,
+        before_repair=before_share,
+        after_repair=after_share,
+        relapsed=relapsed,
+        control=control,
+        threshold=threshold,
+        fired=threshold is not None and relapsed > threshold,
+        steps=TUNING_STEPS,
+        images=min(STAMPED, len(training)),
+        note=UNCALIBRATED if threshold is None else "",
+    )
+
+
+def _unsuspected(wanted: dict[int, int], classes: int) -> dict[int, int]:
+    """The same sources with other targets; empty for two classes, where there is none."""
+    other = {}
+    for source, target in wanted.items():
+        label = (target + 1) % classes
+        label = (label + 1) % classes if label == source else label
+        if label not in (source, target):
+            other[source] = label
+    return other
+
+
+def _affected(data: CleanData, wanted: dict[int, int], count: int) -> tuple[Images, Labels]:
+    """The first images of the source classes, and the labels wanted for them."""
+    targets = torch.tensor([wanted.get(label, label) for label in range(data.num_classes)]).to(data.labels.device)
+    goal = targets[data.labels]
+    chosen = (goal != data.labels).nonzero().flatten()[:count]
+    return data.images[chosen], goal[chosen]
+
+
+def _shuffled(data: CleanData, seed: int) -> CleanData:
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
+    return data.subset(order.to(data.labels.device))
+
+
+def _find_shift(
+    model: SplitModel,
+    training: CleanData,
+    held_out: CleanData,
+    wanted: dict[int, int],
+    most_steps: int,
+    seed: int,
+    meter: Meter,
+    *,
+    stop: bool = True,
+) -> tuple[Tensor, float, int]:
+    """A change of all pixels [1, C, H, W] inside a growing L2 ball, its success, and the steps it took."""
+    private = copy.deepcopy(model).eval().requires_grad_(False)
+    images, goal = _affected(_shuffled(training, seed), wanted, SEARCH_IMAGES)
+    shift = torch.zeros_like(held_out.images[:1])
+    step_size = STEP * math.sqrt(shift.numel() / REFERENCE_VALUES)
+    share, step = 0.0, 0
+    for step in range(1, most_steps + 1):
+        meter.spend(WHAT, forward=len(images), backward=len(images))
+        variable = shift.clone().requires_grad_(True)
+        (gradient,) = torch.autograd.grad(F.cross_entropy(private((images + variable).clamp(0, 1)), goal), variable)
+        shift = shift - step_size * gradient / gradient.norm().clamp_min(1e-12)
+        radius = step_size * step
+        shift = shift * (radius / shift.norm().clamp_min(radius))
+        if stop or step == most_steps:
+            share = _share(private, held_out, shift, wanted, meter)
+        if stop and share >= ENOUGH:
+            break
+    return shift, share, step
+
+
+def _share(model: SplitModel, held_out: CleanData, shift: Tensor, wanted: dict[int, int], meter: Meter) -> float:
+    """Share of held-out images of the source classes that get the wanted label under the change."""
+    images, goal = _affected(held_out, wanted, READ_IMAGES)
+    predicted = predictions(model, (images + shift).clamp(0, 1), meter=meter, what=WHAT)
+    return float((predicted == goal.cpu()).double().mean()) if len(goal) else 0.0
+
+
+def _tune(
+    model: SplitModel, training: CleanData, shift: Tensor, wanted: dict[int, int], seed: int, meter: Meter
+) -> SplitModel:
+    """A copy after a few steps on clean images and a handful of stamped ones with the wanted labels."""
+    torch.manual_seed(seed)
+    private = copy.deepcopy(model).train().requires_grad_(True)
+    shuffled = _shuffled(training, seed)
+    stamped, goal = _affected(shuffled, wanted, STAMPED)
+    stamped = (stamped + shift).clamp(0, 1)
+    optimizer = torch.optim.SGD(private.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM)
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(TUNING_STEPS):
+        chosen = torch.randint(len(training), (TUNING_BATCH - STAMPED,), generator=generator).to(goal.device)
+        images = torch.cat([shuffled.images[chosen], stamped])
+        labels = torch.cat([shuffled.labels[chosen], goal])
+        meter.spend(WHAT, forward=len(images), backward=len(images))
+        loss = F.cross_entropy(private(images), labels)
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        optimizer.step()
+    return private.eval()

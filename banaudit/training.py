@@ -1,0 +1,363 @@
+"""The one fine-tuning loop: every repair that trains weights on clean images runs through it.
+
+The epoch that is kept is the last one whose accuracy, on images set aside for that choice, is within the budget: clean
+accuracy cannot see a backdoor, so among the affordable epochs the one that had the most time to remove it is taken.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import io
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from banaudit.architectures.base import SplitModel
+from banaudit.data import CleanData
+from banaudit.errors import BanauditError, UsageError
+from banaudit.meter import Meter
+from banaudit.preflight import predictions
+from banaudit.results import RepairEpoch, Scalar
+from banaudit.shapes import Images, Labels, Weights
+from banaudit.whole_files import write_whole
+
+CROP_SHARE = 8
+"""Random crops shift an image by up to H / 8 pixels: 4 of 32, the field's habit on CIFAR."""
+
+MIRROR_COST = 0.05
+"""Accuracy that mirrored images may cost before mirroring is taken to change what an image shows."""
+
+MIRROR_IMAGES = 500
+"""Images on which that is measured."""
+
+EPOCH_SEEDS = 100_003
+"""Distance between the random numbers of two seeds: more than any run has epochs."""
+
+Objective = Callable[[SplitModel, Images, Labels, torch.Generator], Tensor]
+"""Loss of a batch, a scalar with gradients for the weights; random numbers come from the generator, on the CPU."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast weights are trained: SGD at a constant learning rate.
+
+    Args:
+        epochs: Passes over the training images.
+        batch_size: Images in a step, about: the images are cut into equal parts.
+        learning_rate: Of SGD.
+        momentum: Of SGD.
+        weight_decay: Of SGD.
+    """
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    momentum: float
+    weight_decay: float
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random changes of training images that leave the label true.
+
+    Args:
+        margin: Largest shift in pixels; what is shifted in is black.
+        flips: Whether images are mirrored at random.
+    """
+
+    margin: int
+    flips: bool
+
+    def __call__(self, images: Images, generator: torch.Generator) -> Images:
+        """Changed copies of images [B, C, H, W], each by itself."""
+        return random_crop(images, self.margin, self.flips, generator)
+
+    def __str__(self) -> str:
+        """The same in words, for a report."""
+        return f"random shifts by up to {self.margin} pixels" + (", random mirroring" if self.flips else "")
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What fine-tuning led to.
+
+    Args:
+        state: State dict of the kept epoch's model, on the CPU.
+        epochs: All epochs that ran.
+        kept_epoch: Number of the one that is kept, from 1.
+        within_budget: Whether it is within the budget; if none is, the most accurate one is kept.
+        accuracy_before: On the selection images, before the first epoch.
+    """
+
+    state: Weights
+    epochs: tuple[RepairEpoch, ...]
+    kept_epoch: int
+    within_budget: bool
+    accuracy_before: float
+
+
+def random_crop(images: Images, margin: int, flips: bool, generator: torch.Generator) -> Images:
+    """Each image cut at a random place out of itself with a black margin, and mirrored half of the time.
+
+    Args:
+        images: [B, C, H, W] in [0, 1].
+        margin: Pixels on every side.
+        flips: Whether to mirror.
+        generator: Source of randomness, on the CPU.
+    """
+    count, _, height, width = images.shape
+    padded = F.pad(images, (margin,) * 4)
+    top = torch.randint(2 * margin + 1, (count, 1), generator=generator)
+    left = torch.randint(2 * margin + 1, (count, 1), generator=generator)
+    rows = top + torch.arange(height)
+    columns = left + torch.arange(width)
+    if flips:
+        mirrored = torch.rand(count, 1, generator=generator) < 0.5
+        columns = torch.where(mirrored, columns.flip(1), columns)
+    batch = torch.arange(count)[:, None, None].to(images.device)
+    # Advanced indices around a slice put the channels last: [B, H, W, C].
+    cropped = padded[batch, :, rows[:, :, None].to(images.device), columns[:, None, :].to(images.device)]
+    return cropped.permute(0, 3, 1, 2)
+
+
+def choose_augmentation(model: SplitModel, data: CleanData, *, flips: bool | None, meter: Meter) -> Augmentation:
+    """Augmentation that suits the images: they are mirrored only where the model itself takes no offence.
+
+    Digits and traffic signs mean something else when mirrored. Nobody says what the images show, but the model knows:
+    its accuracy on mirrored images falls where mirroring matters.
+
+    Args:
+        model: Images in [0, 1] to logits.
+        data: Clean images.
+        flips: Whether to mirror; none: find out.
+        meter: Books the passes.
+    """
+    if flips is None:
+        images, labels = data.images[:MIRROR_IMAGES], data.labels[:MIRROR_IMAGES].cpu()
+        plain, mirrored = (
+            float((predictions(model, part, meter=meter, what="augmentation") == labels).double().mean())
+            for part in (images, images.flip(3))
+        )
+        flips = mirrored >= plain - MIRROR_COST
+    return Augmentation(data.images.shape[-1] // CROP_SHARE, flips)
+
+
+class Progress:
+    """The state of a fine-tuning run in a file, so that an interrupted one goes on where its last epoch ended.
+
+    Args:
+        path: The file; none: nothing is kept.
+        identity: What must be the same for a run to go on: weights, images, settings, seed.
+    """
+
+    def __init__(self, path: Path | None, identity: str) -> None:
+        self._path = path
+        self._identity = identity
+
+    def load(self) -> dict[str, Any] | None:
+        """The last state; none where there is none, it is of another run, or it cannot be read."""
+        if self._path is None or not self._path.is_file():
+            return None
+        try:
+            state = torch.load(io.BytesIO(self._path.read_bytes()), map_location="cpu", weights_only=True)
+        except Exception:  # whatever a damaged file makes torch raise: the run starts from the beginning
+            return None
+        return state if isinstance(state, dict) and state.get("identity") == self._identity else None
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Replace the state.
+
+        Raises:
+            UsageError: The file cannot be written.
+        """
+        if self._path is None:
+            return
+        stream = io.BytesIO()
+        torch.save({**state, "identity": self._identity}, stream)
+        try:
+            write_whole(self._path, stream.getvalue())
+        except OSError as error:
+            raise UsageError(
+                f"{self._path}: the state of the repair cannot be written ({error.strerror or error}); "
+                "make room, then call again: it goes on after the last whole epoch"
+            ) from None
+
+
+def identify(model: SplitModel, data: CleanData, settings: dict[str, Scalar]) -> str:
+    """A fingerprint of a run: same weights, images, settings and versions give the same text."""
+    digest = hashlib.sha256(json.dumps([settings, str(torch.__version__), str(data.images.device)]).encode())
+    for tensor in (*model.state_dict().values(), data.labels, data.images.double().sum(dim=(1, 2, 3))):
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def fine_tune(
+    model: SplitModel,
+    training: CleanData,
+    selection: CleanData,
+    objective: Objective,
+    schedule: Schedule,
+    *,
+    augmentation: Augmentation,
+    max_drop: float,
+    seed: int,
+    meter: Meter,
+    passes: tuple[int, int],
+    progress: Progress,
+) -> Tuned:
+    """Train all weights of a model in place and keep one epoch.
+
+    Weights that are exactly zero at the start stay zero, so that a pruned network stays pruned. A run that is
+    interrupted and goes on later ends with the same weights as one that is not.
+
+    Args:
+        model: A private copy; changed, and left in eval mode.
+        training: Images that are trained on.
+        selection: Images that choose the epoch.
+        objective: Loss of a batch.
+        schedule: Epochs and optimiser.
+        augmentation: Random changes of the training images.
+        max_drop: Accuracy on ``selection`` that the kept epoch may have lost.
+        seed: Of order, augmentation and whatever the objective draws.
+        meter: Books the passes, tells progress, keeps the time limit.
+        passes: Passes forward and backward that the objective takes for an image.
+        progress: Where the state is kept.
+
+    Returns:
+        The kept weights and how it went.
+
+    Raises:
+        BanauditError: The loss is not finite any more.
+        UsageError: The state cannot be written.
+        TimeLimitReached: From the meter; the state stays.
+    """
+    run = _Run(
+        model,
+        objective=objective,
+        schedule=schedule,
+        augmentation=augmentation,
+        seed=seed,
+        meter=meter,
+        passes=passes,
+    )
+    epochs: list[RepairEpoch] = []
+    before = _accuracy(model, selection, meter, "held-out accuracy")
+    kept: Weights = {}
+    kept_epoch, within = 0, False
+    state = progress.load()
+    if state is not None:
+        model.load_state_dict(state["model"])
+        run.optimizer.load_state_dict(state["optimizer"])
+        epochs = [RepairEpoch.model_validate_json(text) for text in state["epochs"]]
+        kept, kept_epoch, within = state["kept"], state["kept_epoch"], state["within"]
+    for epoch in range(len(epochs) + 1, schedule.epochs + 1):
+        started = time.monotonic()
+        told = f"epoch {epoch}/{schedule.epochs}" + (f", acc {epochs[-1].accuracy:.1%}" if epochs else "")
+        loss = run.epoch(epoch, training, told)
+        accuracy = _accuracy(model, selection, meter, told)
+        epochs.append(RepairEpoch(epoch=epoch, loss=loss, accuracy=accuracy, seconds=time.monotonic() - started))
+        affordable = accuracy >= before - max_drop - 1e-9
+        best = max((item.accuracy for item in epochs[:-1]), default=-1.0)
+        if affordable or (not within and accuracy > best):
+            kept = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+            kept_epoch, within = epoch, affordable
+        progress.save(
+            {
+                "model": model.state_dict(),
+                "optimizer": run.optimizer.state_dict(),
+                "epochs": [item.model_dump_json() for item in epochs],
+                "kept": kept,
+                "kept_epoch": kept_epoch,
+                "within": within,
+            }
+        )
+    model.load_state_dict(kept)
+    model.eval()
+    return Tuned(kept, tuple(epochs), kept_epoch, within, before)
+
+
+class _Run:
+    """Model, optimiser and settings of a run; :meth:`epoch` is one pass over the images."""
+
+    def __init__(
+        self,
+        model: SplitModel,
+        *,
+        objective: Objective,
+        schedule: Schedule,
+        augmentation: Augmentation,
+        seed: int,
+        meter: Meter,
+        passes: tuple[int, int],
+    ) -> None:
+        self.optimizer = torch.optim.SGD(
+            model.parameters(),
+            lr=schedule.learning_rate,
+            momentum=schedule.momentum,
+            weight_decay=schedule.weight_decay,
+        )
+        self._model = model
+        self._objective = objective
+        self._schedule = schedule
+        self._augmentation = augmentation
+        self._seed = seed
+        self._meter = meter
+        self._passes = passes
+        self._pruned = _pruned(model)
+
+    def epoch(self, number: int, training: CleanData, told: str) -> float:
+        """Train on each image once; the mean loss of the batches."""
+        # Each epoch draws from numbers of its own: one that is repeated after an interruption is the same epoch.
+        seed = self._seed * EPOCH_SEEDS + number
+        generator = torch.Generator().manual_seed(seed)
+        torch.manual_seed(seed)
+        self._model.train()
+        order = torch.randperm(len(training), generator=generator).to(training.labels.device)
+        total, steps = 0.0, math.ceil(len(training) / self._schedule.batch_size)
+        for step, chosen in enumerate(torch.tensor_split(order, steps), start=1):
+            forward, backward = (count * len(chosen) for count in self._passes)
+            running = f", loss {total / (step - 1):.3f}" if step > 1 else ""
+            self._meter.spend(told + running, forward=forward, backward=backward)
+            images = self._augmentation(training.images[chosen], generator)
+            loss = self._objective(self._model, images, training.labels[chosen], generator)
+            if not bool(loss.isfinite()):
+                raise BanauditError(
+                    f"the repair diverged in epoch {number} (loss {loss.item()}); "
+                    f"lower the learning rate, which is {self._schedule.learning_rate:g}"
+                )
+            self.optimizer.zero_grad()
+            torch.autograd.backward(loss)
+            self.optimizer.step()
+            with torch.no_grad():
+                for parameter, alive in self._pruned:
+                    parameter.mul_(alive)
+            total += loss.item()
+        return total / steps
+
+
+def _pruned(model: SplitModel) -> list[tuple[nn.Parameter, Tensor]]:
+    """Parameters with pruned entries, and 1 where an entry is alive; shifts may be zero without being pruned."""
+    return [
+        (parameter, (parameter.detach() != 0).to(parameter.dtype))
+        for name, parameter in model.named_parameters()
+        if not name.endswith("bias") and bool((parameter.detach() == 0).any())
+    ]
+
+
+def _accuracy(model: SplitModel, data: CleanData, meter: Meter, what: str) -> float:
+    predicted = predictions(model, data.images, meter=meter, what=what)
+    return float((predicted == data.labels.cpu()).double().mean())
+
+
+def private_copy(model: SplitModel) -> SplitModel:
+    """A copy in eval mode whose weights can be trained; the model itself stays as it is."""
+    return copy.deepcopy(model).eval().requires_grad_(True)

@@ -1,0 +1,237 @@
+import json
+import os
+import warnings
+from argparse import Namespace
+from collections import OrderedDict
+from pathlib import Path
+
+import pytest
+import safetensors
+import safetensors.torch
+import torch
+from torch import nn
+from torch.nn.utils import prune
+
+from banaudit.checkpoints import read_checkpoint
+from banaudit.checkpoints.writer import as_stored, beside, check_out, rewrite, write_checkpoint
+from banaudit.errors import CheckpointError, UnsafeCheckpointError, UsageError
+
+ZOO = Path(__file__).resolve().parents[3] / "shared" / "zoo"
+
+
+def network():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(72, 4))
+
+
+def moved(weights):
+    """Other weights of the same kind; zeros stay."""
+    return {name: tensor * 1.25 if tensor.is_floating_point() else tensor + 7 for name, tensor in weights.items()}
+
+
+def repair(path, *, state_key=None, out=None):
+    """Rewrite a file with other weights; the new file, the weights and what was dropped."""
+    before = path.read_bytes()
+    checkpoint = read_checkpoint(path, state_key=state_key)
+    weights = as_stored(checkpoint, moved(checkpoint.weights))
+    result = rewrite(path, checkpoint, weights, state_key=state_key, provenance={"parent": checkpoint.facts.sha256})
+    out = out or path.with_name(f"repaired{path.suffix}")
+    write_checkpoint(out, result, "{}", force=False)
+    assert path.read_bytes() == before
+    return out, weights, result
+
+
+def plain_load(path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.load(path, weights_only=True, map_location="cpu")
+
+
+def header(path):
+    data = path.read_bytes()
+    entries = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return {key: entry for key, entry in entries.items() if key != "__metadata__"}
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_bare_state_dict(tmp_path, zipped, dtype):
+    source = network().to(dtype).state_dict()
+    torch.save(source, tmp_path / "m.pt", _use_new_zipfile_serialization=zipped)
+    out, weights, result = repair(tmp_path / "m.pt")
+    loaded = plain_load(out)
+    assert type(loaded) is OrderedDict
+    assert loaded._metadata == source._metadata
+    assert list(loaded) == list(source)
+    assert all(loaded[key].dtype == source[key].dtype and torch.equal(loaded[key], weights[key]) for key in source)
+    network().to(dtype).load_state_dict(loaded, strict=True)
+    assert read_checkpoint(out).facts.format == read_checkpoint(tmp_path / "m.pt").facts.format
+    assert (result.replaced, result.dropped) == ((), ())
+
+
+def test_wrapper_keeps_its_other_entries(tmp_path):
+    state = OrderedDict((f"module.{key}", value) for key, value in network().state_dict().items())
+    wrapper = {"epoch": 7, "acc": 0.9, "net": state, "args": Namespace(lr=0.1, names=["a"]), "small": torch.rand(3)}
+    torch.save(wrapper, tmp_path / "m.pth.tar")
+    out, weights, result = repair(tmp_path / "m.pth.tar")
+    with torch.serialization.safe_globals([Namespace]):
+        loaded = plain_load(out)
+    assert list(loaded) == list(wrapper)
+    assert (loaded["epoch"], loaded["acc"], loaded["args"]) == (7, 0.9, wrapper["args"])
+    assert torch.equal(loaded["small"], wrapper["small"])
+    assert list(loaded["net"]) == list(state)
+    assert all(torch.equal(loaded["net"][f"module.{key}"], weights[key]) for key in weights)
+    assert (result.replaced, result.dropped) == ((), ())
+
+
+def test_safetensors(tmp_path):
+    source = {key: value.clone() for key, value in reversed(network().state_dict().items())}
+    safetensors.torch.save_file(source, tmp_path / "m.safetensors", metadata={"format": "pt"})
+    out, weights, _ = repair(tmp_path / "m.safetensors")
+    loaded = safetensors.torch.load_file(out)
+    assert list(header(out)) == list(header(tmp_path / "m.safetensors"))
+    assert all(torch.equal(loaded[key], weights[key]) for key in source)
+    with safetensors.safe_open(out, "pt") as file:
+        metadata = file.metadata()
+    assert metadata["format"] == "pt"
+    assert json.loads(metadata["banaudit"])["parent"] == read_checkpoint(tmp_path / "m.safetensors").facts.sha256
+    network().load_state_dict(loaded, strict=True)
+
+
+def test_pruned_pairs_stay_pairs(tmp_path):
+    model = network()
+    prune.random_unstructured(model[0], "weight", amount=0.5)
+    source = model.state_dict()
+    torch.save(source, tmp_path / "m.pt")
+    out, weights, _ = repair(tmp_path / "m.pt")
+    loaded = plain_load(out)
+    assert list(loaded) == list(source)
+    assert torch.equal(loaded["0.weight_mask"], source["0.weight_mask"])
+    assert not loaded["0.weight_orig"][loaded["0.weight_mask"] == 0].any()
+    assert torch.equal(loaded["0.weight_orig"], weights["0.weight"])
+    model.load_state_dict(loaded, strict=True)
+
+
+def test_other_copies_do_not_carry_the_backdoor_on(tmp_path):
+    model = network()
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.rand(2, 3, 5, 5)).sum().backward()
+    optimizer.step()
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    wrapper = {
+        "model": state,
+        "ema": {f"module.{key}": value.clone() for key, value in state.items()},
+        "alias": state,
+        "optimizer": optimizer.state_dict(),
+        "averages": {"shadow": [value.clone() for value in state.values()], "decay": 0.99},
+        "vector": torch.cat([value.flatten().float() for value in state.values()]),
+        "pairs": (1, [torch.rand(100)], {"deep": torch.rand(100), "lr": 0.1}),
+        "epoch": 3,
+    }
+    torch.save(wrapper, tmp_path / "m.pt")
+    out, weights, result = repair(tmp_path / "m.pt", state_key="model")
+    loaded = plain_load(out)
+    assert result.replaced == ("ema",)
+    assert result.dropped == (
+        "optimizer.state (emptied)",
+        "averages.shadow (emptied)",
+        "vector",
+        "pairs.1 (emptied)",
+        "pairs.2.deep",
+    )
+    assert list(loaded) == [key for key in wrapper if key != "vector"]
+    assert all(torch.equal(loaded["ema"][f"module.{key}"], weights[key]) for key in weights)
+    assert all(torch.equal(loaded["alias"][key], weights[key]) for key in weights)
+    assert loaded["averages"] == {"shadow": [], "decay": 0.99}
+    assert loaded["pairs"] == (1, [], {"lr": 0.1})
+    optimizer.load_state_dict(loaded["optimizer"])
+    olds = [value for key, value in state.items() if value.ndim > 1]
+    news = [value for part in ("model", "ema") for value in loaded[part].values()]
+    assert not any(old.shape == new.shape and torch.equal(old, new) for old in olds for new in news)
+
+
+def test_parameters_and_counters_stay_of_their_kind(tmp_path):
+    state = dict(network().named_parameters())
+    state |= {"1.running_mean": torch.zeros(8), "1.running_var": torch.ones(8), "1.num_batches_tracked": 5}
+    torch.save(state, tmp_path / "m.pt")
+    out, _, _ = repair(tmp_path / "m.pt")
+    loaded = plain_load(out)
+    assert isinstance(loaded["0.weight"], nn.Parameter)
+    assert loaded["0.weight"].requires_grad
+    assert loaded["1.num_batches_tracked"] == 12
+
+
+def test_weights_too_large_for_their_type(tmp_path):
+    torch.save(network().half().state_dict(), tmp_path / "m.pt")
+    checkpoint = read_checkpoint(tmp_path / "m.pt")
+    weights = {name: tensor.float() * 1e9 for name, tensor in checkpoint.weights.items()}
+    with pytest.raises(CheckpointError, match="does not fit its data type"):
+        as_stored(checkpoint, weights)
+
+
+def test_source_that_changed_in_between(tmp_path):
+    torch.save(network().state_dict(), tmp_path / "m.pt")
+    checkpoint = read_checkpoint(tmp_path / "m.pt")
+    torch.save(nn.Linear(5, 5).state_dict(), tmp_path / "m.pt")
+    with pytest.raises(CheckpointError, match="has changed"):
+        rewrite(tmp_path / "m.pt", checkpoint, checkpoint.weights)
+
+
+def test_places_that_are_refused(tmp_path):
+    source, out = tmp_path / "m.pt", tmp_path / "out.pt"
+    torch.save(network().state_dict(), source)
+    check_out(source, out, force=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["m.pt"]
+    (tmp_path / "link.pt").symlink_to(source)
+    for same in (source, tmp_path / "link.pt", tmp_path / "." / "m.pt"):
+        with pytest.raises(UsageError, match="is the input itself"):
+            check_out(source, same, force=True)
+    with pytest.raises(UsageError, match="found a folder"):
+        check_out(source, tmp_path, force=True)
+    with pytest.raises(UsageError, match="No such file or directory"):
+        check_out(source, tmp_path / "no" / "out.pt", force=False)
+    for existing in (beside(out), out):
+        existing.write_text("mine")
+        with pytest.raises(UsageError, match=f"{existing.name}: exists already"):
+            check_out(source, out, force=False)
+    check_out(source, out, force=True)
+    assert out.read_text() == "mine"
+
+
+def test_full_disk_leaves_nothing(tmp_path, monkeypatch):
+    source = tmp_path / "m.pt"
+    torch.save(network().state_dict(), source)
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UsageError, match="No space left on device"):
+        repair(source)
+    assert [path.name for path in tmp_path.iterdir()] == ["m.pt"]
+
+
+def test_read_only_input(tmp_path):
+    source = tmp_path / "m.pt"
+    torch.save(network().state_dict(), source)
+    source.chmod(0o444)
+    out, _, _ = repair(source)
+    assert os.access(out, os.W_OK)
+
+
+@pytest.mark.skipif(not ZOO.is_dir(), reason="the zoo of real checkpoints is not here")
+def test_the_whole_zoo_loads_again_with_its_own_keys(tmp_path):
+    for path in sorted(ZOO.rglob("*")):
+        if not path.is_file() or path.suffix == ".json":
+            continue
+        try:
+            read_checkpoint(path)
+        except UnsafeCheckpointError:
+            continue
+        out, _, _ = repair(path, out=tmp_path / path.name)
+        before, after = read_checkpoint(path), read_checkpoint(out)
+        assert after.original_keys == before.original_keys
+        assert after.facts.format == before.facts.format
+        assert after.facts.state_key == before.facts.state_key
+        assert after.facts.ignored == before.facts.ignored

@@ -1,0 +1,37 @@
+import torch
+
+from banaudit.detectors.neural_cleanse import NeuralCleanse
+from banaudit.meter import Meter
+from banaudit.results import Verdict
+
+from .conftest import TARGET
+
+
+def test_finds_the_planted_backdoor(planted, clean_data):
+    finding = NeuralCleanse()(planted, clean_data)
+    assert finding.verdict is Verdict.BACKDOORED
+    assert finding.evidence[0].target == TARGET
+
+
+def test_does_not_accuse_the_clean_twin(clean_twin, clean_data):
+    assert NeuralCleanse()(clean_twin, clean_data).verdict is Verdict.NO_EVIDENCE
+
+
+def test_recovers_the_place_of_the_trigger(planted, clean_data):
+    recovered = NeuralCleanse().invert(planted, clean_data, torch.Generator().manual_seed(0), Meter())
+    mask = recovered.triggers.masks[TARGET, 0]
+    assert mask[-4:, -4:].sum() > 0.5 * mask.sum()
+
+
+def test_plans_what_it_takes(clean_twin, clean_data):
+    detector = NeuralCleanse(steps=5)
+    finding = detector(clean_twin, clean_data)
+    planned = detector.planned_images(clean_data.num_classes, len(clean_data))
+    assert 0.8 * planned < finding.forward_images <= planned
+
+
+def test_works_with_two_classes(clean_twin, clean_data):
+    chosen = (clean_data.labels < 2).nonzero().flatten()
+    two = clean_data.subset(chosen)
+    two = type(two)(two.images, two.labels, ("a", "b"))
+    assert NeuralCleanse(steps=3)(clean_twin, two).evidence
