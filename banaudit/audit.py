@@ -276,7 +276,8 @@ def facts_of(prepared: Prepared) -> Facts:
         )
     elif prepared.accuracy.accuracy < LOW_ACCURACY:
         caveats.append(
-            f"clean accuracy is only {prepared.accuracy.accuracy:.1%}: check preprocessing and labels before trusting this"
+            f"clean accuracy is only {prepared.accuracy.accuracy:.1%}: "
+            "check preprocessing and labels before trusting this"
         )
     shortfall = prepared.images.shortfall()
     if shortfall is not None:
@@ -377,7 +378,7 @@ def combine(
     accusation = (
         ""
         if strongest is None
-        else f"{strongest[0].method} ({strongest[1].reading.value}): score {strongest[1].score:.3g} "
+        else f"{strongest[0].method}, {strongest[1].reading.value}: score {strongest[1].score:.3g} "
         f"above threshold {strongest[1].threshold:.3g}"
     )
     if inconclusive or not findings:

@@ -148,7 +148,8 @@ class NoisyModel:
     def _parameters(self, noise: Tensor) -> dict[str, Tensor]:
         scale, shift = _perturb(self._scale, self._shift, noise, self._form)
         parameters: dict[str, Tensor] = {}
-        for name, weight, bias in zip(self._names, scale.split(self._sizes), shift.split(self._sizes), strict=True):
+        parts = zip(self._names, torch.split(scale, self._sizes), torch.split(shift, self._sizes), strict=True)
+        for name, weight, bias in parts:
             parameters[f"{name}.weight"] = weight
             parameters[f"{name}.bias"] = bias
         return parameters

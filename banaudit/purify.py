@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,14 +20,14 @@ from banaudit import audit
 from banaudit.architectures import SplitModel
 from banaudit.checkpoints.writer import Rewritten, as_stored, check_out, rewrite, write_checkpoint
 from banaudit.data import CleanData
+from banaudit.detectors import Detector
 from banaudit.errors import DataError, UsageError
 from banaudit.meter import Listener, Meter
 from banaudit.mitigations import BANFineTuning, Mitigation, Repaired
 from banaudit.mitigations.base import MAX_DROP
 from banaudit.preflight import predictions
 from banaudit.relapse import planned_images, probe_relapse, wanted_labels
-from banaudit.reports import json_text
-from banaudit.results import Repair, RepairSettings, Report, Verdict
+from banaudit.results import CheckpointFacts, Repair, RepairSettings, Report, Verdict
 from banaudit.shapes import Weights
 
 UNTOUCHED_SHARE = 0.25
@@ -61,6 +63,7 @@ def purify(
     out: Path,
     *,
     mitigation: Mitigation | None = None,
+    detectors: Sequence[Detector] | None = None,
     arch: str | None = None,
     state_key: str | None = None,
     class_map: Path | None = None,
@@ -86,6 +89,7 @@ def purify(
         data: Folder or CSV of clean images.
         out: Where the repaired checkpoint goes; the record goes beside it, as ``out`` and ``.json``.
         mitigation: How to repair; none: BAN fine-tuning.
+        detectors: Methods of both scans; none: the default ones.
         arch: See :func:`banaudit.audit.prepare`.
         state_key: See :func:`banaudit.audit.prepare`.
         class_map: See :func:`banaudit.audit.prepare`.
@@ -135,7 +139,7 @@ def purify(
     mitigation.check(prepared.model)
     facts = audit.facts_of(prepared)
     parts = _part_images(prepared.clean, seed)
-    before = audit.judge(prepared.model, parts.scan, facts=facts, seed=seed, meter=meter)
+    before = audit.judge(prepared.model, parts.scan, detectors=detectors, facts=facts, seed=seed, meter=meter)
     if before.verdict is Verdict.NO_EVIDENCE and not force:
         raise UsageError(
             f"{prepared.checkpoint.facts.path}: the scan finds no evidence of a backdoor ({before.reason}), so nothing "
@@ -167,7 +171,7 @@ def purify(
         "kept_epoch": repaired.kept_epoch,
         "made": made,
         "before": before,
-        "caveats": (SEEN_IMAGES,) if parts.scan is prepared.clean or len(parts.untouched) < MIN_SCAN_IMAGES else (),
+        "caveats": (SEEN_IMAGES,) if len(parts.untouched) < MIN_SCAN_IMAGES else (),
         "seed": seed,
         "device": str(prepared.device),
         "tool_version": banaudit.__version__,
@@ -192,7 +196,7 @@ def purify(
         state_key=state_key,
         provenance=_provenance(prepared, made, accuracies, seed),
     )
-    after = audit.judge(repaired.model, parts.scan, facts=facts, seed=seed, meter=meter)
+    after = audit.judge(repaired.model, parts.scan, detectors=detectors, facts=facts, seed=seed, meter=meter)
     wanted = wanted_labels(parts.scan.num_classes, before.target, before.sources, before.mapping)
     relapse = None
     if wanted:
@@ -213,7 +217,7 @@ def purify(
         after=after,
         relapse=relapse,
     )
-    write_checkpoint(out, rewritten, json_text.render(result), force=force)
+    write_checkpoint(out, rewritten, _account(result), force=force)
     state.unlink(missing_ok=True)
     return result
 
@@ -291,7 +295,7 @@ def _verdict(after: Report, relapsed: bool) -> tuple[Verdict, str]:
     return Verdict.NO_EVIDENCE, f"the scan of the repaired model finds no evidence: {after.reason}"
 
 
-def _written_facts(prepared: audit.Prepared, out: Path, rewritten: Rewritten) -> Any:
+def _written_facts(prepared: audit.Prepared, out: Path, rewritten: Rewritten) -> CheckpointFacts:
     update = {"path": str(out), "sha256": rewritten.sha256, "bytes": len(rewritten.content)}
     return prepared.checkpoint.facts.model_copy(update=update)
 
@@ -306,6 +310,10 @@ def _provenance(prepared: audit.Prepared, made: RepairSettings, found: _Accuraci
         "accuracy_before": found.before,
         "accuracy_after": found.after,
     }
+
+
+def _account(record: Repair) -> str:
+    return json.dumps(json.loads(record.model_dump_json()), indent=2) + "\n"
 
 
 def _next(meter: Meter, listener: Listener | None) -> Meter:

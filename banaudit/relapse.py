@@ -1,12 +1,13 @@
 """Does a removed backdoor come back at the first occasion? A probe of repaired models.
 
 A model whose trigger no longer works may still be a few steps away from its backdoor. The probe needs a stand-in for
-the trigger, which the auditor does not have: one small change of all pixels, found on the model before the repair. Then a
-copy of the repaired model is fine-tuned for a few steps on clean images among which a handful carry the stand-in.
+the trigger, which the auditor does not have: one small change of all pixels, found on the model before the repair. Then
+a copy of the repaired model is fine-tuned for a few steps on clean images among which a handful carry the stand-in.
 
 Source:
-    The idea is that of the retuning attack in "Uncovering, Explaining, and Mitigating the Superficial Safety of Backdoor
-    Defense", NeurIPS 2024 (arXiv 2410.09838), which has the true trigger. Stand-in, control and numbers are ours.
+    The idea is that of the retuning attack in "Uncovering, Explaining, and Mitigating the Superficial Safety of
+    Backdoor Defense", NeurIPS 2024 (arXiv 2410.09838), which has the true trigger. Stand-in, control and numbers are
+    ours.
 """
 
 from __future__ import annotations
@@ -108,13 +109,17 @@ def probe_relapse(
     meter = meter if meter is not None else Meter()
     other = _unsuspected(wanted, held_out.num_classes)
     with torch.random.fork_rng(devices=[held_out.images.device] if held_out.images.is_cuda else []):
-        shift, before_share, steps = _find_shift(before, training, held_out, wanted, MAX_STEPS, seed, meter)
+        shift, before_share, steps = _find_shift(
+            before, training, held_out, wanted, most_steps=MAX_STEPS, seed=seed, meter=meter
+        )
         after_share = _share(after, held_out, shift, wanted, meter)
-        relapsed = _share(_tune(after, training, shift, wanted, seed, meter), held_out, shift, wanted, meter)
+        relapsed = _share(_tune(after, training, shift, wanted, seed=seed, meter=meter), held_out, shift, wanted, meter)
         control = None
         if other:
-            control_shift, _, _ = _find_shift(before, training, held_out, other, steps, seed, meter, stop=False)
-            tuned = _tune(after, training, control_shift, other, seed, meter)
+            control_shift, _, _ = _find_shift(
+                before, training, held_out, other, most_steps=steps, seed=seed, meter=meter, stop=False
+            )
+            tuned = _tune(after, training, control_shift, other, seed=seed, meter=meter)
             control = _share(tuned, held_out, control_shift, other, meter)
     return RelapseProbe(
         wanted=wanted,
@@ -159,10 +164,10 @@ def _find_shift(
     training: CleanData,
     held_out: CleanData,
     wanted: dict[int, int],
+    *,
     most_steps: int,
     seed: int,
     meter: Meter,
-    *,
     stop: bool = True,
 ) -> tuple[Tensor, float, int]:
     """A change of all pixels [1, C, H, W] inside a growing L2 ball, its success, and the steps it took."""
@@ -193,7 +198,7 @@ def _share(model: SplitModel, held_out: CleanData, shift: Tensor, wanted: dict[i
 
 
 def _tune(
-    model: SplitModel, training: CleanData, shift: Tensor, wanted: dict[int, int], seed: int, meter: Meter
+    model: SplitModel, training: CleanData, shift: Tensor, wanted: dict[int, int], *, seed: int, meter: Meter
 ) -> SplitModel:
     """A copy after a few steps on clean images and a handful of stamped ones with the wanted labels."""
     torch.manual_seed(seed)

@@ -68,6 +68,7 @@ class Evidence(Record):
     """
 
     reading: Reading
+    label: str = Field(default="", description="Short name, where a method has several readings of one kind.")
     measures: str = Field(description="What the score is, in one line, with its unit.")
     score: float = Field(description="Higher is more suspicious.")
     threshold: float

@@ -195,7 +195,7 @@ class Progress:
 def identify(model: SplitModel, data: CleanData, settings: dict[str, Scalar]) -> str:
     """A fingerprint of a run: same weights, images, settings and versions give the same text."""
     digest = hashlib.sha256(json.dumps([settings, str(torch.__version__), str(data.images.device)]).encode())
-    for tensor in (*model.state_dict().values(), data.labels, data.images.double().sum(dim=(1, 2, 3))):
+    for tensor in (*model.state_dict().values(), data.labels, data.images.sum(dim=(1, 2, 3), dtype=torch.float64)):
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 

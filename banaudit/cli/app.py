@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from banaudit import __version__
-from banaudit.cli import demo, inspect, scan, schema
+from banaudit.cli import bench, demo, inspect, methods, purify, scan, schema
 
 
 def build() -> typer.Typer:
@@ -22,9 +22,12 @@ def build() -> typer.Typer:
     )
     app.callback()(_options)
     app.command("scan")(scan.scan)
+    app.command("purify")(purify.purify)
     app.command("inspect")(inspect.inspect)
+    app.command("methods")(methods.methods)
     app.command("schema")(schema.schema)
     app.command("demo")(demo.demo)
+    app.add_typer(bench.app)
     return app
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import ValidationError
 
@@ -12,6 +12,9 @@ from banaudit.errors import UsageError
 
 if TYPE_CHECKING:
     from banaudit.detectors.base import Detector
+    from banaudit.mitigations import Mitigation
+
+Method = TypeVar("Method", "Detector", "Mitigation")
 
 
 def parse_numbers(option: str, text: str | None) -> tuple[float, ...] | None:
@@ -75,7 +78,7 @@ def choose_detectors(
     elif methods is None:
         chosen = list(default_detectors())
     else:
-        names = [name.strip() for name in methods.split(",")]
+        names = list(DETECTORS) if methods == "all" else [name.strip() for name in methods.split(",")]
         for name in names:
             if name not in DETECTORS:
                 raise UsageError(f"--method {name}: no such method; there are {', '.join(sorted(DETECTORS))}")
@@ -91,16 +94,42 @@ def choose_detectors(
     return tuple(_with_settings(detector, settings.get(detector.name, {})) for detector in chosen)
 
 
-def _with_settings(detector: Detector, changes: Mapping[str, str]) -> Detector:
+def choose_mitigation(method: str, settings: Mapping[str, Mapping[str, str]], *, epochs: int | None) -> Mitigation:
+    """The mitigation that is to run, with its settings.
+
+    Args:
+        method: Its name.
+        settings: Method -> setting -> value, as text.
+        epochs: Passes over the images; none: its own default.
+
+    Raises:
+        UsageError: An unknown method or setting, or a value out of range.
+    """
+    from banaudit.mitigations import MITIGATIONS
+
+    if method not in MITIGATIONS:
+        raise UsageError(f"--method {method}: no such method; there are {', '.join(sorted(MITIGATIONS))}")
+    for name in settings:
+        if name != method:
+            raise UsageError(f"--set {name}.{next(iter(settings[name]))}: {name} does not run; {method} does")
+    changes = dict(settings.get(method, {}))
+    if epochs is not None:
+        if "epochs" in changes:
+            raise UsageError(f"--set {method}.epochs: --epochs is given too; keep one of them")
+        changes["epochs"] = str(epochs)
+    return _with_settings(MITIGATIONS[method](), changes)
+
+
+def _with_settings(method: Method, changes: Mapping[str, str]) -> Method:
     if not changes:
-        return detector
+        return method
     try:
-        return detector.with_settings(dict(changes))
+        return method.with_settings(dict(changes))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = str(first["loc"][0]) if first["loc"] else next(iter(changes))
         if first["type"] == "extra_forbidden":
-            known = ", ".join(type(detector).model_fields)
-            raise UsageError(f"--set {detector.name}.{key}: no such setting; there are {known}") from None
+            known = ", ".join(type(method).model_fields)
+            raise UsageError(f"--set {method.name}.{key}: no such setting; there are {known}") from None
         value = changes.get(key, "")
-        raise UsageError(f"--set {detector.name}.{key}={value}: {first['msg'][:1].lower()}{first['msg'][1:]}") from None
+        raise UsageError(f"--set {method.name}.{key}={value}: {first['msg'][:1].lower()}{first['msg'][1:]}") from None

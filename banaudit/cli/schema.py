@@ -12,7 +12,7 @@ from banaudit.reports import json_text
 
 
 def schema(
-    kind: Annotated[Literal["report", "inspection"], typer.Argument(help="Which record.")] = "report",
+    kind: Annotated[Literal["report", "inspection", "repair"], typer.Argument(help="Which record.")] = "report",
 ) -> None:
-    """Print the versioned JSON schema of reports or inspections."""
+    """Print the versioned JSON schema of reports, inspections or repairs."""
     write_stdout(json.dumps(json_text.schema(kind), indent=2) + "\n")

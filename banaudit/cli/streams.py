@@ -13,9 +13,9 @@ from typing import Literal, get_args
 from rich.console import Console
 
 from banaudit.errors import UsageError
-from banaudit.reports import inspection, json_text, markdown, scan, terminal
+from banaudit.reports import inspection, json_text, markdown, repair, scan, terminal
 from banaudit.reports.document import Document
-from banaudit.results import Inspection, Report
+from banaudit.results import Inspection, Repair, Report
 from banaudit.whole_files import try_writing, write_whole
 
 ScreenFormat = Literal["text", "json"]
@@ -72,7 +72,7 @@ def write_stdout(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def render(record: Report | Inspection, form: FileFormat, console: Console) -> str:
+def render(record: Report | Inspection | Repair, form: FileFormat, console: Console) -> str:
     """A record as text, JSON or Markdown.
 
     Args:
@@ -89,12 +89,18 @@ def render(record: Report | Inspection, form: FileFormat, console: Console) -> s
             return terminal.render(as_document(record), console)
 
 
-def as_document(record: Report | Inspection) -> Document:
+def as_document(record: Report | Inspection | Repair) -> Document:
     """A record in words."""
-    return scan.document(record) if isinstance(record, Report) else inspection.document(record)
+    match record:
+        case Report():
+            return scan.document(record)
+        case Repair():
+            return repair.document(record)
+        case Inspection():
+            return inspection.document(record)
 
 
-def deliver(record: Report | Inspection, screen: ScreenFormat, outputs: Sequence[Output] = ()) -> None:
+def deliver(record: Report | Inspection | Repair, screen: ScreenFormat, outputs: Sequence[Output] = ()) -> None:
     """Write a record to its files, then to standard output.
 
     Raises:

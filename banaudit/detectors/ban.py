@@ -20,8 +20,12 @@ READ_BATCH = 256
 """Images in one forward pass of a reading."""
 
 WARM_UP_BATCHES = 2
-"""Noise searches that ``released`` runs before the last one; after 60 passes at momentum 0.1 nothing older is left in the
-running statistics, so the 17 others of the authors' code would change nothing."""
+"""Noise searches that ``released`` runs before the last one; after 60 passes at momentum 0.1 nothing older is left in
+the running statistics, so the 17 others of the authors' code would change nothing."""
+
+FEWEST_MISTAKES = 0.1
+"""Share of the images that must be mistaken before the mistakes' shares count in full: of one mistake all falls in one
+class, on any network."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +49,8 @@ class _Restart:
 class BAN(Detector):
     """Scores how strongly the mistakes of a noisy, masked network pile up in one class.
 
-    1. Neuron noise (Eq. 3-4): gamma (1 + delta), beta (1 + xi) with |delta|, |xi| <= eps that maximise the clean images'
-       cross-entropy; sign-gradient ascent from a random start.
+    1. Neuron noise (Eq. 3-4): gamma (1 + delta), beta (1 + xi) with |delta|, |xi| <= eps that maximise the clean
+       images' cross-entropy; sign-gradient ascent from a random start.
     2. Feature mask (Eq. 5) on the latent feature of the network without noise.
     3. Verdict (Eq. 6): predictions f_L(g(x; noise) (1 - m)) on held-out images.  All-to-one: the largest share of
        other-class images sent to one class.  All-to-all: class by class, the share that goes to its favourite.
@@ -58,14 +62,16 @@ class BAN(Detector):
     Deviates:
         Held-out images read what the search images found; the noise is clipped to eps; one noise for all search images
         instead of one a batch of which all but the last are thrown away; restarts must agree; and Eq. 6 over all images
-        fires only if it clears the same reading under *random* noise by ``null_margin``: the mask is trained to be wrong
-        as loudly as it can, and on clean networks too that is cheapest in one class, without any noise.  Class by class,
-        the favourites must differ from each other, which no clean network's do.  :meth:`released` is the authors'
-        procedure.
+        fires only if it clears the same reading under *random* noise by ``null_margin``: the mask is trained to be
+        wrong as loudly as it can, and on clean networks too that is cheapest in one class, without any noise.  Class by
+        class, the favourites must differ from each other, which no clean network's do.  :meth:`released` is the
+        authors' procedure.
     """
 
     name: ClassVar[str] = "ban"
     title: ClassVar[str] = "mistakes under neuron noise and a feature mask pile up in one class (BAN)"
+    needs: ClassVar[str] = "BatchNorm, clean images"
+    misses: ClassVar[str] = "all-to-one backdoors whose noise alone does not pile up: its mask does so on clean models too"
 
     eps: PositiveFloat = 0.3
     """Largest relative change of a neuron's weight and bias. The paper: 0.3 at 32 pixels, 0.2 at 64, 0.1 at 224."""
@@ -107,8 +113,8 @@ class BAN(Detector):
         """What the authors' published code does inside the method, slips included, with their rule.
 
         Unclipped noise found on one batch of 128 images, running statistics that drift through all passes and are then
-        used for the reading, a mask that is clamped before its gradient, one restart, no null.  Not reproduced: faults of
-        data, normalisation, shapes and loading, and reading on images that the search has used.
+        used for the reading, a mask that is clamped before its gradient, one restart, no null.  Not reproduced: faults
+        of data, normalisation, shapes and loading, and reading on images that the search has used.
         """
         return cls(
             noise_images=128,
@@ -194,6 +200,7 @@ class BAN(Detector):
             nulls,
             threshold=self.share_threshold,
             null_margin=self.null_margin,
+            label="negative mask",
             measures="share of other-class images that the negative mask under noise sends to one class (Eq. 6)",
         )
 
@@ -204,6 +211,7 @@ class BAN(Detector):
             torch.stack([item.errors_null for item in restarts]),
             threshold=self.errors_threshold,
             null_margin=None,
+            label="noise alone",
             measures="share of the mistakes under noise alone that fall in one class",
         )
 
@@ -215,6 +223,7 @@ class BAN(Detector):
         *,
         threshold: float,
         null_margin: float | None,
+        label: str,
         measures: str,
     ) -> Evidence:
         """Evidence from [R, K] shares and what random noise gives: the weakest restart counts."""
@@ -226,6 +235,7 @@ class BAN(Detector):
         score = float(values[weakest])
         return Evidence(
             reading=Reading.ALL_TO_ONE,
+            label=label,
             measures=measures,
             score=score,
             threshold=threshold,
@@ -248,6 +258,7 @@ class BAN(Detector):
         distinct = len(set(targets.tolist())) / len(targets)
         return Evidence(
             reading=Reading.ALL_TO_ALL,
+            label="mask by class",
             measures="mean over classes of the share sent to the class's favourite wrong class (Eq. 6, class by class)",
             score=score,
             threshold=self.share_threshold,
@@ -266,7 +277,7 @@ class BAN(Detector):
 
 
 def _confusion(model: SplitModel, features: Features, labels: Labels, classes: int) -> Tensor:
-    """Share of class k's samples (row) that the head sends to class j, [K, K]; zero rows for classes without samples."""
+    """Share of class k's samples (row) that the head sends to class j, [K, K]; zero rows for absent classes."""
     with torch.no_grad():
         predicted = model.head(features).argmax(dim=1)
     counts = torch.bincount(labels * classes + predicted, minlength=classes * classes).view(classes, classes).float()
@@ -285,8 +296,8 @@ def _into_each_class(confusion: Tensor) -> Tensor:
 
 
 def _error_shares(model: SplitModel, features: Features, labels: Labels, classes: int) -> Tensor:
-    """Share of the mistakes that fall in each class, [K]."""
+    """Share of the mistakes that fall in each class, [K]; of at least :data:`FEWEST_MISTAKES` of all samples."""
     with torch.no_grad():
         predicted = model.head(features).argmax(dim=1)
     wrong = torch.bincount(predicted[predicted != labels], minlength=classes).float()
-    return (wrong / wrong.sum().clamp_min(1)).cpu()
+    return (wrong / wrong.sum().clamp_min(FEWEST_MISTAKES * len(labels))).cpu()

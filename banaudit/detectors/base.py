@@ -72,7 +72,7 @@ def draw(data: CleanData, count: int, generator: torch.Generator, *, exclude: in
 
 def batches(images: Images, labels: Labels, size: int) -> list[tuple[Images, Labels]]:
     """Images and labels cut into batches of at most ``size``, in order."""
-    return list(zip(images.split(size), labels.split(size), strict=True))
+    return list(zip(torch.split(images, size), torch.split(labels, size), strict=True))
 
 
 class Detector(BaseModel, ABC):
@@ -87,6 +87,10 @@ class Detector(BaseModel, ABC):
     """Name on the command line and in reports."""
     title: ClassVar[str]
     """One line: what it looks for."""
+    needs: ClassVar[str]
+    """What it cannot do without, beyond the network."""
+    misses: ClassVar[str]
+    """Backdoors it is known to be blind to, or how far it has been measured here."""
 
     @abstractmethod
     def score(self, model: SplitModel, samples: Samples, generator: torch.Generator, meter: Meter) -> list[Evidence]:
@@ -151,12 +155,8 @@ class Detector(BaseModel, ABC):
         else:
             fired = [item for item in evidence if item.fired]
             verdict = Verdict.BACKDOORED if fired else Verdict.NO_EVIDENCE
-            strongest = max(fired or evidence, key=lambda item: item.score - item.threshold)
-            relation = "above" if strongest.score > strongest.threshold else "not above"
-            reason = (
-                f"{strongest.reading.value} score {strongest.score:.3g} is {relation} "
-                f"the threshold {strongest.threshold:.3g}"
-            )
+            strongest = max(fired or evidence, key=lambda item: item.score / item.threshold)
+            reason = _why(strongest)
         return Finding(
             method=self.name,
             title=self.title,
@@ -168,3 +168,16 @@ class Detector(BaseModel, ABC):
             forward_images=meter.forward_images - forward,
             backward_images=meter.backward_images - backward,
         )
+
+
+def _why(item: Evidence) -> str:
+    """A finding's reason in one line, from its strongest reading."""
+    name = item.reading.value + (f" ({item.label})" if item.label else "")
+    if item.score <= item.threshold:
+        return f"{name} score {item.score:.3g} is not above the threshold {item.threshold:.3g}"
+    above = f"{name} score {item.score:.3g} is above the threshold {item.threshold:.3g}"
+    if item.fired:
+        return above
+    if item.agreement is not None and item.agreement < 1:
+        return f"{above}, but the restarts disagree"
+    return f"{above}, but other conditions of the reading are not met"

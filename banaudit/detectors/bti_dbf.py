@@ -235,6 +235,8 @@ class BTIDBF(DecoupledFeatures):
 
     name: ClassVar[str] = "bti-dbf"
     title: ClassVar[str] = "one class that images fall into when their non-benign features are moved"
+    needs: ClassVar[str] = "clean images; a GPU for its schedule"
+    misses: ClassVar[str] = "not measured here at its full schedule"
 
     mask_weight: NonNegativeFloat = 0.0
     """Weight of the penalty on the mask's norm; 0: none, as published."""
@@ -254,6 +256,8 @@ class BTIDBFStar(DecoupledFeatures):
 
     name: ClassVar[str] = "bti-dbf-star"
     title: ClassVar[str] = "BTI-DBF with BAN's bound on the feature mask"
+    needs: ClassVar[str] = "clean images; a GPU for its schedule"
+    misses: ClassVar[str] = "not measured here at its full schedule"
 
     mask_weight: NonNegativeFloat = 0.75
     """Weight of the penalty on the mask's norm (paper: lambda_1)."""

@@ -65,6 +65,8 @@ class FeatureRE(Detector):
 
     name: ClassVar[str] = "feature-re"
     title: ClassVar[str] = "a class that a few shared features lead to"
+    needs: ClassVar[str] = "clean images; a GPU for its schedule"
+    misses: ClassVar[str] = "not measured here"
 
     warm_up: NonNegativeInt = 40
     """Steps on the generator alone, without the mask."""

@@ -6,9 +6,9 @@ left once and reached once) by Sinkhorn's iteration,
 
     w = sinkhorn(margin / temperature),   margin[c, j] = mean of z_j - z_c over the images of c,  w[c, c] = 0,
 
-and each step descends the mean over c of -sum_j w[c, j] mean log p_j.  Without the balance every search ends in one class
-that a universal perturbation reaches anyway.  The temperature falls along the path, so that the map is soft at first and
-nearly a permutation at the end.  The cost does not grow with the number of classes.
+and each step descends the mean over c of -sum_j w[c, j] mean log p_j.  Without the balance every search ends in one
+class that a universal perturbation reaches anyway.  The temperature falls along the path, so that the map is soft at
+first and nearly a permutation at the end.  The cost does not grow with the number of classes.
 
 The score is the share of held-out images that end in the class that the map gives their own: a clean model has no
 perturbation that permutes its classes.

@@ -47,6 +47,8 @@ class NeuralCleanse(PatchInversion):
 
     name: ClassVar[str] = "neural-cleanse"
     title: ClassVar[str] = "a class that a much smaller patch reaches than any other"
+    needs: ClassVar[str] = "clean images"
+    misses: ClassVar[str] = "warping, per-image triggers, all-to-all backdoors"
     penalty_passes: ClassVar[int] = 0
 
     def penalty(self, model: SplitModel, triggers: Triggers, meter: Meter) -> Tensor:

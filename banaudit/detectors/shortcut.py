@@ -1,7 +1,7 @@
 """What the two searches for shortcuts share: settings, restarts, and the three readings with their rules.
 
-A subclass names its perturbation; everything else (paths towards each class, the search for an all-to-all map, the null,
-the agreement of restarts) is the same, so that the two differ in nothing but what they perturb.
+A subclass names its perturbation; everything else (paths towards each class, the search for an all-to-all map, the
+null, the agreement of restarts) is the same, so that the two differ in nothing but what they perturb.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class ShortcutDetector(Detector):
         reach = ", ".join(f"{path.reach:.0%} after {path.steps} steps" for path in paths)
         return Evidence(
             reading=Reading.ALL_TO_ONE,
-            measures=f"lead of the first class over the second under {self.perturbs}; unit: what the median class gains",
+            measures=f"lead of the first class over the second under {self.perturbs}; unit: the median class's gain",
             score=weakest.score,
             threshold=self.lead_threshold,
             fired=weakest.score > self.lead_threshold and agreement == 1.0,

@@ -48,6 +48,8 @@ class Tabor(PatchInversion):
 
     name: ClassVar[str] = "tabor"
     title: ClassVar[str] = "a class that a much smaller, compact patch reaches than any other"
+    needs: ClassVar[str] = "clean images"
+    misses: ClassVar[str] = "warping, per-image triggers, all-to-all backdoors"
     penalty_passes: ClassVar[int] = 1
 
     cost_growth: float = Field(default=1.0, ge=1)

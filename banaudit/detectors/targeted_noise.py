@@ -17,7 +17,7 @@ from banaudit.shapes import Images, Logits
 
 
 class _NeuronShift:
-    """Additive neuron noise that grows by one sign step at a time; its largest entry is the number of steps times one."""
+    """Additive neuron noise that grows by one sign step at a time; no entry exceeds the number of steps times one."""
 
     def __init__(self, model: NoisyModel, step: float) -> None:
         self._model = model
@@ -47,13 +47,14 @@ class TargetedNoise(ShortcutDetector):
 
     Source:
         Ours. BAN (NeurIPS 2024) perturbs relatively and away from the true label; a shift in units of the channel's own
-        scale also moves a backdoor channel whose shift is near zero, and aiming at a class makes the classes comparable.
-    Known to miss:
-        Backdoors that are not neurons of their own: blended patterns, some patches, triggers learnt at 1 % poisoning.
+        scale also moves a backdoor channel whose shift is near zero, and aiming at a class makes the classes
+        comparable.
     """
 
     name: ClassVar[str] = "targeted-noise"
     title: ClassVar[str] = "a class that small noise on the neurons reaches too easily"
+    needs: ClassVar[str] = "BatchNorm, clean images"
+    misses: ClassVar[str] = "blended patterns, some patches, triggers learnt at 1 % poisoning"
     perturbs: ClassVar[str] = "neuron noise"
 
     step_size: PositiveFloat = 0.045

@@ -2,13 +2,14 @@
 
 Two detectors share this: :mod:`targeted_noise` perturbs neurons, :mod:`universal_perturbation` perturbs pixels.  For
 every class t a perturbation grows step by step, each step descending the cross-entropy towards t on images of the other
-classes; in between, the margin towards t is read on images that played no part in the search.  A backdoor is a shortcut:
-its target class runs ahead of all others.
+classes; in between, the margin towards t is read on images that played no part in the search.  A backdoor is a
+shortcut: its target class runs ahead of all others.
 
-How large a perturbation to compare at depends on the model (a small plain network is steered by a third of what a ResNet
-needs), so the model sets it: every path stops together once the median class is *saturated*, and the classes are compared
-there.  The ruler is the *lead*.  Let m_t be the mean over source classes of the mean margin z_t - max_{k != t} z_k of the
-held-out images, m_(1) and m_(2) the two largest, m_med the median class's and m_med(0) the same without perturbation:
+How large a perturbation to compare at depends on the model (a small plain network is steered by a third of what a
+ResNet needs), so the model sets it: every path stops together once the median class is *saturated*, and the classes are
+compared there.  The ruler is the *lead*.  Let m_t be the mean over source classes of the mean margin
+z_t - max_{k != t} z_k of the held-out images, m_(1) and m_(2) the two largest, m_med the median class's and m_med(0)
+the same without perturbation:
 
     lead = (m_(1) - m_(2)) / max(m_med - m_med(0), |m_med(0)|),
 
@@ -88,14 +89,14 @@ def margins_towards(logits: Logits, target: int) -> Tensor:
 
 def _logits(perturbation: Perturbation, images: Images, current: Tensor, what: str) -> Logits:
     with torch.no_grad():
-        return torch.cat([perturbation.logits(batch, current, what) for batch in images.split(PATH_BATCH)]).cpu()
+        return torch.cat([perturbation.logits(batch, current, what) for batch in torch.split(images, PATH_BATCH)]).cpu()
 
 
 def _by_source(logits: Logits, data: CleanData, target: int) -> tuple[Tensor, float]:
     """Mean margin towards ``target`` of each other class, [K], and the share of other-class images that reach it."""
     margins, labels = margins_towards(logits, target), data.labels.cpu()
     row = torch.full((data.num_classes,), torch.nan)
-    for label in labels.unique().tolist():
+    for label in sorted(set(labels.tolist())):
         if label != target:
             row[label] = margins[labels == label].mean()
     return row, float((margins[labels != target] > 0).float().mean())

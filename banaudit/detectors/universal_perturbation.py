@@ -63,12 +63,12 @@ class UniversalPerturbation(ShortcutDetector):
     Source:
         The idea that a backdoor makes universal perturbations towards its target cheap: Xu et al., "Universal Soldier",
         DSN-W 2024. The growing ball, the ruler and the all-to-all search are ours.
-    Known to miss:
-        Triggers that no fixed additive pattern imitates: warping, per-image triggers.
     """
 
     name: ClassVar[str] = "universal-perturbation"
     title: ClassVar[str] = "a class that one small change of all images reaches too easily"
+    needs: ClassVar[str] = "clean images"
+    misses: ClassVar[str] = "triggers that no fixed additive pattern imitates: warping, per-image triggers"
     perturbs: ClassVar[str] = "universal perturbation"
 
     step_size: PositiveFloat = 0.6

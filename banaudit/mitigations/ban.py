@@ -11,7 +11,7 @@ from torch import Tensor
 
 from banaudit.architectures.base import SplitModel
 from banaudit.mitigations.base import Mitigation
-from banaudit.neurons import count_neurons, fast_precision, require_batch_norm, train_under_noise
+from banaudit.neurons import Form, count_neurons, fast_precision, require_batch_norm, train_under_noise
 from banaudit.shapes import Images, Labels
 
 
@@ -43,14 +43,17 @@ class BANFineTuning(Mitigation):
     """Steps of the ascent, each of eps / noise_steps. The authors' code takes 1; the paper's 30 are for detection."""
     clip: bool = True
     """Keep the noise within eps. The authors' code does not: random start and steps then add up to 2 eps."""
+    form: Form = "relative"
+    """How the noise enters. The paper's is relative; additive noise also moves neurons whose shift is near zero."""
     noise_weight: NonNegativeFloat = 0.5
     """lambda_2, the weight of the loss under noise."""
 
     def loss(self, model: SplitModel, images: Images, labels: Labels, generator: torch.Generator) -> Tensor:
         """Both cross-entropies of Eq. 8."""
         noise = self._worst_noise(model, images, labels, generator)
-        noisy = F.cross_entropy(train_under_noise(model, images, noise, form="relative"), labels)
-        return F.cross_entropy(model(images), labels) + self.noise_weight * noisy
+        with fast_precision(images.device):
+            noisy, clean = train_under_noise(model, images, noise, form=self.form), model(images)
+        return F.cross_entropy(clean.float(), labels) + self.noise_weight * F.cross_entropy(noisy.float(), labels)
 
     def _worst_noise(self, model: SplitModel, images: Images, labels: Labels, generator: torch.Generator) -> Tensor:
         """Noise [2, P] that raises the cross-entropy of the batch (Eq. 4)."""
@@ -60,7 +63,7 @@ class BANFineTuning(Mitigation):
         for _ in range(self.noise_steps):
             noise.requires_grad_(True)
             with fast_precision(images.device):
-                logits = train_under_noise(model, images, noise, form="relative")
+                logits = train_under_noise(model, images, noise, form=self.form)
             # Only the noise's gradient is asked for: none is added to the weights'.
             (gradient,) = torch.autograd.grad(F.cross_entropy(logits.float(), labels), noise)
             noise = (noise.detach() + self.eps / self.noise_steps * gradient.sign()).clamp_(-radius, radius)

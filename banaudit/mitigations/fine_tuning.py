@@ -10,6 +10,7 @@ from torch import Tensor
 
 from banaudit.architectures.base import SplitModel
 from banaudit.mitigations.base import Mitigation
+from banaudit.neurons import fast_precision
 from banaudit.shapes import Images, Labels
 
 
@@ -30,7 +31,9 @@ class FineTuning(Mitigation):
     def loss(self, model: SplitModel, images: Images, labels: Labels, generator: torch.Generator) -> Tensor:
         """Cross-entropy of the clean images."""
         del generator
-        return F.cross_entropy(model(images), labels)
+        with fast_precision(images.device):
+            logits = model(images)
+        return F.cross_entropy(logits.float(), labels)
 
     def passes(self) -> tuple[int, int]:
         """One pass forward, one backward."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import math
 
-from banaudit.results import SCHEMA_VERSION, Inspection, Record, Report
+from banaudit.results import SCHEMA_VERSION, Inspection, Record, Repair, Report
 
-RECORDS: dict[str, type[Record]] = {"report": Report, "inspection": Inspection}
+RECORDS: dict[str, type[Record]] = {"report": Report, "inspection": Inspection, "repair": Repair}
 """What has a published schema."""
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"

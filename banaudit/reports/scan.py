@@ -108,10 +108,15 @@ def _finding(report: Report, finding: Finding) -> Section:
     drawn = [item for item in finding.evidence if item.per_class]
     strongest = max(drawn, key=_excess, default=None)
     blocks += [_classes(item) for item in drawn if item.fired or item is strongest]
-    blocks += [Row(item.reading.value, _details(report, item), Tone.FAINT) for item in finding.evidence]
+    blocks += [Row(_name(item), _details(report, item), Tone.FAINT) for item in finding.evidence]
     if finding.caveats:
         blocks.append(Row("caveats", finding.caveats, Tone.WARNING))
     return Section(f"Method {finding.method}", tuple(blocks))
+
+
+def _name(evidence: Evidence) -> str:
+    """What a reading is called where it stands beside others."""
+    return evidence.label or evidence.reading.value
 
 
 def _excess(evidence: Evidence) -> tuple[bool, float]:
@@ -124,7 +129,8 @@ def _details(report: Report, evidence: Evidence) -> tuple[str, ...]:
     if evidence.null is not None:
         texts.append(f"by chance alone: {evidence.null:.3g}")
     if evidence.restarts:
-        agreed = "" if evidence.agreement is None else f"; {evidence.agreement:.0%} of them name the same target"
+        subject = "of the classes go to the same target in each" if evidence.mapping else "of them name the same target"
+        agreed = "" if evidence.agreement is None else f"; {evidence.agreement:.0%} {subject}"
         texts.append(f"restarts: {', '.join(f'{score:.3g}' for score in evidence.restarts)}{agreed}")
     if evidence.target is not None and evidence.target != report.target:
         texts.append(f"names class {class_name(report, evidence.target)}")
@@ -146,7 +152,7 @@ def _readings(report: Report, finding: Finding) -> Chart:
             caption += ", not counted"
         bars.append(
             Bar(
-                label=f"{item.reading.value}{' FIRED' if item.fired else ''}",
+                label=f"{_name(item)}{' FIRED' if item.fired else ''}",
                 share=position(item.score, low, high),
                 caption=caption,
                 marker=position(item.threshold, low, high),
@@ -177,7 +183,7 @@ def _classes(evidence: Evidence) -> Chart:
     ]
     hidden = ranked[TOP_BARS:]
     footnote = "" if few else f"{len(hidden)} more classes are hidden, none above {hidden[0].score:.3g}"
-    return Chart(tuple(bars), f"Each class, {evidence.reading.value}", THRESHOLD if comparable else "", footnote)
+    return Chart(tuple(bars), f"Each class, {_name(evidence)}", THRESHOLD if comparable else "", footnote)
 
 
 def _pairs(report: Report, mapping: Mapping[int, int]) -> str:

@@ -3,12 +3,11 @@ import math
 import pytest
 import torch
 from torch import nn
+from toys import TARGET
 
 from banaudit.architectures.base import SplitModel, SplitNetwork
 from banaudit.detectors.bti_dbf import BTIDBF, BTIDBFStar, decoupling_loss, generator_loss
 from banaudit.results import Verdict
-
-from .conftest import TARGET
 
 
 class Identity(SplitNetwork):

@@ -2,12 +2,11 @@ import math
 
 import pytest
 import torch
+from toys import TARGET
 
 from banaudit.detectors.feature_re import FeatureRE
 from banaudit.detectors.inversion import class_mean, likeness, mixed, spread, violation
 from banaudit.results import Verdict
-
-from .conftest import TARGET
 
 
 def test_terms_by_hand():

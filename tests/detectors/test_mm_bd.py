@@ -1,12 +1,11 @@
 import pytest
 import torch
 from scipy import stats
+from toys import TARGET
 
 from banaudit.detectors.mm_bd import MMBD, gamma_p_value, margins
 from banaudit.meter import Meter
 from banaudit.results import Verdict
-
-from .conftest import TARGET
 
 
 def test_margin_is_own_logit_minus_the_best_other():

@@ -1,10 +1,9 @@
 import torch
+from toys import TARGET
 
 from banaudit.detectors.neural_cleanse import NeuralCleanse
 from banaudit.meter import Meter
 from banaudit.results import Verdict
-
-from .conftest import TARGET
 
 
 def test_finds_the_planted_backdoor(planted, clean_data):

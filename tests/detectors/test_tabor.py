@@ -3,13 +3,12 @@ import math
 import pytest
 import torch
 from torch import nn
+from toys import TARGET
 
 from banaudit.detectors.inversion import Triggers
 from banaudit.detectors.tabor import Tabor, roughness, size
 from banaudit.meter import Meter
 from banaudit.results import Verdict
-
-from .conftest import TARGET
 
 
 class Zeros(nn.Module):

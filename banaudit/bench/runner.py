@@ -1,0 +1,462 @@
+"""Scans of models whose truth is known, one small JSON for all of them, resumable after every one.
+
+A results file holds the raw score of every reading, so that thresholds can be refitted without the models.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import math
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import torch
+from pydantic import BaseModel, Field, ValidationError
+from torch import Tensor
+
+import banaudit
+from banaudit.audit import judge, pick_device
+from banaudit.bench.attacks.labelling import AllToOne, SourceTarget
+from banaudit.bench.datasets import PixelData, attacker_and_pool, dataset_spec, default_cache, load_split
+from banaudit.bench.victims import VictimFacts, VictimRecipe, load_victim, victim_folder
+from banaudit.data import CleanData
+from banaudit.detectors import Detector, default_detectors
+from banaudit.errors import UsageError
+from banaudit.meter import Meter
+from banaudit.results import Reading, Record, Report, Scalar, Verdict
+from banaudit.whole_files import write_whole
+
+MAPPING_SHARE = 0.8
+"""Share of the classes whose true target an all-to-all verdict must name to be right; fixed before any victim was made."""
+
+DIGITS = 6
+"""Significant digits of a recorded score."""
+
+NOT_CODE_OF_A_SCAN = frozenset({"bench", "cli", "reports", "demo"})
+"""Parts of the package that change no verdict."""
+
+CleanSource = Literal["test", "pool"]
+"""Where a victim's clean images come from: the held-out split, or the training images that no victim was trained on."""
+
+Progress = Callable[[str], None]
+"""Told in words what is being done."""
+
+Number = float | None
+"""A score; none where it was not finite."""
+
+
+class Outcome(StrEnum):
+    """A verdict held against the truth."""
+
+    RIGHT = "right"
+    """Backdoored, with the right target (source and target; four fifths of the map), or a clean model not accused."""
+    WRONG_TARGET = "wrong target"
+    MISSED = "missed"
+    FALSE_ALARM = "false alarm"
+    INCONCLUSIVE = "inconclusive"
+    REFUSED = "refused"
+    """The file would have run code; nothing of it was loaded."""
+    FAILED = "failed"
+    """The file did not become a model."""
+
+
+class Truth(Record):
+    """What is known of a model."""
+
+    backdoored: bool
+    reading: Reading | None = None
+    target: int | None = None
+    source: int | None = Field(default=None, description="The one class that the trigger works on.")
+    mapping: dict[int, int] | None = Field(default=None, description="All-to-all: label -> wanted label.")
+
+
+class ScanSettings(Record):
+    """All that decides what a scan does, but for the code."""
+
+    detectors: dict[str, dict[str, Scalar]]
+    images: int = Field(description="Most clean images given to a scan.")
+    seed: int
+    tool_version: str
+
+    @property
+    def digest(self) -> str:
+        """A short name for these settings."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:8]
+
+    @classmethod
+    def of(cls, detectors: Sequence[Detector], images: int, seed: int) -> ScanSettings:
+        """The settings of scans with these detectors."""
+        return cls(
+            detectors={detector.name: detector.settings() for detector in detectors},
+            images=images,
+            seed=seed,
+            tool_version=banaudit.__version__,
+        )
+
+
+class ScoredReading(Record):
+    """One reading's evidence without its words; :class:`banaudit.results.Evidence` has the meanings."""
+
+    key: str = Field(description="Method/reading, numbered from the second reading of the same kind on.")
+    score: Number
+    threshold: float
+    fired: bool
+    null: Number = None
+    target: int | None = None
+    sources: tuple[int, ...] = ()
+    mapping: dict[int, int] | None = None
+    agreement: Number = None
+    restarts: tuple[Number, ...] = ()
+    per_class: tuple[Number, ...] = Field(default=(), description="In the order of the labels.")
+
+
+class MethodCost(Record):
+    """What one method said and took."""
+
+    method: str
+    verdict: Verdict
+    reason: str
+    seconds: float
+    forward_images: int
+    backward_images: int
+
+
+class ScanRecord(Record):
+    """A report reduced to what a benchmark needs."""
+
+    settings: str = Field(description="Digest of the settings.")
+    code: str = Field(description="Digest of the code that scanned.")
+    verdict: Verdict
+    reason: str
+    target: int | None = None
+    reading: Reading | None = None
+    sources: tuple[int, ...] = ()
+    mapping: dict[int, int] | None = None
+    accuracy: Number = Field(description="Clean accuracy on the images of the scan.")
+    images: int
+    seconds: float
+    forward_images: int
+    backward_images: int
+    device: str
+    threads: int
+    caveats: tuple[str, ...] = ()
+    methods: tuple[MethodCost, ...] = ()
+    readings: tuple[ScoredReading, ...] = ()
+
+
+class VictimEntry(Record):
+    """One victim of the benchmark with its scan."""
+
+    key: str
+    victim: VictimFacts
+    truth: Truth
+    outcome: Outcome
+    scan: ScanRecord
+
+
+class BenchmarkResults(Record):
+    """Detectors x victims of one split."""
+
+    schema_version: Literal["1.0"] = "1.0"
+    kind: Literal["benchmark"] = "benchmark"
+    split: str
+    clean_images: CleanSource
+    settings: dict[str, ScanSettings] = Field(default_factory=dict, description="By digest.")
+    measures: dict[str, str] = Field(default_factory=dict, description="What each reading's score is.")
+    entries: tuple[VictimEntry, ...] = ()
+
+
+def run(
+    recipes: Sequence[VictimRecipe],
+    path: Path,
+    *,
+    split: str,
+    clean_images: CleanSource = "test",
+    detectors: Sequence[Detector] | None = None,
+    images: int = 1000,
+    seed: int = 0,
+    root: Path | None = None,
+    cache: Path | None = None,
+    device: str = "auto",
+    fresh: bool = False,
+    progress: Progress | None = None,
+) -> BenchmarkResults:
+    """Scan every victim that is trained, and keep the results file whole after each.
+
+    Args:
+        recipes: Victims; those that are not in the cache yet are left out.
+        path: Results file; entries in it with the same settings are kept and not scanned again.
+        split: Name of the list of recipes.
+        clean_images: Where clean images come from; never the victim's training images.
+        detectors: Methods to run; none: the default ones.
+        images: Most clean images, as evenly over the classes as they allow.
+        seed: Of the drawing of images and of every method.
+        root: Folder of the data sets; not needed once they are decoded into the cache.
+        cache: Where data and victims are kept; none: the user's.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        fresh: Scan again what was scanned with the same settings.
+        progress: Told of each victim.
+
+    Raises:
+        UsageError: The file is of another split or of other clean images.
+        DataError: A data set is missing.
+    """
+    detectors = tuple(detectors) if detectors is not None else default_detectors()
+    settings = ScanSettings.of(detectors, images, seed)
+    results = read_results(path, BenchmarkResults) or BenchmarkResults(split=split, clean_images=clean_images)
+    if (results.split, results.clean_images) != (split, clean_images):
+        raise UsageError(
+            f"{path}: holds results of split {results.split} with clean images from {results.clean_images}, "
+            f"not of {split} with {clean_images}; give another --output"
+        )
+    where = pick_device(device)
+    cache = cache or default_cache()
+    drawn: dict[str, CleanData] = {}
+    done = {entry.key for entry in results.entries if entry.scan.settings == settings.digest and not fresh}
+    for number, recipe in enumerate(recipes, start=1):
+        folder = victim_folder(recipe, cache)
+        if recipe.key in done or not (folder / "victim.json").exists():
+            continue
+        if recipe.dataset not in drawn:
+            drawn[recipe.dataset] = draw_clean(recipe.dataset, clean_images, images, seed, root=root, cache=cache)
+        victim = load_victim(folder)
+        meter = Meter()
+        model = victim.model.to(where).to(memory_format=torch.channels_last)
+        report = judge(model, drawn[recipe.dataset].to(where), detectors=detectors, seed=seed, meter=meter)
+        scan = record_scan(report, settings, meter)
+        truth = truth_of(victim.facts)
+        entry = VictimEntry(
+            key=recipe.key, victim=victim.facts, truth=truth, outcome=hold_against(truth, scan), scan=scan
+        )
+        results = results.model_copy(
+            update={
+                "settings": {**results.settings, settings.digest: settings},
+                "measures": {**results.measures, **measures_of(report)},
+                "entries": (*(other for other in results.entries if other.key != recipe.key), entry),
+            }
+        )
+        write_results(path, results)
+        if progress is not None:
+            progress(f"{number} of {len(recipes)}: {recipe.key}: {describe(scan, entry.outcome)}")
+    return results
+
+
+def draw_clean(
+    dataset: str, source: CleanSource, count: int, seed: int, *, root: Path | None = None, cache: Path | None = None
+) -> CleanData:
+    """Clean images that no victim of a data set was trained on, as evenly over the classes as they allow.
+
+    Args:
+        dataset: Name of the data set.
+        source: The held-out split, or the defender's pool of training images.
+        count: How many at most.
+        seed: Of the drawing.
+        root: Folder of the data sets.
+        cache: Where decoded data are kept.
+    """
+    if source == "test":
+        data = load_split(dataset, dataset_spec(dataset).held_out, root=root, cache=cache)
+        index = torch.arange(len(data))
+    else:
+        data = load_split(dataset, "train", root=root, cache=cache)
+        _, index = attacker_and_pool(data)
+    return data.subset(index[_evenly(data, index, count, seed)]).clean()
+
+
+def _evenly(data: PixelData, index: Tensor, count: int, seed: int) -> Tensor:
+    """Positions in ``index`` of ``count`` samples: the first of each class, then the second, and so on."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(index), generator=generator)
+    labels = data.labels[index][order]
+    rank = torch.empty(len(labels), dtype=torch.int64)
+    for label in range(len(data.class_names)):
+        members = (labels == label).nonzero().flatten()
+        rank[members] = torch.arange(len(members))
+    return order[rank.argsort(stable=True)[:count]]
+
+
+def record_scan(report: Report, settings: ScanSettings, meter: Meter) -> ScanRecord:
+    """A report as it is kept: all numbers, few words.
+
+    Args:
+        report: Of one scan.
+        settings: What it was made with.
+        meter: That counted its passes.
+    """
+    accuracy = report.clean_accuracy
+    return ScanRecord(
+        settings=settings.digest,
+        code=code_digest(),
+        verdict=report.verdict,
+        reason=report.reason,
+        target=report.target,
+        reading=report.reading,
+        sources=report.sources,
+        mapping=report.mapping,
+        accuracy=accuracy.accuracy if accuracy is not None else None,
+        images=accuracy.images if accuracy is not None else 0,
+        seconds=report.seconds,
+        forward_images=meter.forward_images,
+        backward_images=meter.backward_images,
+        device=report.device,
+        threads=torch.get_num_threads(),
+        caveats=report.caveats,
+        methods=tuple(
+            MethodCost(
+                method=finding.method,
+                verdict=finding.verdict,
+                reason=finding.reason,
+                seconds=finding.seconds,
+                forward_images=finding.forward_images,
+                backward_images=finding.backward_images,
+            )
+            for finding in report.findings
+        ),
+        readings=tuple(
+            ScoredReading(
+                key=key,
+                score=_short(item.score),
+                threshold=item.threshold,
+                fired=item.fired,
+                null=_short(item.null),
+                target=item.target,
+                sources=item.sources,
+                mapping=item.mapping,
+                agreement=_short(item.agreement),
+                restarts=tuple(_short(score) for score in item.restarts),
+                per_class=tuple(_short(bar.score) for bar in item.per_class),
+            )
+            for finding in report.findings
+            for key, item in zip(_keys(report, finding.method), finding.evidence, strict=True)
+        ),
+    )
+
+
+def measures_of(report: Report) -> dict[str, str]:
+    """What the score of each reading is, by the reading's key."""
+    return {
+        key: item.measures
+        for finding in report.findings
+        for key, item in zip(_keys(report, finding.method), finding.evidence, strict=True)
+    }
+
+
+def _keys(report: Report, method: str) -> list[str]:
+    """A key for each reading of a method; the second of a kind gets a number."""
+    keys: list[str] = []
+    for finding in report.findings:
+        if finding.method == method:
+            for item in finding.evidence:
+                base = f"{method}/{item.reading.value}"
+                before = sum(key.split("#")[0] == base for key in keys)
+                keys.append(base if before == 0 else f"{base}#{before + 1}")
+    return keys
+
+
+def _short(value: float | None) -> Number:
+    return None if value is None or not math.isfinite(value) else float(f"{value:.{DIGITS}g}")
+
+
+def truth_of(facts: VictimFacts) -> Truth:
+    """What a victim's recipe says."""
+    labelling = facts.recipe.labelling
+    match labelling:
+        case None:
+            return Truth(backdoored=False)
+        case AllToOne(target=target):
+            return Truth(backdoored=True, reading=Reading.ALL_TO_ONE, target=target)
+        case SourceTarget(source=source, target=target):
+            return Truth(backdoored=True, reading=Reading.SOURCE_TARGET, source=source, target=target)
+        case _:
+            return Truth(backdoored=True, reading=Reading.ALL_TO_ALL, mapping=dict(enumerate(facts.mapping)))
+
+
+def hold_against(truth: Truth, scan: ScanRecord) -> Outcome:
+    """Whether a verdict is right.
+
+    An all-to-one verdict must name the target; a source-specific backdoor's source besides; an all-to-all one the
+    true target of at least :data:`MAPPING_SHARE` of the classes.
+
+    Args:
+        truth: What is known.
+        scan: What was said.
+    """
+    if scan.verdict is Verdict.INCONCLUSIVE:
+        return Outcome.INCONCLUSIVE
+    accused = scan.verdict is Verdict.BACKDOORED
+    if not truth.backdoored:
+        return Outcome.FALSE_ALARM if accused else Outcome.RIGHT
+    if not accused:
+        return Outcome.MISSED
+    if truth.mapping is not None:
+        named = scan.mapping or {}
+        moved = {label: wanted for label, wanted in truth.mapping.items() if label != wanted}
+        hits = sum(named.get(label) == wanted for label, wanted in moved.items())
+        right = hits >= MAPPING_SHARE * len(moved)
+    else:
+        right = scan.target == truth.target and truth.source in {None, *scan.sources}
+    return Outcome.RIGHT if right else Outcome.WRONG_TARGET
+
+
+def describe(scan: ScanRecord, outcome: Outcome) -> str:
+    """One line for a terminal."""
+    target = "" if scan.target is None else f", target {scan.target}"
+    return f"{scan.verdict.value}{target} ({outcome.value}), {scan.seconds:.0f} s"
+
+
+@functools.cache
+def code_digest() -> str:
+    """A short name for the state of the code that decides verdicts: the same sources, the same name."""
+    package = Path(banaudit.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        if path.relative_to(package).parts[0] not in NOT_CODE_OF_A_SCAN:
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:8]
+
+
+AnyResults = TypeVar("AnyResults", bound=BaseModel)
+
+
+def read_results(path: Path, kind: type[AnyResults]) -> AnyResults | None:
+    """A results file; none where there is no such file yet.
+
+    Raises:
+        UsageError: The file is something else.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror or error})") from None
+    try:
+        return kind.model_validate_json(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise UsageError(
+            f"{path}: is no {kind.__name__} file ({place}: {first['msg']}); move it away or name another"
+        ) from None
+
+
+def write_results(path: Path, results: BaseModel) -> None:
+    """Write a results file so that it is whole at any moment; each entry is a line of its own.
+
+    Raises:
+        UsageError: The file cannot be written.
+    """
+    head = results.model_dump(mode="json")
+    entries = [json.dumps(entry, separators=(",", ":")) for entry in head.pop("entries", ())]
+    text = json.dumps(head, indent=1)
+    if entries:
+        text = text[:-2] + ',\n "entries": [\n' + ",\n".join(entries) + "\n]}"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, (text + "\n").encode())
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written ({error.strerror or error})") from None

@@ -1,0 +1,100 @@
+"""``banaudit purify``: from a suspect checkpoint to a repaired one."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from banaudit.cli import subject
+from banaudit.cli.options import choose_mitigation, parse_numbers, parse_settings
+from banaudit.cli.progress import progress_bar
+from banaudit.cli.streams import deliver
+from banaudit.reports.escaping import printable
+from banaudit.results import EXIT_CODES
+
+REPAIR = "Repair"
+
+
+def purify(
+    model: subject.ModelPath,
+    *,
+    data: subject.DataPath,
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", metavar="OUT", help="Where the repaired checkpoint goes.", rich_help_panel=subject.OUTPUT
+        ),
+    ],
+    arch: subject.Arch = None,
+    state_key: subject.StateKey = None,
+    classes: subject.Classes = None,
+    preset: subject.Preset = None,
+    mean: subject.Mean = None,
+    std: subject.Std = None,
+    size: subject.Size = None,
+    max_images: subject.MaxImages = 4000,
+    accuracy_floor: subject.AccuracyFloor = None,
+    method: Annotated[str, typer.Option(help="ban or fine-tuning.", rich_help_panel=REPAIR)] = "ban",
+    settings: subject.Settings = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Passes over the images instead of 25.", rich_help_panel=REPAIR)
+    ] = None,
+    max_drop: Annotated[
+        float,
+        typer.Option(min=0, max=100, metavar="POINTS", help="Clean accuracy it may cost.", rich_help_panel=REPAIR),
+    ] = 2.0,
+    no_flip: Annotated[
+        bool, typer.Option("--no-flip", help="Never mirror training images.", rich_help_panel=REPAIR)
+    ] = False,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force", help="Replace OUT; repair even without evidence of a backdoor.", rich_help_panel=subject.OUTPUT
+        ),
+    ] = False,
+    seed: subject.Seed = 0,
+    device: subject.Device = "auto",
+    format_: subject.Format = "text",
+    quiet: subject.Quiet = False,
+    verbose: subject.Verbose = False,
+    no_progress: subject.NoProgress = False,
+) -> None:
+    """Repair a suspect checkpoint: write one of the same form, and scan it again to say what it is worth.
+
+    Exit codes: 0 written and no evidence left, 1 still accused, 2 error or OUT exists, 3 inconclusive or too costly.
+    """
+    del verbose  # read by main, which prints the traceback
+    mitigation = choose_mitigation(method, parse_settings(settings or ()), epochs=epochs)
+    means, stds = parse_numbers("--mean", mean), parse_numbers("--std", std)
+    with progress_bar(wanted=not (quiet or no_progress)) as listener:
+        from banaudit.purify import purify as run
+
+        record = run(
+            model,
+            data,
+            out,
+            mitigation=mitigation,
+            arch=arch,
+            state_key=state_key,
+            class_map=classes,
+            preset=preset,
+            mean=means,
+            std=stds,
+            size=size,
+            max_images=max_images,
+            accuracy_floor=accuracy_floor,
+            max_drop=max_drop / 100,
+            flips=False if no_flip else None,
+            force=force,
+            seed=seed,
+            device=device,
+            listener=listener,
+        )
+    deliver(record, format_)
+    if not quiet:
+        said = f"wrote {printable(str(out))} and {printable(out.name)}.json" if record.written else "wrote nothing"
+        print(f"banaudit: {said}", file=sys.stderr)
+    raise typer.Exit(EXIT_CODES[record.verdict])

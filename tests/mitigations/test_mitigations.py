@@ -1,0 +1,247 @@
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from banaudit.architectures.base import SplitModel, SplitNetwork
+from banaudit.data import CleanData
+from banaudit.errors import BanauditError, DataError, UnsupportedModelError
+from banaudit.meter import Meter
+from banaudit.mitigations import MITIGATIONS, BANFineTuning, FineTuning
+from banaudit.neurons import NoisyModel, count_neurons, train_under_noise
+from banaudit.training import Augmentation, choose_augmentation, random_crop
+
+SIDE, CLASSES = 8, 3
+
+
+class Tiny(SplitNetwork):
+    def __init__(self, *, normalised=True, dropout=0.0):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3, 2, 1, bias=False)
+        self.norm = nn.BatchNorm2d(6) if normalised else nn.Identity()
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(6 * 16, CLASSES)
+
+    def features(self, inputs):
+        return F.relu(self.norm(self.conv(inputs)))
+
+    def head(self, features):
+        return self.linear(self.dropout(features.flatten(1)))
+
+
+def make_model(**settings):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return SplitModel(Tiny(**settings), (0.5,) * 3, (0.25,) * 3).eval()
+
+
+def make_data(count=60, classes=CLASSES):
+    """The left, the middle or the right third is bright."""
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.arange(count) % classes
+    images = 0.5 * torch.rand(count, 3, SIDE, SIDE, generator=generator)
+    for label in range(classes):
+        images[labels == label, :, :, 3 * label : 3 * label + 2] += 0.5
+    return CleanData(images, labels, tuple("abc"[:classes]))
+
+
+def snapshot(model):
+    return (
+        {name: value.clone() for name, value in model.state_dict().items()},
+        [module.training for module in model.modules()],
+        [parameter.requires_grad for parameter in model.parameters()],
+    )
+
+
+def same_weights(one, other):
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("mitigation", MITIGATIONS.values())
+def test_contract(mitigation):
+    method = mitigation(epochs=2, batch_size=16)
+    assert mitigation.model_validate_json(method.model_dump_json()) == method
+    assert mitigation().epochs == 25
+    model, data = make_model(dropout=0.3), make_data()
+    model.network.linear.weight.requires_grad_(False)
+    before, random = snapshot(model), torch.random.get_rng_state()
+    meter = Meter()
+    first = method(model, data, max_drop=1.0, seed=3, meter=meter)
+    second = method(model, data, max_drop=1.0, seed=3)
+    other = method(model, data, max_drop=1.0, seed=4)
+    after = snapshot(model)
+    assert same_weights(before[0], after[0])
+    assert before[1:] == after[1:]
+    assert torch.equal(random, torch.random.get_rng_state())
+    assert same_weights(first.model.state_dict(), second.model.state_dict())
+    assert not same_weights(first.model.state_dict(), other.model.state_dict())
+    assert not first.model.training
+    assert [item.epoch for item in first.epochs] == [1, 2]
+    assert first.training_images + first.selection_images == len(data)
+    assert first.forward_images == meter.forward_images == meter.planned_images
+    assert meter.backward_images == method.passes()[1] * 2 * first.training_images
+
+
+@pytest.mark.parametrize("mitigation", MITIGATIONS.values())
+def test_it_learns_and_works_for_two_classes(mitigation):
+    data = make_data(64, classes=2)
+    repaired = mitigation(epochs=8, batch_size=16, learning_rate=0.05)(make_model(), data, max_drop=1.0, flips=False)
+    predicted = repaired.model(data.images).argmax(dim=1)
+    assert float((predicted == data.labels).double().mean()) > 0.9
+    assert repaired.epochs[-1].loss < repaired.epochs[0].loss
+
+
+def test_budget_decides_the_epoch():
+    model, data = make_model(), make_data(300)
+    sound = FineTuning(epochs=6, learning_rate=0.05)(model, data, flips=False, max_drop=0.02)
+    assert (sound.kept_epoch, sound.within_budget) == (6, True)
+    ruined = FineTuning(epochs=3, learning_rate=5.0, momentum=0.0)(sound.model, data, flips=False, max_drop=0.0)
+    if not ruined.within_budget:
+        best = max(item.accuracy for item in ruined.epochs)
+        assert ruined.epochs[ruined.kept_epoch - 1].accuracy == best
+    accuracies = [item.accuracy for item in ruined.epochs]
+    affordable = [item.epoch for item in ruined.epochs if item.accuracy >= ruined.accuracy_before]
+    assert ruined.kept_epoch == (affordable[-1] if affordable else 1 + accuracies.index(max(accuracies)))
+
+
+def test_pruned_weights_stay_pruned():
+    model = make_model()
+    pruned = torch.rand(model.network.conv.weight.shape, generator=torch.Generator().manual_seed(2)) < 0.5
+    with torch.no_grad():
+        model.network.conv.weight[pruned] = 0
+        model.network.norm.weight[2] = 0
+    repaired = BANFineTuning(epochs=2)(model, make_data(), max_drop=1.0)
+    assert torch.equal(repaired.model.network.conv.weight == 0, pruned)
+    assert torch.equal(repaired.model.network.norm.weight == 0, torch.arange(6) == 2)
+
+
+class Stop(Exception):  # noqa: N818 - stands for the end of the process
+    pass
+
+
+@pytest.mark.parametrize("mitigation", MITIGATIONS.values())
+def test_interrupted_run_goes_on_to_the_same_weights(mitigation, tmp_path):
+    method, data, state = mitigation(epochs=4, batch_size=16), make_data(), tmp_path / "state"
+    whole = method(make_model(dropout=0.3), data, max_drop=1.0)
+
+    def stop(what, _):
+        if what.startswith("epoch 3/4") and "loss" in what:
+            raise Stop
+
+    with pytest.raises(Stop):
+        method(make_model(dropout=0.3), data, max_drop=1.0, meter=Meter(listener=stop), state=state)
+    assert [path.name for path in tmp_path.iterdir()] == ["state"]
+    told = []
+    resumed = method(
+        make_model(dropout=0.3),
+        data,
+        max_drop=1.0,
+        meter=Meter(listener=lambda what, _: told.append(what)),
+        state=state,
+    )
+    assert not any(what.startswith(("epoch 1/4", "epoch 2/4")) for what in told)
+    assert same_weights(whole.model.state_dict(), resumed.model.state_dict())
+    assert [item.loss for item in resumed.epochs] == [item.loss for item in whole.epochs]
+
+
+@pytest.mark.parametrize("damage", [b"", b"rubbish", None])
+def test_state_that_does_not_belong_starts_afresh(damage, tmp_path):
+    method, data, state = FineTuning(epochs=2), make_data(), tmp_path / "state"
+    if damage is None:
+        method(make_model(), data, max_drop=1.0, seed=9, state=state)
+    else:
+        state.write_bytes(damage)
+    whole = method(make_model(), data, max_drop=1.0)
+    assert same_weights(
+        whole.model.state_dict(), method(make_model(), data, max_drop=1.0, state=state).model.state_dict()
+    )
+
+
+def test_refusals():
+    with pytest.raises(UnsupportedModelError, match="needs BatchNorm"):
+        BANFineTuning()(make_model(normalised=False), make_data())
+    FineTuning(epochs=1)(make_model(normalised=False), make_data(), max_drop=1.0)
+    with pytest.raises(DataError, match="at least two images"):
+        FineTuning()(make_model(), make_data(1))
+    with pytest.raises(BanauditError, match="lower the learning rate"):
+        FineTuning(learning_rate=1e20)(make_model(), make_data())
+
+
+def test_noise_for_training_is_the_noise_for_detection():
+    model, data = make_model(), make_data(20)
+    noise = torch.rand(2, count_neurons(model), generator=torch.Generator().manual_seed(5)) - 0.5
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    for form in ("relative", "additive"):
+        expected = NoisyModel(copy.deepcopy(model), form=form)
+        with torch.autocast("cpu", enabled=False):
+            got = train_under_noise(model, data.images, noise, form=form)
+        assert torch.allclose(got, expected.logits(data.images, noise), atol=0.05)
+    assert same_weights(before, model.state_dict())
+    assert not model.network.norm.training
+
+
+def test_noise_by_hand():
+    """Gamma and beta under noise, batch statistics: computed by the formulas."""
+    model, data = make_model(), make_data(20)
+    noise = torch.rand(2, 6, generator=torch.Generator().manual_seed(5)) - 0.5
+    maps = model.network.conv((data.images - model.mean) / model.std)
+    mean, var = maps.mean((0, 2, 3), keepdim=True), maps.var((0, 2, 3), keepdim=True, unbiased=False)
+    gamma = (model.network.norm.weight * (1 + noise[0])).view(1, -1, 1, 1)
+    beta = (model.network.norm.bias * (1 + noise[1])).view(1, -1, 1, 1)
+    features = F.relu(gamma * (maps - mean) / (var + model.network.norm.eps).sqrt() + beta)
+    expected = model.network.head(features)
+    assert torch.allclose(train_under_noise(model, data.images, noise, form="relative"), expected, atol=1e-5)
+
+
+def test_running_statistics_come_from_the_clean_pass():
+    model, data = make_model().train(), make_data(20)
+    model.requires_grad_(True)
+    twin = copy.deepcopy(model)
+    BANFineTuning(noise_steps=3).loss(model, data.images, data.labels, torch.Generator().manual_seed(0))
+    FineTuning().loss(twin, data.images, data.labels, torch.Generator().manual_seed(0))
+    for name in ("running_mean", "running_var", "num_batches_tracked"):
+        assert torch.equal(getattr(model.network.norm, name), getattr(twin.network.norm, name))
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(("clip", "radius"), [(True, 0.3), (False, 0.6)])
+def test_noise_grows_the_loss_within_its_radius(clip, radius):
+    model, data = make_model().train().requires_grad_(True), make_data(40)
+    method = BANFineTuning(clip=clip, noise_steps=5)
+    with torch.no_grad():
+        model.network.norm.bias.fill_(0.3)
+    noise = method._worst_noise(model, data.images, data.labels, torch.Generator().manual_seed(0))
+    assert float(noise.abs().max()) <= radius + 1e-6
+    with torch.no_grad():
+        losses = [
+            float(F.cross_entropy(train_under_noise(model, data.images, value, form="relative"), data.labels))
+            for value in (torch.zeros_like(noise), noise)
+        ]
+    assert losses[1] > losses[0]
+
+
+def test_augmentation_is_chosen_on_the_model():
+    data = make_data(90)
+    model = FineTuning(epochs=10, learning_rate=0.05)(make_model(), data, flips=False, max_drop=1.0).model
+    assert not choose_augmentation(model, data, flips=None, meter=Meter()).flips  # left and right are two classes
+    symmetric = CleanData(data.images + data.images.flip(3), data.labels * 0, data.class_names)
+    assert choose_augmentation(model, symmetric, flips=None, meter=Meter()).flips
+    assert choose_augmentation(model, data, flips=True, meter=Meter()) == Augmentation(1, True)
+
+
+def test_random_crop_shifts():
+    images = torch.arange(2 * 36.0).view(2, 1, 6, 6) + 1
+    generator = torch.Generator().manual_seed(0)
+    changed = [random_crop(images, 1, False, generator) for _ in range(20)]
+    padded = F.pad(images, (1,) * 4)
+    windows = [padded[:, :, row : row + 6, column : column + 6] for row in range(3) for column in range(3)]
+    for result in changed:
+        assert all(any(torch.equal(result[k], window[k]) for window in windows) for k in range(2))
+    mirrored = random_crop(images, 0, True, generator)
+    assert all(torch.equal(mirrored[k], images[k]) or torch.equal(mirrored[k], images[k].flip(2)) for k in range(2))
+    assert math.isclose(float(mirrored.sum()), float(images.sum()))

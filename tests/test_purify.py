@@ -1,0 +1,282 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import ClassVar, final
+
+import jsonschema
+import pytest
+import torch
+from PIL import Image
+from pydantic import PrivateAttr
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from banaudit import relapse
+from banaudit.architectures import SplitModel, load_network
+from banaudit.checkpoints import read_checkpoint
+from banaudit.data import CleanData
+from banaudit.demo import examples
+from banaudit.detectors import Detector
+from banaudit.errors import BanauditError, DataError, UnsupportedModelError, UsageError
+from banaudit.mitigations import BANFineTuning, FineTuning
+from banaudit.purify import purify
+from banaudit.relapse import probe_relapse, wanted_labels
+from banaudit.reports import json_text, repair, terminal
+from banaudit.results import EXIT_CODES, Evidence, Reading, Repair, Verdict
+
+TARGET = 3
+
+
+@final
+class Oracle(Detector):
+    """Says what it is told to, one answer a scan."""
+
+    name: ClassVar[str] = "oracle"
+    title: ClassVar[str] = "a double for tests"
+
+    _answers: list[bool] = PrivateAttr(default_factory=list)
+
+    def score(self, model, samples, generator, meter):
+        fired = self._answers.pop(0)
+        return [
+            Evidence(
+                reading=Reading.ALL_TO_ONE,
+                measures="none",
+                score=float(fired),
+                threshold=0.5,
+                fired=fired,
+                target=TARGET if fired else None,
+            )
+        ]
+
+    def planned_images(self, num_classes, images):
+        return 0
+
+
+@pytest.fixture
+def demo():
+    with examples() as models:
+        yield models[0]
+
+
+@pytest.fixture(autouse=True)
+def short_probe(monkeypatch):
+    for name, value in {"MAX_STEPS": 2, "TUNING_STEPS": 2, "SEARCH_IMAGES": 20, "READ_IMAGES": 20}.items():
+        monkeypatch.setattr(relapse, name, value)
+
+
+def run(demo, out, *answers, model=None, mitigation=None, **settings):
+    oracle = Oracle()
+    oracle._answers.extend(answers)
+    return purify(
+        model or demo.model,
+        demo.images,
+        out,
+        mitigation=mitigation or FineTuning(epochs=1, learning_rate=1e-4),
+        detectors=[oracle],
+        mean=demo.mean,
+        std=demo.std,
+        device="cpu",
+        **{"max_drop": 0.5, "max_images": 100, **settings},
+    )
+
+
+def files(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_repaired_file_is_a_drop_in(demo, tmp_path):
+    before = hashlib.sha256(demo.model.read_bytes()).hexdigest()
+    told = []
+    out = tmp_path / "out.safetensors"
+    record = run(demo, out, True, False, listener=lambda what, share: told.append((what, share)))
+    assert hashlib.sha256(demo.model.read_bytes()).hexdigest() == before == record.parent.sha256
+    assert files(tmp_path) == ["out.safetensors", "out.safetensors.json"]
+    assert (record.verdict, record.written, EXIT_CODES[record.verdict]) == (Verdict.NO_EVIDENCE, True, 0)
+    assert record.sha256 == hashlib.sha256(out.read_bytes()).hexdigest() == record.after.checkpoint.sha256
+    old, new = load_file(demo.model), load_file(out)
+    assert old.keys() == new.keys()
+    assert all(old[key].dtype == new[key].dtype and old[key].shape == new[key].shape for key in old)
+    assert not all(torch.equal(old[key], new[key]) for key in old)
+    load_network(dict(old)).network.load_state_dict(new, strict=True)
+    with safe_open(out, "pt") as file:
+        assert json.loads(file.metadata()["banaudit"])["parent_sha256"] == before
+    account = json.loads((tmp_path / "out.safetensors.json").read_text())
+    jsonschema.validate(account, json_text.schema("repair"))
+    assert Repair.model_validate(account) == record
+    shares = [share for _, share in told]
+    assert shares == sorted(shares)
+    assert 0.75 < shares[-1] <= 1
+    assert any(what.startswith("epoch 1/1, loss") for what, _ in told)
+
+
+def test_images_have_one_use_each(demo, tmp_path):
+    record = run(demo, tmp_path / "out", True, False)
+    made = record.made
+    assert made.training_images + made.selection_images + made.untouched_images == record.before.data.used
+
+
+@pytest.mark.parametrize(
+    ("answers", "expected"), [((True, True), Verdict.BACKDOORED), ((True, False), Verdict.NO_EVIDENCE)]
+)
+def test_verdict_is_that_of_the_second_scan(demo, tmp_path, answers, expected):
+    record = run(demo, tmp_path / "out", *answers)
+    assert record.verdict is expected
+    assert record.written
+    shown = terminal.render(repair.document(record), terminal.plain_console())
+    assert expected.value.upper() in shown
+    assert "safe" not in shown.lower().replace("safetensors", "")
+
+
+def test_no_evidence_needs_force(demo, tmp_path):
+    with pytest.raises(UsageError, match=r"no evidence of a backdoor.*--force"):
+        run(demo, tmp_path / "out", False)
+    assert files(tmp_path) == []
+    record = run(demo, tmp_path / "out", False, False, force=True)
+    assert record.written
+    assert record.relapse is None
+
+
+def test_missed_budget_writes_nothing(demo, tmp_path):
+    record = run(
+        demo, tmp_path / "out", True, mitigation=FineTuning(epochs=1, learning_rate=2.0, momentum=0.0), max_drop=0.0
+    )
+    assert (record.verdict, record.written, record.path) == (Verdict.INCONCLUSIVE, False, None)
+    assert "--max-drop" in record.reason
+    assert files(tmp_path) == []
+    assert "NOT REPAIRED" in terminal.render(repair.document(record), terminal.plain_console())
+
+
+def test_existing_output(demo, tmp_path):
+    out = tmp_path / "out"
+    out.write_text("mine")
+    with pytest.raises(UsageError, match="exists already"):
+        run(demo, out, True, False)
+    assert out.read_text() == "mine"
+    assert run(demo, out, True, False, force=True).written
+    assert load_file(out)
+
+
+def test_bad_places(demo, tmp_path):
+    with pytest.raises(UsageError, match="No such file or directory"):
+        run(demo, tmp_path / "no" / "out", True, False)
+    with pytest.raises(UsageError, match="is the input itself"):
+        run(demo, demo.model, True, False, force=True)
+
+
+def test_full_disk(demo, tmp_path, monkeypatch):
+    written = []
+
+    def fill(number):
+        written.append(number)
+        if len(written) == 2:  # the first is the state after the epoch
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fill)
+    with pytest.raises(UsageError, match="No space left on device"):
+        run(demo, tmp_path / "out", True, False)
+    assert files(tmp_path) == [".out.purify"]
+
+
+def test_fewer_images_than_classes(demo, tmp_path):
+    folder = tmp_path / "few"
+    for name in sorted(path.name for path in demo.images.iterdir())[:3]:
+        (folder / name).mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(folder / name / "a.png")
+    with pytest.raises(BanauditError) as caught:
+        purify(demo.model, folder, tmp_path / "out", mean=demo.mean, std=demo.std, device="cpu")
+    assert "\n" not in str(caught.value)
+    assert files(tmp_path) == ["few"]
+
+
+def test_network_that_misreads_its_images(demo, tmp_path):
+    with pytest.raises(DataError, match="below the floor"):
+        purify(demo.model, demo.images, tmp_path / "out", mean=(0.0,), std=(0.001,), device="cpu")
+
+
+def test_network_without_batch_norm(demo, tmp_path):
+    code = tmp_path / "net.py"
+    code.write_text(
+        "from torch import nn\n"
+        "def make():\n"
+        "    return nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(48, 10))\n"
+    )
+    save_file({"2.weight": torch.rand(10, 48), "2.bias": torch.rand(10)}, tmp_path / "m.safetensors")
+    with pytest.raises(UnsupportedModelError, match="needs BatchNorm"):
+        run(
+            demo,
+            tmp_path / "out",
+            True,
+            False,
+            model=tmp_path / "m.safetensors",
+            arch=f"{code}:make",
+            accuracy_floor=0.0,
+            mitigation=BANFineTuning(),
+        )
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from banaudit.demo import examples
+from banaudit.detectors import TargetedNoise
+from banaudit.mitigations import FineTuning
+from banaudit.purify import purify
+with examples() as models:
+    demo = models[0]
+    purify(demo.model, demo.images, Path(sys.argv[1]), mitigation=FineTuning(epochs=500), force=True, max_drop=1.0, max_images=100,
+           detectors=[], mean=demo.mean, std=demo.std, device="cpu")
+"""
+
+
+def test_killed_midway(tmp_path):
+    numbers = {"killed": signal.SIGKILL, "interrupted": signal.SIGINT}
+    processes = {
+        name: subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, str(tmp_path / name)],
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        for name in numbers
+    }
+    for name, process in processes.items():
+        state, deadline = tmp_path / f".{name}.purify", time.monotonic() + 60
+        while not state.exists() and time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.05)
+        process.send_signal(numbers[name])
+        assert process.wait(timeout=30) != 0
+        assert not (tmp_path / name).exists()
+        assert not (tmp_path / f"{name}.json").exists()
+        assert torch.load(state, weights_only=True)["epochs"]
+
+
+def test_relapse_probe(demo):
+    checkpoint = read_checkpoint(demo.model)
+    model = SplitModel(load_network(checkpoint.weights).network, demo.mean, demo.std).eval()
+    generator = torch.Generator().manual_seed(0)
+    data = CleanData(torch.rand(60, 3, 32, 32, generator=generator), torch.arange(60) % 10, tuple("abcdefghij"))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    random = torch.random.get_rng_state()
+    wanted = wanted_labels(10, demo.target, (), None)
+    probe = probe_relapse(model, model, data, data, wanted)
+    assert probe == probe_relapse(model, model, data, data, wanted)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert torch.equal(random, torch.random.get_rng_state())
+    assert probe.before_repair == probe.after_repair
+    assert probe.threshold is None
+    assert not probe.fired
+    assert "uncalibrated" in probe.note
+    assert probe_relapse(model, model, data, data, wanted, threshold=-1.0).fired
+
+
+def test_wanted_labels():
+    assert wanted_labels(3, 1, (), None) == {0: 1, 2: 1}
+    assert wanted_labels(4, 1, (3,), None) == {3: 1}
+    assert wanted_labels(3, None, (), {0: 1, 1: 1, 2: 0}) == {0: 1, 2: 0}
+    assert wanted_labels(3, None, (), None) == {}
