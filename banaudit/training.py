@@ -48,12 +48,13 @@ Objective = Callable[[SplitModel, Images, Labels, torch.Generator], Tensor]
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast weights are trained: SGD at a constant learning rate.
+    """How long and how fast weights are trained, with SGD.
 
     Args:
         epochs: Passes over the training images.
         batch_size: Images in a step, about: the images are cut into equal parts.
-        learning_rate: Of SGD.
+        learning_rate: Of SGD, at the start.
+        anneal: Whether it falls to zero over the run, as half a cosine; else it is constant.
         momentum: Of SGD.
         weight_decay: Of SGD.
     """
@@ -61,8 +62,13 @@ class Schedule:
     epochs: int
     batch_size: int
     learning_rate: float
+    anneal: bool
     momentum: float
     weight_decay: float
+
+    def rate(self, done: float) -> float:
+        """Learning rate when a share of the run, 0 to 1, is done."""
+        return self.learning_rate * (0.5 + 0.5 * math.cos(math.pi * done) if self.anneal else 1.0)
 
 
 @dataclass(frozen=True)
@@ -327,6 +333,8 @@ class _Run:
             forward, backward = (count * len(chosen) for count in self._passes)
             running = f", loss {total / (step - 1):.3f}" if step > 1 else ""
             self._meter.spend(told + running, forward=forward, backward=backward)
+            for group in self.optimizer.param_groups:
+                group["lr"] = self._schedule.rate((number - 1 + (step - 1) / steps) / self._schedule.epochs)
             images = self._augmentation(training.images[chosen], generator)
             loss = self._objective(self._model, images, training.labels[chosen], generator)
             if not bool(loss.isfinite()):

@@ -78,7 +78,7 @@ def run(demo, out, *answers, model=None, mitigation=None, **settings):
         model or demo.model,
         demo.images,
         out,
-        mitigation=mitigation or FineTuning(epochs=1, learning_rate=1e-4),
+        mitigation=mitigation or FineTuning(epochs=1, learning_rate=1e-4, batch_size=32),
         detectors=[oracle],
         mean=demo.mean,
         std=demo.std,
@@ -230,8 +230,8 @@ from banaudit.mitigations import FineTuning
 from banaudit.purify import purify
 with examples() as models:
     demo = models[0]
-    purify(demo.model, demo.images, Path(sys.argv[1]), mitigation=FineTuning(epochs=500), force=True, max_drop=1.0, max_images=100,
-           detectors=[], mean=demo.mean, std=demo.std, device="cpu")
+    purify(demo.model, demo.images, Path(sys.argv[1]), mitigation=FineTuning(epochs=500), force=True, max_drop=1.0,
+           max_images=100, detectors=[], mean=demo.mean, std=demo.std, device="cpu")
 """
 
 

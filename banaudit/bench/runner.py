@@ -31,7 +31,7 @@ from banaudit.results import Reading, Record, Report, Scalar, Verdict
 from banaudit.whole_files import write_whole
 
 MAPPING_SHARE = 0.8
-"""Share of the classes whose true target an all-to-all verdict must name to be right; fixed before any victim was made."""
+"""Share of the classes whose true target an all-to-all verdict must name to be right; fixed before any training."""
 
 DIGITS = 6
 """Significant digits of a recorded score."""

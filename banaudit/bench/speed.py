@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,6 +22,7 @@ from banaudit.bench.networks import build_network
 from banaudit.bench.runner import MethodCost
 from banaudit.bench.trainer import TrainingSettings, train
 from banaudit.data import CleanData
+from banaudit.detectors import Detector
 from banaudit.errors import UsageError
 from banaudit.meter import Meter
 from banaudit.neurons import batch_norms
@@ -263,6 +264,7 @@ def compare(
     classes: int = 10,
     device: str = "auto",
     plain_share: float = 1.0,
+    detectors: Sequence[Detector] | None = None,
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
 ) -> SpeedResult:
@@ -279,6 +281,7 @@ def compare(
         classes: Number of classes K.
         device: ``auto``, ``cpu`` or ``cuda``.
         plain_share: Share of the plain procedure's passes to run; the time of the rest is computed.
+        detectors: Methods of the scan; none: the default ones.
         seed: Of weights, images and searches.
         progress: Told of each part.
 
@@ -292,7 +295,7 @@ def compare(
     resets = _reset_peak(where)
     meter = Meter()
     started = time.perf_counter()
-    report = judge(model, clean, seed=seed, meter=meter)
+    report = judge(model, clean, detectors=detectors, seed=seed, meter=meter)
     if where.type == "cuda":
         torch.cuda.synchronize(where)
     scan = Side(

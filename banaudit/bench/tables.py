@@ -396,7 +396,7 @@ def speed_table(result: SpeedResult) -> str:
         for m in result.methods
     ]
     timed = (
-        f" {plain.timed_share:.1%} of its passes were timed and the rest computed from them."
+        f" {plain.timed_share:.1%} of the plain procedure's passes were timed and its seconds computed from them."
         if plain.extrapolated
         else ""
     )

@@ -71,7 +71,9 @@ class BAN(Detector):
     name: ClassVar[str] = "ban"
     title: ClassVar[str] = "mistakes under neuron noise and a feature mask pile up in one class (BAN)"
     needs: ClassVar[str] = "BatchNorm, clean images"
-    misses: ClassVar[str] = "all-to-one backdoors whose noise alone does not pile up: its mask does so on clean models too"
+    misses: ClassVar[str] = (
+        "all-to-one backdoors whose noise alone does not pile up: its mask does so on clean models too"
+    )
 
     eps: PositiveFloat = 0.3
     """Largest relative change of a neuron's weight and bias. The paper: 0.3 at 32 pixels, 0.2 at 64, 0.1 at 224."""
@@ -113,7 +115,8 @@ class BAN(Detector):
         """What the authors' published code does inside the method, slips included, with their rule.
 
         Unclipped noise found on one batch of 128 images, running statistics that drift through all passes and are then
-        used for the reading, a mask that is clamped before its gradient, one restart, no null.  Not reproduced: faults
+        used for the reading, a mask that is clamped before its gradient, one restart, no null;
+        only the one reading that they have can fire.  Not reproduced: faults
         of data, normalisation, shapes and loading, and reading on images that the search has used.
         """
         return cls(
@@ -126,6 +129,7 @@ class BAN(Detector):
             read_images=5000,
             errors_threshold=1.0,
             null_margin=0.0,
+            distinct_threshold=1.0,
         )
 
     def planned_images(self, num_classes: int, images: int) -> int:
@@ -201,7 +205,10 @@ class BAN(Detector):
             threshold=self.share_threshold,
             null_margin=self.null_margin,
             label="negative mask",
-            measures="share of other-class images that the negative mask under noise sends to one class (Eq. 6)",
+            measures=(
+                "share of other-class images that the negative mask under noise sends to one class (Eq. 6); "
+                "null: random noise"
+            ),
         )
 
     def _noise_alone(self, samples: Samples, restarts: list[_Restart]) -> Evidence:
@@ -212,7 +219,7 @@ class BAN(Detector):
             threshold=self.errors_threshold,
             null_margin=None,
             label="noise alone",
-            measures="share of the mistakes under noise alone that fall in one class",
+            measures="share of the mistakes under noise alone that fall in one class; null: random noise",
         )
 
     def _one_class(
@@ -248,29 +255,33 @@ class BAN(Detector):
         )
 
     def _all_to_all(self, restarts: list[_Restart]) -> Evidence:
-        favourites = []
-        for item in restarts:
-            shares, targets = _off_diagonal(item.masked).max(dim=1)
-            favourites.append((float(shares.mean()), targets))
-        score, targets = min(favourites, key=lambda pair: pair[0])
-        agreement = float(torch.stack([other == targets for _, other in favourites]).float().mean())
-        nulls = [float(_off_diagonal(item.null).max(dim=1).values.mean()) for item in restarts]
-        distinct = len(set(targets.tolist())) / len(targets)
+        favourites = [_favourites(item.masked) for item in restarts]
+        weakest = min(favourites, key=_mean_share)
+        score = _mean_share(weakest)
+        common = [
+            all(other.get(source, (0.0, target))[1] == target for other in favourites)
+            for source, (_, target) in weakest.items()
+        ]
+        agreement = sum(common) / len(common)
+        mapping = {source: target for source, (share, target) in weakest.items() if share > 0}
+        distinct = len(set(mapping.values())) / len(weakest)
         return Evidence(
             reading=Reading.ALL_TO_ALL,
             label="mask by class",
-            measures="mean over classes of the share sent to the class's favourite wrong class (Eq. 6, class by class)",
+            measures=(
+                "mean over classes of the share sent to the class's favourite wrong class (Eq. 6); null: random noise"
+            ),
             score=score,
             threshold=self.share_threshold,
             fired=(
                 score > self.share_threshold
                 and distinct > self.distinct_threshold
                 and agreement > 0.5
-                and len(targets) > 2
+                and len(weakest) > 2
             ),
-            null=max(nulls),
-            mapping=dict(enumerate(targets.tolist())),
-            restarts=tuple(share for share, _ in favourites),
+            null=max(_mean_share(_favourites(item.null)) for item in restarts),
+            mapping=mapping,
+            restarts=tuple(_mean_share(item) for item in favourites),
             agreement=agreement,
             note=f"{distinct:.0%} of the favourites differ from each other",
         )
@@ -293,6 +304,17 @@ def _into_each_class(confusion: Tensor) -> Tensor:
     present = (confusion.sum(dim=1) > 0).float()
     others = present.sum() - present
     return _off_diagonal(confusion).sum(dim=0) / others.clamp_min(1)
+
+
+def _favourites(confusion: Tensor) -> dict[int, tuple[float, int]]:
+    """Class -> the largest share that goes to one wrong class, and that class; for the classes with samples."""
+    present = (confusion.sum(dim=1) > 0).nonzero().flatten()
+    shares, targets = _off_diagonal(confusion)[present].max(dim=1)
+    return dict(zip(present.tolist(), zip(shares.tolist(), targets.tolist(), strict=True), strict=True))
+
+
+def _mean_share(favourites: dict[int, tuple[float, int]]) -> float:
+    return sum(share for share, _ in favourites.values()) / len(favourites)
 
 
 def _error_shares(model: SplitModel, features: Features, labels: Labels, classes: int) -> Tensor:

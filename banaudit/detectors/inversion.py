@@ -163,7 +163,9 @@ class PatchInversion(Detector, ABC):
     steps: PositiveInt = 250
     """Adam steps for the classes that stay to the end."""
     batch_size: PositiveInt = 8
-    """Images a step, for each class."""
+    """Images a step, for each class, once at most ``crowd`` classes are left; fewer before, at least 2."""
+    crowd: PositiveInt = 20
+    """Classes in the search from which on each gets fewer images, so that the cost of many classes stays bounded."""
     learning_rate: PositiveFloat = 0.1
     """Step size of Adam, on the raw (boxed) mask and pattern."""
     initial_cost: PositiveFloat = 1e-3
@@ -200,10 +202,15 @@ class PatchInversion(Detector, ABC):
         return min(num_classes, max(self.finalists, -(-num_classes // (1 << (step // self.rung)))))
 
     @final
+    def images_a_class(self, contenders: int) -> int:
+        """Images a step for each class while so many are in the search."""
+        return min(self.batch_size, max(2, self.batch_size * self.crowd // contenders))
+
+    @final
     def planned_images(self, num_classes: int, images: int) -> int:
         """Forward passes that :meth:`score` is expected to take at most."""
-        class_steps = sum(self.contenders(step, num_classes) for step in range(self.steps))
-        searched = class_steps * (self.batch_size + self.penalty_passes)
+        contenders = [self.contenders(step, num_classes) for step in range(self.steps)]
+        searched = sum(count * (self.images_a_class(count) + self.penalty_passes) for count in contenders)
         return searched + self.contenders(self.steps, num_classes) * min(self.held_out_images, images // 2)
 
     @final
@@ -270,8 +277,8 @@ class PatchInversion(Detector, ABC):
         classes, device = search.num_classes, search.images.device
         channels, height, width = search.images.shape[1:]
         of_other_class = (search.labels.cpu() != torch.arange(classes)[:, None]).float()
-        batch = min(self.batch_size, int(of_other_class.sum(1).min()))
-        if batch == 0:
+        available = int(of_other_class.sum(1).min())
+        if available == 0:
             raise DataError("trigger inversion: expected clean images of at least two classes, found one; add images")
         raw_masks = torch.randn(classes, 1, height, width, generator=generator).add_(MASK_START)
         raw_patterns = torch.randn(classes, channels, height, width, generator=generator)
@@ -283,6 +290,7 @@ class PatchInversion(Detector, ABC):
             if not len(active):
                 break
             triggers = Triggers(active, boxed(raw_masks[active]), boxed(raw_patterns[active]))
+            batch = min(self.images_a_class(len(active)), available)
             chosen = torch.multinomial(of_other_class[active.cpu()], batch, generator=generator)
             meter.spend("trigger inversion", forward=chosen.numel(), backward=chosen.numel())
             losses, hits = patch_losses(model, triggers, search.images[chosen.to(device)], progress.cost[active])

@@ -71,7 +71,9 @@ class MMBD(Detector):
     misses: ClassVar[str] = "all-to-all backdoors; some clean models come close to its threshold"
 
     images: PositiveInt = 6
-    """Random starting images for each class; the largest margin counts."""
+    """Random starting images for each class at most; the largest margin counts."""
+    all_images: PositiveInt = 240
+    """Random starting images of all classes together, though at least 2 a class: bounds the cost of many classes."""
     steps: PositiveInt = 60
     """Adam steps."""
     learning_rate: PositiveFloat = 0.05
@@ -86,7 +88,10 @@ class MMBD(Detector):
     def planned_images(self, num_classes: int, images: int) -> int:
         """Forward passes that :meth:`score` is expected to take."""
         del images
-        return num_classes * self.images * (self.steps + 1)
+        return num_classes * self._images_a_class(num_classes) * (self.steps + 1)
+
+    def _images_a_class(self, num_classes: int) -> int:
+        return min(self.images, max(2, self.all_images // num_classes))
 
     def score(self, model: SplitModel, samples: Samples, generator: torch.Generator, meter: Meter) -> list[Evidence]:
         """Maximise every class's margin, and hold the largest against the others."""
@@ -124,7 +129,7 @@ class MMBD(Detector):
         freeze(model)
         found = []
         for classes in torch.split(torch.arange(num_classes), self.class_batch):
-            labels = classes.repeat_interleave(self.images).to(like.device)
+            labels = classes.repeat_interleave(self._images_a_class(num_classes)).to(like.device)
             images = torch.rand(len(labels), *like.shape[1:], generator=generator).to(like.device)
             images = images.contiguous(memory_format=torch.channels_last).requires_grad_()
             optimizer = torch.optim.Adam([images], lr=self.learning_rate)

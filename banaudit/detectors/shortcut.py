@@ -97,11 +97,14 @@ class ShortcutDetector(Detector):
         reach = ", ".join(f"{path.reach:.0%} after {path.steps} steps" for path in paths)
         return Evidence(
             reading=Reading.ALL_TO_ONE,
-            measures=f"lead of the first class over the second under {self.perturbs}; unit: the median class's gain",
+            measures=(
+                f"lead of the first class over the second under {self.perturbs}, in units of the median class's gain; "
+                "null: the second's over the third"
+            ),
             score=weakest.score,
             threshold=self.lead_threshold,
             fired=weakest.score > self.lead_threshold and agreement == 1.0,
-            null=max(lead(path.null, path.start).score for path in paths),
+            null=max(item.null for item in leads),
             target=weakest.target,
             per_class=samples.per_class(torch.stack([item.per_class for item in leads]).mean(dim=0)),
             restarts=tuple(item.score for item in leads),
@@ -118,7 +121,10 @@ class ShortcutDetector(Detector):
         agreement = sum(common) / len(common)
         return Evidence(
             reading=Reading.ALL_TO_ALL,
-            measures=f"share of held-out images that one {self.perturbs} carries to their class's own target",
+            measures=(
+                f"share of held-out images that one {self.perturbs} carries to their class's own target; "
+                "null: a random one of the same size"
+            ),
             score=weakest.score,
             threshold=self.mapping_threshold,
             # With two classes a map that exchanges them is what any untargeted perturbation does.

@@ -68,14 +68,12 @@ class Paths:
         margins: [K, K] mean margin towards target t (row) of held-out images of class k (column); NaN where k = t,
             where k has no images, and in the rows of targets that were dropped on the way.
         start: The same before any perturbation.
-        null: The same under a random perturbation of the final size.
         reach: Median over targets of the share of images that are classified as the target.
         steps: Steps taken.
     """
 
     margins: Tensor
     start: Tensor
-    null: Tensor
     reach: float
     steps: int
 
@@ -158,8 +156,7 @@ def follow(
         if len(alive) > SHORTLIST:
             order = margins.nanmean(dim=1).nan_to_num(-torch.inf).argsort(descending=True)
             alive, thinned = sorted(order[:SHORTLIST].tolist()), search_images
-    null = _logits(perturbation, held_out.images, perturbation.random(step, generator), what)
-    return Paths(margins, start, _all_targets(null, held_out), reach, step)
+    return Paths(margins, start, reach, step)
 
 
 def _thin(images: int, classes: int) -> int:
@@ -181,10 +178,10 @@ def planned_images(classes: int, *, steps: int, search_images: int, read_images:
     """Forward passes of :func:`follow` when it runs to the end."""
     readings = -(-steps // READ_EVERY)
     if classes <= SHORTLIST:
-        return classes * (steps * search_images + readings * read_images) + 2 * read_images
+        return classes * (steps * search_images + readings * read_images) + read_images
     first = classes * (READ_EVERY * _thin(search_images, classes) + _thin(read_images, classes))
     rest = SHORTLIST * ((steps - READ_EVERY) * search_images + (readings - 1) * read_images)
-    return first + rest + 2 * read_images
+    return first + rest + read_images
 
 
 @dataclass(frozen=True)
@@ -193,12 +190,14 @@ class Lead:
 
     Args:
         score: The lead.
+        null: Lead of the second class over the third: what separates two that are no target; 0 with two classes.
         target: Label of the leading class.
         per_class: [K] distance of each class from the best of the others in the same units; dropped classes carry the
             lowest value.
     """
 
     score: float
+    null: float
     target: int
     per_class: Tensor
 
@@ -221,7 +220,8 @@ def lead(margins: Tensor, start: Tensor) -> Lead:
     per_class = torch.full_like(by_target, float(((values - rivals) / unit).min()))
     per_class[alive] = (values - rivals) / unit
     best = int(alive[ranked.indices[0]])
-    return Lead(float(per_class[best]), best, per_class)
+    null = float((ranked.values[1] - ranked.values[2]) / unit) if len(values) > 2 else 0.0
+    return Lead(float(per_class[best]), null, best, per_class)
 
 
 @dataclass(frozen=True)

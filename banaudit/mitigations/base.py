@@ -80,7 +80,9 @@ class Mitigation(BaseModel, ABC):
     batch_size: PositiveInt = 128
     """Images in a step."""
     learning_rate: PositiveFloat = 0.005
-    """Of SGD; constant."""
+    """Of SGD, at the start."""
+    anneal: bool = False
+    """Let the learning rate fall to zero as half a cosine; the paper's is constant."""
     momentum: NonNegativeFloat = 0.9
     """Of SGD."""
     weight_decay: NonNegativeFloat = 5e-4
@@ -172,7 +174,14 @@ class Mitigation(BaseModel, ABC):
                 training,
                 selection,
                 self.loss,
-                Schedule(self.epochs, self.batch_size, self.learning_rate, self.momentum, self.weight_decay),
+                Schedule(
+                    epochs=self.epochs,
+                    batch_size=self.batch_size,
+                    learning_rate=self.learning_rate,
+                    anneal=self.anneal,
+                    momentum=self.momentum,
+                    weight_decay=self.weight_decay,
+                ),
                 augmentation=augmentation,
                 max_drop=max_drop,
                 seed=seed,

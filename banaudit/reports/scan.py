@@ -127,7 +127,7 @@ def _excess(evidence: Evidence) -> tuple[bool, float]:
 def _details(report: Report, evidence: Evidence) -> tuple[str, ...]:
     texts = [evidence.measures]
     if evidence.null is not None:
-        texts.append(f"by chance alone: {evidence.null:.3g}")
+        texts.append(f"null: {evidence.null:.3g}")
     if evidence.restarts:
         subject = "of the classes go to the same target in each" if evidence.mapping else "of them name the same target"
         agreed = "" if evidence.agreement is None else f"; {evidence.agreement:.0%} {subject}"

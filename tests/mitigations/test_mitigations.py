@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from banaudit.errors import BanauditError, DataError, UnsupportedModelError
 from banaudit.meter import Meter
 from banaudit.mitigations import MITIGATIONS, BANFineTuning, FineTuning
 from banaudit.neurons import NoisyModel, count_neurons, train_under_noise
-from banaudit.training import Augmentation, choose_augmentation, random_crop
+from banaudit.training import Augmentation, Schedule, choose_augmentation, random_crop
 
 SIDE, CLASSES = 8, 3
 
@@ -245,3 +246,9 @@ def test_random_crop_shifts():
     mirrored = random_crop(images, 0, True, generator)
     assert all(torch.equal(mirrored[k], images[k]) or torch.equal(mirrored[k], images[k].flip(2)) for k in range(2))
     assert math.isclose(float(mirrored.sum()), float(images.sum()))
+
+
+def test_learning_rate_falls_as_half_a_cosine():
+    schedule = Schedule(epochs=4, batch_size=8, learning_rate=0.2, anneal=True, momentum=0.9, weight_decay=0.0)
+    assert [round(schedule.rate(done), 6) for done in (0, 0.5, 1)] == [0.2, 0.1, 0.0]
+    assert replace(schedule, anneal=False).rate(0.9) == 0.2

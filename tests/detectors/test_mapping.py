@@ -1,0 +1,137 @@
+import pytest
+import torch
+import toys
+
+from banaudit.architectures.base import SplitModel
+from banaudit.data import CleanData
+from banaudit.detectors.base import Samples
+from banaudit.detectors.mapping import pair_margins, search_mapping, sinkhorn
+from banaudit.detectors.universal_perturbation import UniversalPerturbation
+from banaudit.results import Reading, Verdict
+
+from .test_targeted_paths import LogitShift, labelled
+
+
+def test_weights_leave_each_class_once_and_reach_each_class_once():
+    weights = sinkhorn(torch.randn(7, 7, generator=torch.Generator().manual_seed(0)))
+    torch.testing.assert_close(weights.sum(dim=0), torch.ones(7), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(weights.sum(dim=1), torch.ones(7))
+    assert weights.diagonal().tolist() == [0.0] * 7
+
+
+def test_two_classes_can_only_be_exchanged():
+    torch.testing.assert_close(
+        sinkhorn(torch.tensor([[9.0, -3.0], [5.0, 9.0]])), torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+    )
+
+
+def test_without_preference_three_classes_share_evenly():
+    expected = (torch.ones(3, 3) - torch.eye(3)) / 2
+    torch.testing.assert_close(sinkhorn(torch.zeros(3, 3)), expected)
+
+
+def test_preferences_are_balanced_by_hand():
+    # Two permutations of three classes have no fixed point: 0 1 2 -> 1 2 0 and -> 2 0 1. Their weights are in the ratio
+    # exp(1 + 0 + 0) : exp(0 + 0 + 0), since Sinkhorn's iteration only multiplies rows and columns.
+    weights = sinkhorn(torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]))
+    forward = weights[0, 1] * weights[1, 2] * weights[2, 0]
+    backward = weights[0, 2] * weights[2, 1] * weights[1, 0]
+    assert float(forward / backward) == pytest.approx(torch.e, rel=1e-3)
+    assert float(weights[0, 1]) == pytest.approx(1 / (1 + torch.e ** (-1 / 3)), rel=1e-3)
+
+
+def test_one_class_cannot_draw_all():
+    towards_first = torch.zeros(4, 4)
+    towards_first[:, 0] = 50.0
+    assert float(sinkhorn(towards_first)[1:, 0].max()) == pytest.approx(1 / 3, rel=1e-2)
+
+
+def test_pair_margins_by_hand():
+    logits = torch.tensor([[5.0, 1.0, 0.0], [3.0, 2.0, 2.0], [1.0, 4.0, 2.0]])
+    margins = pair_margins(logits, torch.tensor([0, 0, 1]), 3)
+    torch.testing.assert_close(margins, torch.tensor([[0.0, -2.5, -3.0], [-3.0, 0.0, -2.0], [0.0, 0.0, 0.0]]))
+
+
+def test_no_shift_of_the_logits_permutes_classes():
+    found = search_mapping(
+        LogitShift([1.0] * 4),
+        labelled(4, 10),
+        steps=6,
+        search_images=20,
+        read_images=40,
+        generator=torch.Generator().manual_seed(0),
+        what="paths",
+    )
+    assert found.score <= 0.5  # a shift can send all images to one class, which one class in four has as its target
+    assert set(found.targets) == set(range(4))
+
+
+class Turn:
+    """A number that turns every class into the next, once it is above one."""
+
+    def zero(self):
+        return torch.zeros(1)
+
+    def random(self, step, generator):
+        return torch.tensor([-1.0])
+
+    def logits(self, images, perturbation, what):
+        labels = images.flatten().long()
+        here, after = (torch.nn.functional.one_hot(at % 5, 5).float() for at in (labels, labels + 1))
+        return 4 * here + 4 * perturbation * (after - here)
+
+    def descend(self, perturbation, gradient, step):
+        return perturbation - 0.25 * gradient.sign()
+
+
+def test_a_map_that_is_there_is_found():
+    samples = labelled(5, 10)
+    without_last = Samples(samples.search, samples.held_out.subset((samples.held_out.labels != 4).nonzero().flatten()))
+    found = search_mapping(
+        Turn(),
+        without_last,
+        steps=5,
+        search_images=50,
+        read_images=50,
+        generator=torch.Generator().manual_seed(0),
+        what="map",
+    )
+    assert found.targets == {0: 1, 1: 2, 2: 3, 3: 4, 4: 0}
+    assert (found.score, found.null) == (1.0, 0.0)
+    assert found.per_source.tolist() == [1.0, 1.0, 1.0, 1.0, 0.0]
+
+
+@pytest.fixture(scope="module")
+def all_to_all():
+    """A network whose trigger sends each class to the next."""
+    return toys.train(0.3, relabel=toys.all_to_all, epochs=10)
+
+
+def all_to_all_reading(finding):
+    (reading,) = (item for item in finding.evidence if item.reading is Reading.ALL_TO_ALL)
+    return reading
+
+
+def test_finds_the_planted_map(all_to_all, clean_data):
+    finding = UniversalPerturbation()(all_to_all, clean_data)
+    assert finding.verdict is Verdict.BACKDOORED
+    reading = all_to_all_reading(finding)
+    assert reading.fired
+    assert reading.score > 0.8
+    assert reading.mapping == {0: 1, 1: 2, 2: 3, 3: 4, 4: 5, 5: 0}
+
+
+def test_finds_no_map_in_the_other_networks(planted, clean_twin, clean_data):
+    for model in (planted, clean_twin):
+        reading = all_to_all_reading(UniversalPerturbation()(model, clean_data))
+        assert not reading.fired
+        assert reading.score < 0.3
+
+
+def test_two_classes_never_make_a_map(clean_data):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = SplitModel(toys.TinyNetwork(classes=2), (0.5,) * 3, (0.25,) * 3).eval()
+    data = CleanData(clean_data.images, clean_data.labels % 2, ("no", "yes"))
+    detector = UniversalPerturbation(mapping_threshold=1e-6)
+    assert not all_to_all_reading(detector(model, data)).fired
