@@ -158,6 +158,8 @@ def choose(
     given = _given(preset, mean, std, channels)
     tried = candidates(channels, sizes) if given is None else tuple(replace(given, size=side) for side in sizes)
     if len(tried) == 1:
+        one = {tried[0].size: images.decode(tried[0].size, channels, 1)}
+        _count_hits(network, one, tried, slice(1), meter)  # refuses a size that the network cannot take
         return tried[0], _facts(tried[0], {}, chosen=False)
 
     clean = {side: images.decode(side, channels, MAX_TRIED_IMAGES) for side in sizes}

@@ -232,7 +232,7 @@ def fine_tune(
         objective: Loss of a batch.
         schedule: Epochs and optimiser.
         augmentation: Random changes of the training images.
-        max_drop: Accuracy on ``selection`` that the kept epoch may have lost.
+        max_drop: Accuracy on ``selection`` that the kept epoch may have lost, or one image if that is more.
         seed: Of order, augmentation and whatever the objective draws.
         meter: Books the passes, tells progress, keeps the time limit.
         passes: Passes forward and backward that the objective takes for an image.
@@ -257,6 +257,8 @@ def fine_tune(
     )
     epochs: list[RepairEpoch] = []
     before = _accuracy(model, selection, meter, "held-out accuracy")
+    # On few images one more mistake is chance. The small number is for shares that are no exact fractions.
+    slack = max(max_drop, 1 / len(selection)) + 1e-9
     kept: Weights = {}
     kept_epoch, within = 0, False
     state = progress.load()
@@ -271,7 +273,7 @@ def fine_tune(
         loss = run.epoch(epoch, training, told)
         accuracy = _accuracy(model, selection, meter, told)
         epochs.append(RepairEpoch(epoch=epoch, loss=loss, accuracy=accuracy, seconds=time.monotonic() - started))
-        affordable = accuracy >= before - max_drop - 1e-9
+        affordable = accuracy >= before - slack
         best = max((item.accuracy for item in epochs[:-1]), default=-1.0)
         if affordable or (not within and accuracy > best):
             kept = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}

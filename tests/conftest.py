@@ -1,5 +1,8 @@
 """Toy networks, with and without planted backdoors, and clean images of theirs."""
 
+from dataclasses import dataclass
+from pathlib import Path
+
 import pytest
 import torch
 import toys
@@ -40,6 +43,31 @@ def untinted():
 @pytest.fixture(scope="session")
 def tiled_data():
     return toys.draw_tiles()
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a user has: a checkpoint and a folder of clean images, and the normalisation on a piece of paper.
+
+    Args:
+        checkpoint: A bare state dict of a thin ResNet for six classes.
+        images: Thirty PNG files in a folder for each class.
+    """
+
+    checkpoint: Path
+    images: Path
+    mean: tuple[float, ...] = (0.5,)
+    std: tuple[float, ...] = (0.25,)
+
+
+@pytest.fixture(scope="session")
+def subject(tmp_path_factory):
+    """A clean network on disk; nobody may change its files."""
+    folder = tmp_path_factory.mktemp("subject")
+    model = toys.train(0.0, network=toys.thin_resnet, learning_rate=0.02, epochs=3)
+    torch.save(model.network.state_dict(), folder / "model.pt")
+    images, labels = toys.draw_images(180, torch.Generator().manual_seed(3))
+    return Subject(folder / "model.pt", toys.write_images(folder / "images", images, labels))
 
 
 @pytest.fixture

@@ -87,7 +87,7 @@ def test_what_is_given_is_not_tried(images):
     meter = Meter()
     chosen, facts = choose(network, images, channels=3, preset="imagenet", meter=meter)
     assert chosen == named("imagenet", size=12, channels=3)
-    assert (facts.source, facts.tried, meter.forward_images) == ("given", {}, 0)
+    assert (facts.source, facts.tried, meter.forward_images) == ("given", {}, 1)  # one image, to see that it fits
     chosen, facts = choose(network, images, channels=3, mean=(0.1,), std=(0.2, 0.3, 0.4), size=20)
     assert chosen == Preprocessing(20, 3, (0.1, 0.1, 0.1), (0.2, 0.3, 0.4), "custom")
 

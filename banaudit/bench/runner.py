@@ -5,7 +5,6 @@ A results file holds the raw score of every reading, so that thresholds can be r
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import math
@@ -101,7 +100,8 @@ class ScanSettings(Record):
 class ScoredReading(Record):
     """One reading's evidence without its words; :class:`banaudit.results.Evidence` has the meanings."""
 
-    key: str = Field(description="Method/reading, numbered from the second reading of the same kind on.")
+    key: str = Field(description="Method/label or kind of reading, numbered from the second of the same name on.")
+    reading: Reading
     score: Number
     threshold: float
     fired: bool
@@ -290,7 +290,7 @@ def record_scan(report: Report, settings: ScanSettings, meter: Meter) -> ScanRec
     accuracy = report.clean_accuracy
     return ScanRecord(
         settings=settings.digest,
-        code=code_digest(),
+        code=CODE,
         verdict=report.verdict,
         reason=report.reason,
         target=report.target,
@@ -319,6 +319,7 @@ def record_scan(report: Report, settings: ScanSettings, meter: Meter) -> ScanRec
         readings=tuple(
             ScoredReading(
                 key=key,
+                reading=item.reading,
                 score=_short(item.score),
                 threshold=item.threshold,
                 fired=item.fired,
@@ -346,12 +347,12 @@ def measures_of(report: Report) -> dict[str, str]:
 
 
 def _keys(report: Report, method: str) -> list[str]:
-    """A key for each reading of a method; the second of a kind gets a number."""
+    """A key for each reading of a method; the second of a name gets a number."""
     keys: list[str] = []
     for finding in report.findings:
         if finding.method == method:
             for item in finding.evidence:
-                base = f"{method}/{item.reading.value}"
+                base = f"{method}/{item.label or item.reading.value}"
                 before = sum(key.split("#")[0] == base for key in keys)
                 keys.append(base if before == 0 else f"{base}#{before + 1}")
     return keys
@@ -408,8 +409,7 @@ def describe(scan: ScanRecord, outcome: Outcome) -> str:
     return f"{scan.verdict.value}{target} ({outcome.value}), {scan.seconds:.0f} s"
 
 
-@functools.cache
-def code_digest() -> str:
+def _code_digest() -> str:
     """A short name for the state of the code that decides verdicts: the same sources, the same name."""
     package = Path(banaudit.__file__).parent
     digest = hashlib.sha256()
@@ -418,6 +418,9 @@ def code_digest() -> str:
             digest.update(path.read_bytes())
     return digest.hexdigest()[:8]
 
+
+CODE = _code_digest()
+"""Taken when this module is read: what runs is what was there then, whatever is edited while scans are under way."""
 
 AnyResults = TypeVar("AnyResults", bound=BaseModel)
 

@@ -24,7 +24,6 @@ from banaudit.bench.speed import SpeedResult
 from banaudit.bench.victims import VictimFacts, VictimRecipe
 from banaudit.bench.zoo import ACCURACY_TOLERANCE, ZooEntry, ZooResults
 from banaudit.errors import UsageError
-from banaudit.results import Reading
 from banaudit.statistics import auroc, clopper_pearson
 
 NOTHING = "-"
@@ -330,11 +329,11 @@ def _both_table(title: str, entries: Sequence[VictimEntry], name: Callable[[Vict
 
 
 def _auroc_table(backdoored: Sequence[VictimEntry], clean: Sequence[VictimEntry]) -> str:
-    keys = list(dict.fromkeys(item.key for entry in (*backdoored, *clean) for item in entry.scan.readings))
+    kinds = {item.key: item.reading for entry in (*backdoored, *clean) for item in entry.scan.readings}
     rows: list[tuple[str, ...]] = []
-    for key in keys:
+    for key, kind in kinds.items():
         negatives = _scores(clean, key)
-        own = [entry for entry in backdoored if _of_kind(entry.truth, key)]
+        own = [entry for entry in backdoored if entry.truth.reading is kind]
         cells = []
         for group in (own, backdoored):
             positives = _scores(group, key)
@@ -344,11 +343,6 @@ def _auroc_table(backdoored: Sequence[VictimEntry], clean: Sequence[VictimEntry]
             )
         rows.append((key, *cells))
     return _table(("reading", "AUROC, own kind", "AUROC, all backdoored"), rows)
-
-
-def _of_kind(truth: Truth, key: str) -> bool:
-    kind = key.partition("/")[2].partition("#")[0]
-    return truth.reading is not None and truth.reading is Reading(kind)
 
 
 def _scores(entries: Iterable[VictimEntry], key: str) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -19,7 +19,7 @@ def methods(
     from banaudit.detectors import DETECTORS, default_detectors
 
     default = {detector.name for detector in default_detectors()}
-    listed = [
+    listed: list[dict[str, Any]] = [
         {
             "name": name,
             "default": name in default,
@@ -36,7 +36,7 @@ def methods(
         return
     for entry in listed:
         mark = " (default)" if entry["default"] else ""
-        settings = ", ".join(f"{key}={value}" for key, value in dict(entry["settings"]).items())
+        settings = ", ".join(f"{key}={value}" for key, value in entry["settings"].items())
         write_stdout(
             f"{entry['name']}{mark}\n  looks for  {entry['looks_for']}\n  needs      {entry['needs']}\n"
             f"  misses     {entry['misses']}\n"

@@ -31,7 +31,9 @@ def scan(
     accuracy_floor: subject.AccuracyFloor = None,
     method: Annotated[
         str | None,
-        typer.Option(metavar="A,B", help="Methods to run instead of the default; all.", rich_help_panel=subject.METHODS),
+        typer.Option(
+            metavar="A,B", help="Methods to run instead of the default; all.", rich_help_panel=subject.METHODS
+        ),
     ] = None,
     settings: subject.Settings = None,
     released: Annotated[

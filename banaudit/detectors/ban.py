@@ -55,7 +55,8 @@ class BAN(Detector):
     3. Verdict (Eq. 6): predictions f_L(g(x; noise) (1 - m)) on held-out images.  All-to-one: the largest share of
        other-class images sent to one class.  All-to-all: class by class, the share that goes to its favourite.
 
-    The noise alone (Section 3.3, Figure 1) is a reading of its own: the share of its mistakes that fall in one class.
+    The noise alone (Section 3.3, Figure 1) is a reading of its own: the share of its mistakes that fall in one class,
+    where fewer mistakes than a tenth of the images count as a tenth.
 
     Source:
         Xu, Liu, Koffas, Yu and Picek, "BAN", NeurIPS 2024, Eq. 3-6 and Appendix B.4.

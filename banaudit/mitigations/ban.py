@@ -21,17 +21,17 @@ class BANFineTuning(Mitigation):
 
     min_w CE(f(x; w), y) + lambda_2 CE(f(x; (1 + delta) w, (1 + xi) b), y)   (Eq. 8)
 
-    with noise |delta|, |xi| <= eps on every BatchNorm channel that maximises the second term (Eq. 3-4), found anew for
-    each batch by sign-gradient ascent from a random start. Backdoor neurons are the ones that such noise sets off most
-    easily, so that the second term takes their influence away.
+    with noise delta, xi on every BatchNorm channel that maximises the second term (Eq. 3-4), found anew for each batch
+    by sign-gradient ascent of total length eps from a random start in [-eps, eps]. Backdoor neurons are the ones that
+    such noise sets off most easily, so that the second term takes their influence away.
 
     Source:
         Xu, Liu, Koffas, Yu and Picek, "BAN", NeurIPS 2024, Eq. 8 and Section 4.3.
     Deviates:
-        From the authors' code, not from the paper: BatchNorm's running statistics come from the clean pass alone
+        From the authors' code: BatchNorm's running statistics come from the clean pass alone
         (there, two noisy passes are mixed in for each clean one); 25 epochs are 25 (24 there); the noise is no
         parameter of the optimiser of the weights, whose momentum and weight decay act on it there; images are shuffled
-        and the seed set. Like there, the final linear layer gets no noise.
+        and the seed set. Like there, the final linear layer gets no noise, and the noise is not clipped to eps.
     """
 
     name: ClassVar[str] = "ban"
@@ -41,8 +41,8 @@ class BANFineTuning(Mitigation):
     """Largest relative change of a neuron's weight and bias. The paper: 0.3 at 32 pixels, 0.2 at 64, 0.1 at 224."""
     noise_steps: PositiveInt = 1
     """Steps of the ascent, each of eps / noise_steps. The authors' code takes 1; the paper's 30 are for detection."""
-    clip: bool = True
-    """Keep the noise within eps. The authors' code does not: random start and steps then add up to 2 eps."""
+    clip: bool = False
+    """Keep the noise within eps. The published figures are of noise that is not: start and steps add up to 2 eps."""
     form: Form = "relative"
     """How the noise enters. The paper's is relative; additive noise also moves neurons whose shift is near zero."""
     noise_weight: NonNegativeFloat = 0.5

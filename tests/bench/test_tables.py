@@ -21,14 +21,19 @@ from banaudit.bench.victims import VictimFacts
 from banaudit.bench.zoo import ZooEntry, ZooResults
 from banaudit.cli import main
 from banaudit.errors import UsageError
-from banaudit.results import Verdict
+from banaudit.results import Reading, Verdict
 
 SETTINGS = ScanSettings(detectors={"m": {}}, images=100, seed=0, tool_version="1")
 
 
 def scan(score, *, verdict=Verdict.NO_EVIDENCE, target=None, code="c"):
     reading = ScoredReading(
-        key="m/all-to-one", score=score, threshold=0.5, fired=verdict is Verdict.BACKDOORED, target=target
+        key="m/all-to-one",
+        reading=Reading.ALL_TO_ONE,
+        score=score,
+        threshold=0.5,
+        fired=verdict is Verdict.BACKDOORED,
+        target=target,
     )
     return ScanRecord(
         settings=SETTINGS.digest,

@@ -60,7 +60,7 @@ def test_the_table_is_complete():
 def test_named_once_and_final(name):
     detector = DETECTORS[name]
     assert detector.name == name
-    assert detector.title
+    assert all((detector.title, detector.needs, detector.misses))
     assert detector.__final__
 
 

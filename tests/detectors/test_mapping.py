@@ -42,7 +42,7 @@ def test_preferences_are_balanced_by_hand():
 
 def test_one_class_cannot_draw_all():
     towards_first = torch.zeros(4, 4)
-    towards_first[:, 0] = 50.0
+    towards_first[:, 0] = 10.0
     assert float(sinkhorn(towards_first)[1:, 0].max()) == pytest.approx(1 / 3, rel=1e-2)
 
 

@@ -34,6 +34,7 @@ def test_lead_by_hand():
     margins = torch.tensor([1.0, 2.0, 9.0, 3.0])[:, None].expand(4, 4).clone().fill_diagonal_(NAN)
     found = lead(margins, START)
     assert (found.score, found.target) == (pytest.approx(6 / 6.5), 2)
+    assert found.null == pytest.approx((3 - 2) / 6.5)  # the second over the third
     torch.testing.assert_close(found.per_class, torch.tensor([1.0 - 9, 2 - 9, 9 - 3, 3 - 9]) / 6.5)
 
 
@@ -63,7 +64,7 @@ def test_pair_lead_by_hand():
     gain[:, 1] += 1
     gain[3, 1] += 6
     margins = (START + gain).fill_diagonal_(NAN)
-    found = pair_lead(Paths(margins, START, START, reach=1.0, steps=8))
+    found = pair_lead(Paths(margins, START, reach=1.0, steps=8))
     assert (found.source, found.target) == (1, 3)
     # Residuals: 6 for the pair, 0 for the rest; the unit is what the median target gains, 4.
     assert found.score == pytest.approx(6 / 4)
@@ -124,7 +125,7 @@ def test_paths_stop_once_the_median_class_is_reached():
     found = paths(LogitShift([1.0, 1.0, 2.0, 1.0]), labelled(4, 5), steps=9)
     assert (found.reach, found.steps) == (1.0, 3)  # the margin after three steps is 3 - (4 - 3) = 2
     expected = lead(found.margins, found.start)
-    # Target 2 rises by 2 a step: 6 - 1 from the others; towards the others, class 2 falls to 4 - 6, the rest is as before
+    # Target 2 rises by 2 a step: 6 against 4 - 3 after three; its own logit falls by 2, which moves no other margin
     assert expected.target == 2
     assert float(found.margins[2].nanmean()) == pytest.approx(5.0)
     assert expected.score == pytest.approx((5 - (2 + 2 + 5) / 3) / ((2 + 2 + 5) / 3 + 4))

@@ -1,0 +1,140 @@
+"""The three readings that both searches for shortcuts share, on paths and maps written by hand."""
+
+import math
+from typing import ClassVar, final
+
+import pytest
+import torch
+
+from banaudit.data import CleanData
+from banaudit.detectors.base import Samples
+from banaudit.detectors.shortcut import ShortcutDetector
+from banaudit.meter import Meter
+from banaudit.results import Reading
+
+from .test_targeted_paths import LogitShift, labelled
+
+
+class Counted(LogitShift):
+    """Logits of the class that an image is, shifted; every pass is booked."""
+
+    def __init__(self, gain, meter):
+        super().__init__(gain)
+        self.meter = meter
+
+    def logits(self, images, perturbation, what):
+        self.meter.spend(what, forward=len(images))
+        return super().logits(images, perturbation, "paths")
+
+
+@final
+class Shifts(ShortcutDetector):
+    name: ClassVar[str] = "shifts"
+    title: ClassVar[str] = "a class that a shift of the logits reaches too easily"
+    needs: ClassVar[str] = "nothing"
+    misses: ClassVar[str] = "everything else"
+    perturbs: ClassVar[str] = "shift"
+    gain: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)
+    step_size: float = 1.0
+    lead_threshold: float = 0.5
+    pair_threshold: float = 0.5
+    steps: int = 4
+
+    def perturbation(self, model, samples, meter):
+        return Counted(self.gain, meter)
+
+
+def read(detector, meter=None):
+    samples = labelled(len(detector.gain), 20)
+    meter = meter if meter is not None else Meter()
+    return {item.reading: item for item in detector.score(None, samples, torch.Generator().manual_seed(0), meter)}
+
+
+def test_an_easy_class_leads_and_the_others_do_not():
+    reading = read(Shifts(gain=(1.0, 1.0, 3.0, 1.0)))[Reading.ALL_TO_ONE]
+    assert (reading.fired, reading.target, reading.agreement) == (True, 2, 1.0)
+    assert len(reading.restarts) == 2
+    assert [bar.label for bar in reading.per_class] == [0, 1, 2, 3]
+    assert max(reading.per_class, key=lambda bar: bar.score).label == 2
+    equal = read(Shifts())[Reading.ALL_TO_ONE]
+    assert not equal.fired
+    assert equal.score == pytest.approx(0.0)
+
+
+def test_no_reading_fires_without_cause():
+    assert not any(item.fired for item in read(Shifts()).values())
+
+
+def test_all_passes_are_planned():
+    detector, meter = Shifts(restarts=3, steps=2), Meter()
+    read(detector, meter)
+    # Each half of the samples has 80 images here, where real ones are halves of one set
+    assert meter.forward_images == detector.planned_images(4, 160)
+
+
+@pytest.mark.parametrize(
+    ("scores", "targets", "fired"),
+    [
+        ((0.9, 0.8), (1, 1), True),
+        ((0.9, 0.4), (1, 1), False),  # the weakest restart counts
+        ((0.9, 0.8), (1, 2), False),  # the restarts disagree
+    ],
+)
+def test_restarts_must_all_name_the_same_class(monkeypatch, scores, targets, fired):
+    from banaudit.detectors import shortcut
+    from banaudit.detectors.targeted_paths import Lead
+
+    leads = iter(
+        Lead(score=score, null=0.1, target=target, per_class=torch.zeros(4))
+        for score, target in zip(scores, targets, strict=True)
+    )
+    monkeypatch.setattr(shortcut, "lead", lambda margins, start: next(leads))
+    reading = read(Shifts())[Reading.ALL_TO_ONE]
+    assert reading.fired is fired
+    assert reading.score == min(scores)
+    assert reading.restarts == scores
+    assert reading.null == 0.1
+
+
+@pytest.mark.parametrize(
+    ("scores", "maps", "classes", "fired"),
+    [
+        ((0.9, 0.5), ((1, 2, 3, 0), (1, 2, 3, 0)), 4, True),
+        ((0.9, 0.3), ((1, 2, 3, 0), (1, 2, 3, 0)), 4, False),  # the weakest restart counts
+        ((0.9, 0.5), ((1, 2, 3, 0), (1, 2, 0, 3)), 4, False),  # half the map is not more than half
+        ((0.9, 0.5), ((1, 0), (1, 0)), 2, False),  # two classes can only be exchanged
+    ],
+)
+def test_maps_must_agree_on_more_than_half(monkeypatch, scores, maps, classes, fired):
+    from banaudit.detectors import shortcut
+    from banaudit.detectors.mapping import Mapping
+
+    mappings = iter(
+        Mapping(score=score, null=0.0, targets=dict(enumerate(targets)), per_source=torch.zeros(classes))
+        for score, targets in zip(scores, maps, strict=True)
+    )
+    monkeypatch.setattr(shortcut, "search_mapping", lambda *given, **settings: next(mappings))
+    reading = read(Shifts(gain=(1.0,) * classes))[Reading.ALL_TO_ALL]
+    assert reading.fired is fired
+    assert reading.score == min(scores)
+    assert reading.mapping == dict(enumerate(maps[1]))
+
+
+def test_one_pair_far_ahead_is_a_source_and_its_target(monkeypatch):
+    from banaudit.detectors import shortcut
+    from banaudit.detectors.targeted_paths import PairLead
+
+    monkeypatch.setattr(shortcut, "pair_lead", lambda path: PairLead(0.8, source=1, target=3))
+    reading = read(Shifts())[Reading.SOURCE_TARGET]
+    assert (reading.fired, reading.sources, reading.target) == (True, (1,), 3)
+    assert math.isclose(reading.score, 0.8)
+    pairs = iter((PairLead(0.8, source=1, target=3), PairLead(0.9, source=2, target=3)))
+    monkeypatch.setattr(shortcut, "pair_lead", lambda path: next(pairs))
+    assert not read(Shifts())[Reading.SOURCE_TARGET].fired
+
+
+def test_bars_carry_the_names():
+    data = labelled(4, 10).search
+    named = CleanData(data.images, data.labels, ("ape", "bee", "cat", "dog"))
+    evidence = Shifts().score(None, Samples(named, named), torch.Generator().manual_seed(0), Meter())
+    assert [bar.name for bar in evidence[0].per_class] == ["ape", "bee", "cat", "dog"]

@@ -1,0 +1,79 @@
+import math
+
+import pytest
+import torch
+from toys import TARGET
+
+from banaudit.data import CleanData
+from banaudit.detectors.base import Samples
+from banaudit.detectors.universal_perturbation import UniversalPerturbation
+from banaudit.meter import Meter
+from banaudit.results import Reading, Verdict
+
+
+def shift_of(model, images, step=0.6, meter=None):
+    data = CleanData(images, torch.zeros(len(images), dtype=torch.long), ("a",))
+    detector = UniversalPerturbation(step_size=step)
+    return detector.perturbation(model, Samples(data, data), meter if meter is not None else Meter())
+
+
+def test_the_ball_grows_step_by_step(untinted):
+    shift = shift_of(untinted, torch.zeros(2, 3, 32, 32), step=0.5)  # the size for which a step is stated
+    gradient = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    first = shift.descend(shift.zero(), gradient, 1)
+    assert float(first.norm()) == pytest.approx(0.5)
+    torch.testing.assert_close(first, -0.5 * gradient / gradient.norm())
+    assert float(shift.descend(first, gradient, 2).norm()) == pytest.approx(1.0)
+    assert float(shift.descend(first, -gradient, 2).norm()) == pytest.approx(0.0, abs=1e-6)
+    assert float(shift.descend(9 * gradient, gradient, 3).norm()) == pytest.approx(1.5, rel=1e-5)
+    assert float(shift.random(4, torch.Generator().manual_seed(0)).norm()) == pytest.approx(2.0)
+
+
+def test_a_step_grows_with_the_root_of_the_pixels(untinted):
+    shift = shift_of(untinted, torch.zeros(1, 3, 64, 64), step=0.5)
+    gradient = torch.ones(1, 3, 64, 64)
+    assert float(shift.descend(shift.zero(), gradient, 1).norm()) == pytest.approx(0.5 * math.sqrt(4), rel=1e-5)
+
+
+def test_a_gradient_of_zero_is_no_division_by_zero(untinted):
+    shift = shift_of(untinted, torch.zeros(1, 3, 12, 12))
+    assert torch.equal(shift.descend(shift.zero(), shift.zero(), 1), shift.zero())
+
+
+def test_images_stay_images_and_passes_are_booked(tinted):
+    meter = Meter()
+    images = torch.full((2, 3, 12, 12), 0.75)
+    shift = shift_of(tinted, images, meter=meter)
+    clipped = shift.logits(images, torch.full((1, 3, 12, 12), 9.0), "pixels")
+    torch.testing.assert_close(clipped, tinted(torch.ones(2, 3, 12, 12)))
+    shift.logits(images, shift.zero().requires_grad_(True), "pixels")
+    assert (meter.forward_images, meter.backward_images) == (4, 2)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_finds_the_planted_backdoor(seed, sleeping, tiled_data):
+    finding = UniversalPerturbation()(sleeping, tiled_data, seed=seed)
+    assert finding.verdict is Verdict.BACKDOORED
+    reading = finding.evidence[0]
+    assert (reading.reading, reading.fired, reading.target) == (Reading.ALL_TO_ONE, True, TARGET)
+    assert reading.score > 3 * reading.threshold
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_does_not_accuse_the_clean_twin(seed, unplanted, tiled_data):
+    assert UniversalPerturbation()(unplanted, tiled_data, seed=seed).verdict is Verdict.NO_EVIDENCE
+
+
+def test_needs_no_batch_norm(tinted, untinted, tiled_data):
+    detector = UniversalPerturbation(step_size=1.5)  # a tint of all pixels is a large change
+    finding = detector(tinted, tiled_data)
+    assert finding.verdict is Verdict.BACKDOORED
+    assert finding.evidence[0].target == TARGET
+    assert detector(untinted, tiled_data).verdict is Verdict.NO_EVIDENCE
+
+
+def test_puts_the_target_of_a_trained_network_first(planted, clean_twin, clean_data):
+    found, clean = (UniversalPerturbation()(model, clean_data) for model in (planted, clean_twin))
+    assert found.evidence[0].target == TARGET
+    assert found.evidence[0].score > 1.5 * clean.evidence[0].score
+    assert clean.verdict is Verdict.NO_EVIDENCE
