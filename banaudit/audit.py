@@ -7,7 +7,7 @@ detector, which a repair needs as well.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -48,6 +48,38 @@ NOT_CHECKED = (
     "backdoors made to survive this kind of audit, or that wake only after fine-tuning, pruning or quantisation",
     "images beyond those given, and anything but the network's answers: privacy, bias, robustness, licences",
 )
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is to be judged, and what is known of how to read it; what is left out is recognised.
+
+    Args:
+        model: Checkpoint; never changed.
+        data: Folder or CSV of clean images.
+        arch: Name, or ``file.py:factory`` (trusted code); none: recognised from the weights.
+        state_key: Where in the file the weights are; none: found.
+        class_map: ``classes.txt`` or ``classes.json``; none: one beside the images, else numbers or sorted order.
+        preset: Normalisation by name.
+        mean: Of each channel.
+        std: Of each channel.
+        size: Side of the network's input, pixels.
+        max_images: Most images used; none: all.
+        accuracy_floor: Clean accuracy below which no verdict is given; none: five times chance, at least 20 %.
+    """
+
+    model: Path
+    data: Path
+    _: KW_ONLY
+    arch: str | None = None
+    state_key: str | None = None
+    class_map: Path | None = None
+    preset: str | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    size: int | None = None
+    max_images: int | None = 1000
+    accuracy_floor: float | None = None
 
 
 @dataclass(frozen=True)
@@ -114,58 +146,38 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def prepare(
-    model: Path,
-    data: Path,
-    *,
-    arch: str | None = None,
-    state_key: str | None = None,
-    class_map: Path | None = None,
-    preset: str | None = None,
-    mean: tuple[float, ...] | None = None,
-    std: tuple[float, ...] | None = None,
-    size: int | None = None,
-    max_images: int | None = 1000,
-    accuracy_floor: float | None = None,
-    seed: int = 0,
-    device: str = "auto",
-    meter: Meter | None = None,
-) -> Prepared:
+def prepare(subject: Subject, *, seed: int = 0, device: str = "auto", meter: Meter | None = None) -> Prepared:
     """Read the checkpoint and the clean images, settle architecture and preprocessing, measure clean accuracy.
 
     Args:
-        model: Checkpoint.
-        data: Folder or CSV of clean images.
-        arch: Name, or ``file.py:factory`` (trusted code); none: recognised from the weights.
-        state_key: Where in the file the weights are; none: found.
-        class_map: ``classes.txt`` or ``classes.json``; none: one beside the images, else numbers or sorted order.
-        preset: Normalisation by name.
-        mean: Of each channel.
-        std: Of each channel.
-        size: Side of the network's input, pixels.
-        max_images: Most images used; none: all.
-        accuracy_floor: Clean accuracy below which no verdict is given; none: five times chance, at least 20 %.
+        subject: Checkpoint and clean images.
         seed: Of the drawing of images.
-        device: ``auto``, ``cpu`` or ``cuda``.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         meter: Counts passes, keeps the time limit.
 
     Raises:
         BanauditError: Whatever is wrong with file, images or arguments, in one line.
     """
     where = pick_device(device)
-    checkpoint = read_checkpoint(model, state_key=state_key)
-    loaded = load_network(checkpoint.weights, arch=arch, size=size)
-    images = read_clean_folder(data, classes=loaded.facts.classes, limit=max_images, seed=seed, class_map=class_map)
+    checkpoint = read_checkpoint(subject.model, state_key=subject.state_key)
+    loaded = load_network(checkpoint.weights, arch=subject.arch, size=subject.size)
+    images = read_clean_folder(
+        subject.data,
+        classes=loaded.facts.classes,
+        limit=subject.max_images,
+        seed=seed,
+        class_map=subject.class_map,
+    )
     network = loaded.network.to(where)
     hint = checkpoint.hints.get("img_size")
     preprocessing, facts = choose(
         network,
         images,
         channels=loaded.facts.channels,
-        preset=preset,
-        mean=mean,
-        std=std,
-        size=size,
+        preset=subject.preset,
+        mean=subject.mean,
+        std=subject.std,
+        size=subject.size,
         size_hint=hint if isinstance(hint, int) else None,
         meter=meter,
     )
@@ -173,7 +185,7 @@ def prepare(
     split.to(memory_format=torch.channels_last)
     clean = images.decode(preprocessing.size, preprocessing.channels).to(where)
     predicted = predictions(split, clean.images, meter=meter)
-    accuracy = judge_predictions(predicted, clean, accuracy_floor)
+    accuracy = judge_predictions(predicted, clean, subject.accuracy_floor)
     below = accuracy.accuracy < accuracy.floor
     return Prepared(
         model=split,
@@ -189,19 +201,9 @@ def prepare(
 
 
 def scan(
-    model: Path,
-    data: Path,
+    subject: Subject,
     *,
     detectors: Sequence[Detector] | None = None,
-    arch: str | None = None,
-    state_key: str | None = None,
-    class_map: Path | None = None,
-    preset: str | None = None,
-    mean: tuple[float, ...] | None = None,
-    std: tuple[float, ...] | None = None,
-    size: int | None = None,
-    max_images: int = 1000,
-    accuracy_floor: float | None = None,
     seed: int = 0,
     device: str = "auto",
     time_limit: float | None = None,
@@ -209,23 +211,11 @@ def scan(
 ) -> Report:
     """Judge a checkpoint file.
 
-    Args are those of :func:`prepare`, and:
-
     Args:
-        model: Checkpoint.
-        data: Folder or CSV of clean images.
+        subject: Checkpoint and clean images.
         detectors: Methods to run; none: the default ones.
-        arch: See :func:`prepare`.
-        state_key: See :func:`prepare`.
-        class_map: See :func:`prepare`.
-        preset: See :func:`prepare`.
-        mean: See :func:`prepare`.
-        std: See :func:`prepare`.
-        size: See :func:`prepare`.
-        max_images: See :func:`prepare`.
-        accuracy_floor: See :func:`prepare`.
         seed: Same seed, same report on the same machine.
-        device: See :func:`prepare`.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         time_limit: Seconds after which the audit ends as inconclusive.
         listener: Told of progress.
 
@@ -237,22 +227,7 @@ def scan(
     detectors = tuple(detectors) if detectors is not None else default_detectors()
     meter = Meter(time_limit=time_limit, listener=listener)
     try:
-        prepared = prepare(
-            model,
-            data,
-            arch=arch,
-            state_key=state_key,
-            class_map=class_map,
-            preset=preset,
-            mean=mean,
-            std=std,
-            size=size,
-            max_images=max_images,
-            accuracy_floor=accuracy_floor,
-            seed=seed,
-            device=device,
-            meter=meter,
-        )
+        prepared = prepare(subject, seed=seed, device=device, meter=meter)
     except TimeLimitReached as problem:
         return _report(
             Verdict.INCONCLUSIVE, str(problem), Facts(), (), None, (), seed=seed, device=device, started=started

@@ -58,21 +58,11 @@ class _Parts:
 
 
 def purify(
-    model: Path,
-    data: Path,
+    subject: audit.Subject,
     out: Path,
     *,
     mitigation: Mitigation | None = None,
     detectors: Sequence[Detector] | None = None,
-    arch: str | None = None,
-    state_key: str | None = None,
-    class_map: Path | None = None,
-    preset: str | None = None,
-    mean: tuple[float, ...] | None = None,
-    std: tuple[float, ...] | None = None,
-    size: int | None = None,
-    max_images: int | None = 4000,
-    accuracy_floor: float | None = None,
     max_drop: float = MAX_DROP,
     flips: bool | None = None,
     force: bool = False,
@@ -85,25 +75,16 @@ def purify(
     An interrupted call leaves a state file beside ``out``; the same call again goes on after the last whole epoch.
 
     Args:
-        model: Checkpoint; never changed.
-        data: Folder or CSV of clean images.
+        subject: Checkpoint and clean images. A repair gains from a larger ``max_images`` than a scan's default: the
+            paper's uses 2,500 images, and ``UNTOUCHED_SHARE`` of those given here plays no part in it.
         out: Where the repaired checkpoint goes; the record goes beside it, as ``out`` and ``.json``.
         mitigation: How to repair; none: BAN fine-tuning.
         detectors: Methods of both scans; none: the default ones.
-        arch: See :func:`banaudit.audit.prepare`.
-        state_key: See :func:`banaudit.audit.prepare`.
-        class_map: See :func:`banaudit.audit.prepare`.
-        preset: See :func:`banaudit.audit.prepare`.
-        mean: See :func:`banaudit.audit.prepare`.
-        std: See :func:`banaudit.audit.prepare`.
-        size: See :func:`banaudit.audit.prepare`.
-        max_images: Most images used; none: all. The paper repairs with 2,500.
-        accuracy_floor: See :func:`banaudit.audit.prepare`.
         max_drop: Clean accuracy that the repair may cost, 0 to 1.
         flips: Whether training images are mirrored; none: found out on the model.
         force: Replace an existing ``out``, and repair a model that the scan finds no evidence against.
         seed: Same seed, same repair on the same machine.
-        device: ``auto``, ``cpu`` or ``cuda``.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         listener: Told of progress.
 
     Returns:
@@ -116,26 +97,11 @@ def purify(
         BanauditError: Whatever else is wrong with file, images or arguments, in one line.
     """
     started = datetime.now(UTC)
-    check_out(model, out, force=force)
+    check_out(subject.model, out, force=force)
     mitigation = mitigation if mitigation is not None else BANFineTuning()
     meter = Meter(listener=_part(listener, *_SCAN))
-    prepared = audit.prepare(
-        model,
-        data,
-        arch=arch,
-        state_key=state_key,
-        class_map=class_map,
-        preset=preset,
-        mean=mean,
-        std=std,
-        size=size,
-        max_images=max_images,
-        accuracy_floor=accuracy_floor,
-        seed=seed,
-        device=device,
-        meter=meter,
-    )
-    _require_usable(prepared, data)
+    prepared = audit.prepare(subject, seed=seed, device=device, meter=meter)
+    _require_usable(prepared, subject.data)
     mitigation.check(prepared.model)
     facts = audit.facts_of(prepared)
     parts = _part_images(prepared.clean, seed)
@@ -190,10 +156,10 @@ def purify(
         return finish(Verdict.INCONCLUSIVE, missed, written=False)
     meter = _next(meter, _part(listener, *_RESCAN))
     rewritten = rewrite(
-        model,
+        subject.model,
         prepared.checkpoint,
         weights,
-        state_key=state_key,
+        state_key=subject.state_key,
         provenance=_provenance(prepared, made, accuracies, seed),
     )
     after = audit.judge(repaired.model, parts.scan, detectors=detectors, facts=facts, seed=seed, meter=meter)

@@ -11,7 +11,7 @@ import torch
 import toys
 
 import banaudit
-from banaudit.audit import NOT_CHECKED, combine, facts_of, inspect, judge, pick_device, prepare, scan
+from banaudit.audit import NOT_CHECKED, Subject, combine, facts_of, inspect, judge, pick_device, prepare, scan
 from banaudit.detectors.mm_bd import MMBD
 from banaudit.detectors.targeted_noise import TargetedNoise
 from banaudit.errors import ArchitectureError, CheckpointError, DataError, UnsafeCheckpointError, UsageError
@@ -71,9 +71,18 @@ def test_the_strongest_reading_is_furthest_above_its_threshold():
     assert combine((QUIET,))[2] is None
 
 
-def scan_subject(subject, **settings):
+def described(subject, **known):
+    return Subject(subject.checkpoint, subject.images, **{**NORMALISATION, **known})
+
+
+def scan_subject(subject, *, detectors=QUICK, seed=0, time_limit=None, listener=None, **known):
     return scan(
-        subject.checkpoint, subject.images, **{"detectors": QUICK, "device": "cpu", **NORMALISATION, **settings}
+        described(subject, **known),
+        detectors=detectors,
+        seed=seed,
+        device="cpu",
+        time_limit=time_limit,
+        listener=listener,
     )
 
 
@@ -159,7 +168,7 @@ def rename_classes(source, target, renamed):
 
 def test_a_wrong_class_order_is_named_and_no_method_runs(subject, tmp_path):
     images = rename_classes(subject.images, tmp_path, dict(zip("abcdef", "bcdefa", strict=True)))
-    report = scan(subject.checkpoint, images, detectors=QUICK, device="cpu", **NORMALISATION)
+    report = scan_subject(dataclasses.replace(subject, images=images))
     assert report.verdict is Verdict.INCONCLUSIVE
     assert report.findings == ()
     assert report.clean_accuracy.accuracy < 0.2
@@ -172,7 +181,7 @@ def test_a_wrong_class_order_is_named_and_no_method_runs(subject, tmp_path):
 
 def test_two_classes_exchanged_are_a_caveat_at_a_low_floor(subject, tmp_path):
     images = rename_classes(subject.images, tmp_path, dict(zip("abcdef", "badcef", strict=True)))
-    report = scan(subject.checkpoint, images, detectors=QUICK, device="cpu", accuracy_floor=0.2, **NORMALISATION)
+    report = scan_subject(dataclasses.replace(subject, images=images), accuracy_floor=0.2)
     assert report.findings
     assert any(caveat.startswith("clean accuracy is only") for caveat in report.caveats)
 
@@ -187,7 +196,7 @@ def test_class_folders_of_another_number_are_refused_in_one_line(subject, tmp_pa
 
 
 def test_what_cannot_be_judged_is_said_first(subject):
-    prepared = prepare(subject.checkpoint, subject.images, device="cpu", **NORMALISATION)
+    prepared = prepare(described(subject), device="cpu")
     facts = prepared.loaded.facts.model_copy(update={"batch_norms": 0, "outputs": "probabilities"})
     loaded = dataclasses.replace(prepared.loaded, facts=facts, deterministic=False)
     found = facts_of(dataclasses.replace(prepared, loaded=loaded))
@@ -230,14 +239,10 @@ def test_a_network_without_batch_norm_gets_its_accuracy_and_no_verdict(subject, 
     scope = {}
     exec(PLAIN_NETWORK, scope)
     torch.save(scope["plain"]().state_dict(), tmp_path / "plain.pt")
-    report = scan(
-        tmp_path / "plain.pt",
-        subject.images,
-        detectors=QUICK,
+    report = scan_subject(
+        dataclasses.replace(subject, checkpoint=tmp_path / "plain.pt"),
         arch=f"{tmp_path / 'plain.py'}:plain",
         accuracy_floor=0.0,
-        device="cpu",
-        **NORMALISATION,
     )
     assert report.verdict is Verdict.INCONCLUSIVE
     assert report.reason.startswith("this method needs BatchNorm, and the network has none")

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from banaudit import relapse
 from banaudit.architectures import SplitModel, load_network
+from banaudit.audit import Subject
 from banaudit.checkpoints import read_checkpoint
 from banaudit.data import CleanData
 from banaudit.demo import examples
@@ -71,19 +72,20 @@ def short_probe(monkeypatch):
         monkeypatch.setattr(relapse, name, value)
 
 
-def run(demo, out, *answers, model=None, mitigation=None, **settings):
+def subject(demo, **known):
+    return Subject(**{"model": demo.model, "data": demo.images, "mean": demo.mean, "std": demo.std, **known})
+
+
+def run(demo, out, *answers, known=None, mitigation=None, **settings):
     oracle = Oracle()
     oracle._answers.extend(answers)
     return purify(
-        model or demo.model,
-        demo.images,
+        subject(demo, **{"max_images": 100, **(known or {})}),
         out,
         mitigation=mitigation or FineTuning(epochs=1, learning_rate=1e-4, batch_size=32),
         detectors=[oracle],
-        mean=demo.mean,
-        std=demo.std,
         device="cpu",
-        **{"max_drop": 0.5, "max_images": 100, **settings},
+        **{"max_drop": 0.5, **settings},
     )
 
 
@@ -190,14 +192,14 @@ def test_fewer_images_than_classes(demo, tmp_path):
         (folder / name).mkdir(parents=True)
         Image.new("RGB", (32, 32)).save(folder / name / "a.png")
     with pytest.raises(BanauditError) as caught:
-        purify(demo.model, folder, tmp_path / "out", mean=demo.mean, std=demo.std, device="cpu")
+        purify(subject(demo, data=folder), tmp_path / "out", device="cpu")
     assert "\n" not in str(caught.value)
     assert files(tmp_path) == ["few"]
 
 
 def test_network_that_misreads_its_images(demo, tmp_path):
     with pytest.raises(DataError, match="below the floor"):
-        purify(demo.model, demo.images, tmp_path / "out", mean=(0.0,), std=(0.001,), device="cpu")
+        purify(subject(demo, mean=(0.0,), std=(0.001,)), tmp_path / "out", device="cpu")
 
 
 def test_network_without_batch_norm(demo, tmp_path):
@@ -214,9 +216,7 @@ def test_network_without_batch_norm(demo, tmp_path):
             tmp_path / "out",
             True,
             False,
-            model=tmp_path / "m.safetensors",
-            arch=f"{code}:make",
-            accuracy_floor=0.0,
+            known={"model": tmp_path / "m.safetensors", "arch": f"{code}:make", "accuracy_floor": 0.0},
             mitigation=BANFineTuning(),
         )
 
@@ -224,14 +224,16 @@ def test_network_without_batch_norm(demo, tmp_path):
 SCRIPT = """
 import sys
 from pathlib import Path
+from banaudit.audit import Subject
 from banaudit.demo import examples
 from banaudit.detectors import TargetedNoise
 from banaudit.mitigations import FineTuning
 from banaudit.purify import purify
 with examples() as models:
     demo = models[0]
-    purify(demo.model, demo.images, Path(sys.argv[1]), mitigation=FineTuning(epochs=500), force=True, max_drop=1.0,
-           max_images=100, detectors=[], mean=demo.mean, std=demo.std, device="cpu")
+    subject = Subject(demo.model, demo.images, mean=demo.mean, std=demo.std, max_images=100)
+    purify(subject, Path(sys.argv[1]), mitigation=FineTuning(epochs=500), force=True, max_drop=1.0, detectors=[],
+           device="cpu")
 """
 
 

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from banaudit.audit import Prepared, facts_of, judge, prepare
+from banaudit.audit import Prepared, Subject, facts_of, judge, prepare
 from banaudit.bench.runner import (
     Outcome,
     Progress,
@@ -276,7 +276,7 @@ def _make(
     meter, started = Meter(), datetime.now(UTC)
 
     def ready(given: bool) -> Prepared:
-        return prepare(
+        subject = Subject(
             zoo / entry.file,
             root / folder,
             arch=arch,
@@ -284,10 +284,8 @@ def _make(
             std=std if given else None,
             size=side,
             max_images=settings.images,
-            seed=settings.seed,
-            device=device,
-            meter=meter if given else None,
         )
+        return prepare(subject, seed=settings.seed, device=device, meter=meter if given else None)
 
     try:
         prepared = ready(given=True)
@@ -308,6 +306,8 @@ def _make(
     )
     scan = record_scan(report, settings, meter)
     recognised = ready(given=False)
+    accuracy = _accuracy(prepared, whole, folder)
+    same = _inputs(recognised) == _inputs(prepared)
     architecture = prepared.loaded.facts
     return ZooEntry(
         **facts,
@@ -316,10 +316,10 @@ def _make(
         architecture=architecture.name.rpartition("/")[2],
         batch_norms=architecture.batch_norms,
         outputs=architecture.outputs,
-        accuracy=_accuracy(prepared, whole, folder),
+        accuracy=accuracy,
         accuracy_images=len(whole(folder, prepared.preprocessing.size, prepared.preprocessing.channels)),
         recognised=recognised.preprocessing.name,
-        recognised_accuracy=_accuracy(recognised, whole, folder),
+        recognised_accuracy=accuracy if same else _accuracy(recognised, whole, folder),
         scan=scan,
     ), measures_of(report)
 
@@ -328,6 +328,12 @@ def _accuracy(prepared: Prepared, whole: WholeSplit, folder: str) -> float:
     clean = whole(folder, prepared.preprocessing.size, prepared.preprocessing.channels)
     predicted = predictions(prepared.model, clean.images, batch_size=256)
     return round(float((predicted == clean.labels).double().mean()), 5)
+
+
+def _inputs(prepared: Prepared) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
+    """All that decides how an image becomes the network's input."""
+    found = prepared.preprocessing
+    return found.size, found.mean, found.std
 
 
 def _relative(text: str, zoo: Path) -> str:

@@ -35,9 +35,8 @@ def demo(
             if not quiet:
                 print(f"banaudit: scanning the {example.name} model ({number} of {len(models)})", file=sys.stderr)
             with progress_bar(wanted=not quiet) as listener:
-                report = audit.scan(
-                    example.model, example.images, mean=example.mean, std=example.std, seed=SEED, listener=listener
-                )
+                subject = audit.Subject(model=example.model, data=example.images, mean=example.mean, std=example.std)
+                report = audit.scan(subject, seed=SEED, listener=listener)
             write_stdout(f"The {example.name} model\n{terminal.render(scan.summary(report), Console())}\n")
             right = example.is_judged_rightly(report)
             wrong = wrong or not right

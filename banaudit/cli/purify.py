@@ -17,6 +17,9 @@ from banaudit.results import EXIT_CODES
 
 REPAIR = "Repair"
 
+MAX_IMAGES = 4000
+"""More than a scan uses: the paper repairs with 2,500, and a share of these plays no part in the training."""
+
 
 def purify(
     model: subject.ModelPath,
@@ -35,7 +38,7 @@ def purify(
     mean: subject.Mean = None,
     std: subject.Std = None,
     size: subject.Size = None,
-    max_images: subject.MaxImages = 4000,
+    max_images: subject.MaxImages = MAX_IMAGES,
     accuracy_floor: subject.AccuracyFloor = None,
     method: Annotated[str, typer.Option(help="ban or fine-tuning.", rich_help_panel=REPAIR)] = "ban",
     settings: subject.Settings = None,
@@ -70,22 +73,25 @@ def purify(
     mitigation = choose_mitigation(method, parse_settings(settings or ()), epochs=epochs)
     means, stds = parse_numbers("--mean", mean), parse_numbers("--std", std)
     with progress_bar(wanted=not (quiet or no_progress)) as listener:
+        from banaudit import audit
         from banaudit.purify import purify as run
 
         record = run(
-            model,
-            data,
+            audit.Subject(
+                model=model,
+                data=data,
+                arch=arch,
+                state_key=state_key,
+                class_map=classes,
+                preset=preset,
+                mean=means,
+                std=stds,
+                size=size,
+                max_images=max_images,
+                accuracy_floor=accuracy_floor,
+            ),
             out,
             mitigation=mitigation,
-            arch=arch,
-            state_key=state_key,
-            class_map=classes,
-            preset=preset,
-            mean=means,
-            std=stds,
-            size=size,
-            max_images=max_images,
-            accuracy_floor=accuracy_floor,
             max_drop=max_drop / 100,
             flips=False if no_flip else None,
             force=force,

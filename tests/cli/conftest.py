@@ -27,8 +27,8 @@ class StubAudit:
     problem: BaseException | None = None
     asked: dict[str, object] = field(default_factory=dict)
 
-    def scan(self, model: Path, data: Path, **settings: object) -> Report:
-        self.asked = {"model": model, "data": data, **settings}
+    def scan(self, subject: types.SimpleNamespace, **settings: object) -> Report:
+        self.asked = {**vars(subject), **settings}
         if self.problem is not None:
             raise self.problem
         return self.report
@@ -45,6 +45,7 @@ def audit(monkeypatch: pytest.MonkeyPatch) -> StubAudit:
     stub = StubAudit()
     module = types.ModuleType("banaudit.audit")
     module.scan, module.inspect = stub.scan, stub.inspect  # type: ignore[attr-defined]
+    module.Subject = types.SimpleNamespace  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "banaudit.audit", module)
     monkeypatch.setattr(banaudit, "audit", module, raising=False)
     return stub

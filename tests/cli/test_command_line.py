@@ -40,7 +40,7 @@ def start(script: str, *arguments: str) -> subprocess.Popen[str]:
 def test_interrupt_of_a_scan(tmp_path):
     script = """
         import banaudit
-        put("banaudit.audit", scan=wait)
+        put("banaudit.audit", scan=wait, Subject=types.SimpleNamespace)
         banaudit.audit = sys.modules["banaudit.audit"]
     """
     process = start(script, "scan", "model.pt", "-d", "clean", "--output", f"json={tmp_path / 'report.json'}")
@@ -74,7 +74,7 @@ def test_interrupt_that_an_import_turns_into_another_error():
 def test_nobody_reads_the_report():
     script = """
         import banaudit
-        put("banaudit.audit", scan=answer)
+        put("banaudit.audit", scan=answer, Subject=types.SimpleNamespace)
         banaudit.audit = sys.modules["banaudit.audit"]
     """
     process = start(script, "scan", "model.pt", "-d", "clean")

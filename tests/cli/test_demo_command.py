@@ -12,9 +12,9 @@ from banaudit.results import Verdict
 def truthful(audit, monkeypatch):
     asked = []
 
-    def scan(model, data, **settings):
-        asked.append((model.name, data.name, settings["mean"], settings["std"]))
-        return samples.report(Verdict.BACKDOORED if model.stem == "backdoored" else Verdict.NO_EVIDENCE)
+    def scan(subject, **settings):
+        asked.append((subject.model.name, subject.data.name, subject.mean, subject.std))
+        return samples.report(Verdict.BACKDOORED if subject.model.stem == "backdoored" else Verdict.NO_EVIDENCE)
 
     monkeypatch.setattr(sys.modules["banaudit.audit"], "scan", scan)
     return asked

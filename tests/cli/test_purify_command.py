@@ -24,8 +24,8 @@ def asked(audit, monkeypatch):
     """What the library was asked; ``verdict`` in it decides the answer."""
     asked = {"verdict": Verdict.NO_EVIDENCE}
 
-    def stub(model, data, out, **settings):
-        asked.update(settings, model=model, data=data, out=out)
+    def stub(subject, out, **settings):
+        asked.update(vars(subject), out=out, **settings)
         if "problem" in asked:
             raise asked["problem"]
         verdict = asked["verdict"]
