@@ -38,6 +38,15 @@ from banaudit.results import (
 LOW_ACCURACY = 0.6
 """Clean accuracy below which a report carries a caveat even where it is above the floor."""
 
+USUAL_MARGINS = (1.0, 100.0)
+"""Between these lies the median margin, in logits, of the answers of ordinary networks to clean images."""
+
+SCALED_MARGIN = 10.0
+"""Median margin that the logits of any other network are scaled to."""
+
+FEW_IMAGES = 5
+"""Images of the smallest class below which a report carries a caveat."""
+
 CALIBRATION = (
     "uncalibrated: the thresholds were set on a few development models; no false-alarm rate has been measured, "
     "and no p-value is given"
@@ -167,6 +176,7 @@ def prepare(subject: Subject, *, seed: int = 0, device: str = "auto", meter: Met
         limit=subject.max_images,
         seed=seed,
         class_map=subject.class_map,
+        meter=meter,
     )
     network = loaded.network.to(where)
     hint = checkpoint.hints.get("img_size")
@@ -184,6 +194,7 @@ def prepare(subject: Subject, *, seed: int = 0, device: str = "auto", meter: Met
     split = preprocessing.model(network).to(where).eval()
     split.to(memory_format=torch.channels_last)
     clean = images.decode(preprocessing.size, preprocessing.channels).to(where)
+    split.logit_scale = usual_scale(split, clean)
     predicted = predictions(split, clean.images, meter=meter)
     accuracy = judge_predictions(predicted, clean, subject.accuracy_floor)
     below = accuracy.accuracy < accuracy.floor
@@ -198,6 +209,23 @@ def prepare(subject: Subject, *, seed: int = 0, device: str = "auto", meter: Met
         low_accuracy_cause=likely_cause(accuracy, predicted, clean.class_names) if below else "",
         device=where,
     )
+
+
+def usual_scale(model: SplitModel, clean: CleanData) -> float:
+    """Factor for the logits that makes a network's confidence an ordinary one.
+
+    To multiply the last layer by a constant changes no prediction, but would blind every search that weighs a
+    cross-entropy: the gradients vanish, or drown everything else. Ordinary networks keep the scale they have.
+
+    Args:
+        model: With logits as they are.
+        clean: Clean images; the first 256 are looked at.
+    """
+    with torch.no_grad():
+        best = model(clean.images[:256]).double().topk(2, dim=1).values
+    margin = float((best[:, 0] - best[:, 1]).median())
+    low, high = USUAL_MARGINS
+    return 1.0 if low <= margin <= high or not 0 < margin < float("inf") else SCALED_MARGIN / margin
 
 
 def scan(
@@ -266,6 +294,18 @@ def facts_of(prepared: Prepared) -> Facts:
         inconclusive.append("the network answers differently to the same images: its answers cannot be compared")
     if architecture.batch_norms == 0:
         inconclusive.append("this method needs BatchNorm, and the network has none")
+    present = architecture.classes - len(data.missing_classes)
+    if present < max(3, architecture.classes / 2) and architecture.classes > present:
+        inconclusive.append(
+            f"only {present} of {architecture.classes} classes have clean images; give some of the others"
+        )
+    if data.per_class_min < FEW_IMAGES:
+        caveats.append(f"the smallest class has only {data.per_class_min} clean images")
+    if prepared.model.logit_scale != 1.0:
+        caveats.append(
+            f"the logits were multiplied by {prepared.model.logit_scale:.3g}: their scale is far from any ordinary "
+            "network's, as if to blind a search"
+        )
     if architecture.outputs != "logits":
         caveats.append(f"the network returns {architecture.outputs}; the scores before them were used")
     if data.unreadable:
@@ -421,20 +461,21 @@ def _report(
     )
 
 
-def inspect(model: Path) -> Inspection:
+def inspect(model: Path, *, state_key: str | None = None) -> Inspection:
     """Say what is in a file, running nothing from it: format, keys, unsafe globals, architecture and classes.
 
     Args:
         model: The file.
+        state_key: Where in the file the weights are; none: found, or listed where there are several.
 
     Raises:
         CheckpointError: The file cannot be read at all (missing, a folder, no permission).
     """
-    found = inspect_checkpoint(model)
-    if not found.loadable:
+    found = inspect_checkpoint(model, state_key=state_key)
+    if not found.keys:
         return found
     try:
-        recognition = recognise(read_checkpoint(model).weights)
+        recognition = recognise(read_checkpoint(model, state_key=state_key).weights)
     except CheckpointError as problem:
         return found.model_copy(update={"reason": f"{found.reason}; {problem}"})
     return found.model_copy(update={"architecture": recognition.name, "classes": recognition.classes})

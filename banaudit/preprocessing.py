@@ -34,6 +34,9 @@ SCREENING_MARGIN = 0.10
 COMMON_SIZES = (28, 32, 64, 96, 128, 160, 224)
 """Input sizes of the field, pixels; the nearest one is tried where the images have no size in common."""
 
+MAX_GUESSED_SIZE = 320
+"""Largest side that is tried unasked, pixels: above the inputs of the field, and a thousand images take 1.2 GB."""
+
 LUMINANCE = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in a grey value (ITU-R 601), as image libraries use them."""
 
@@ -131,10 +134,10 @@ def choose(
 ) -> tuple[Preprocessing, PreprocessingFacts]:
     """Settle the preprocessing: as given, and by clean accuracy where it is left open.
 
-    Sizes tried when none is given: the images' own, if all are squares of one size, and ``size_hint``; failing both,
-    the :data:`COMMON_SIZES` member nearest to the images' median side. A size that the network cannot take drops out.
-    Every candidate sees :data:`SCREENING_IMAGES` images, the best also see up to :data:`MAX_TRIED_IMAGES`. Of equal
-    ones the first in the order of :func:`candidates` is taken.
+    Sizes tried when none is given: the images' own, if all are squares of one size, and ``size_hint``, neither above
+    :data:`MAX_GUESSED_SIZE`; failing both, the :data:`COMMON_SIZES` member nearest to the images' median side. A size
+    that the network cannot take drops out. Every candidate sees :data:`SCREENING_IMAGES` images, the best also see up
+    to :data:`MAX_TRIED_IMAGES`. Of equal ones the first in the order of :func:`candidates` is taken.
 
     Args:
         network: The classifier, on its device.
@@ -209,7 +212,7 @@ def _sizes(images: ImageSet, size: int | None, size_hint: int | None) -> tuple[i
         if size < 1:
             raise UsageError(f"size {size} is not a positive number of pixels")
         return (size,)
-    likely = [side for side in (size_hint, images.own_size) if side is not None]
+    likely = [side for side in (size_hint, images.own_size) if side is not None and 1 <= side <= MAX_GUESSED_SIZE]
     if not likely:
         likely = [min(COMMON_SIZES, key=lambda side: abs(math.log(side / images.typical_size)))]
     return tuple(dict.fromkeys(likely))

@@ -209,7 +209,7 @@ class Inspection(Record):
     bytes: int
     sha256: str
     format: str
-    loadable: bool
+    loadable: bool = Field(description="True without keys: several sets of weights, and none was chosen.")
     reason: str = Field(description="One line: what can be done with the file.")
     unsafe: bool = Field(default=False, description="Loading the file would run code that it carries.")
     unsafe_globals: tuple[str, ...] = ()

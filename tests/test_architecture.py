@@ -15,8 +15,8 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 TIERS = (
     ("errors", "shapes", "whole_files"),
-    ("results",),
-    ("meter", "statistics", "data"),
+    ("results", "meter"),
+    ("statistics", "data"),
     ("checkpoints",),
     ("architectures",),
     ("neurons",),

@@ -11,7 +11,19 @@ import torch
 import toys
 
 import banaudit
-from banaudit.audit import NOT_CHECKED, Subject, combine, facts_of, inspect, judge, pick_device, prepare, scan
+from banaudit.architectures import SplitModel
+from banaudit.audit import (
+    NOT_CHECKED,
+    Subject,
+    combine,
+    facts_of,
+    inspect,
+    judge,
+    pick_device,
+    prepare,
+    scan,
+    usual_scale,
+)
 from banaudit.detectors.mm_bd import MMBD
 from banaudit.detectors.targeted_noise import TargetedNoise
 from banaudit.errors import ArchitectureError, CheckpointError, DataError, UnsafeCheckpointError, UsageError
@@ -321,3 +333,23 @@ def test_a_whole_module_is_refused_without_being_run(subject, tmp_path):
 def test_another_architecture_than_the_file_is_refused(subject):
     with pytest.raises(ArchitectureError):
         scan_subject(subject, arch="vgg16")
+
+
+@pytest.mark.parametrize(("factor", "scaled"), [(1.0, False), (1e-9, True), (1e30, True)])
+def test_a_constant_on_the_last_layer_changes_no_search(planted, clean_data, factor, scaled):
+    with torch.no_grad():
+        best = planted(clean_data.images[:256]).topk(2, dim=1).values
+    margin = float((best[:, 0] - best[:, 1]).median())
+    quiet = SplitModel(planted.network, (0.5,) * 3, (0.25,) * 3, logit_scale=10 / margin * factor).eval()
+    scale = usual_scale(quiet, clean_data)
+    assert scale == (pytest.approx(1 / factor, rel=1e-3) if scaled else 1.0)
+
+
+def test_few_classes_with_images_are_no_basis(subject, tmp_path):
+    for name in "ab":
+        shutil.copytree(subject.images / name, tmp_path / name)
+    for name in "cdef":
+        (tmp_path / name).mkdir()
+    report = scan_subject(dataclasses.replace(subject, images=tmp_path))
+    assert report.verdict is Verdict.INCONCLUSIVE
+    assert "only 2 of 6 classes have clean images" in report.reason

@@ -160,3 +160,16 @@ def test_presets_for_other_numbers_of_channels():
     assert candidates(1, [28])[0].name == "mnist"
     assert [candidate.size for candidate in candidates(3, [32, 64])] == [32] * len(PRESETS) + [64] * len(PRESETS)
     assert all(len(candidate.mean) == len(candidate.std) == 3 for candidate in candidates(3, [32]))
+
+
+@pytest.mark.parametrize("hint", [None, 100_000, -5])
+def test_neither_large_photographs_nor_a_hint_decide_the_memory(folder, tmp_path, hint):
+    for label in range(len(LEVELS)):
+        (tmp_path / str(label)).mkdir()
+        for index in range(6):
+            source = Image.open(folder / str(label) / f"{index}.png")
+            source.resize((400, 400)).save(tmp_path / str(label) / f"{index}.png")
+    photographs = read_clean_folder(tmp_path, classes=len(LEVELS), limit=None, seed=0)
+    network = _Brightness(named("none", size=224, channels=3))
+    chosen, _ = choose(network, photographs, channels=3, preset="none", size_hint=hint)
+    assert chosen.size == 224

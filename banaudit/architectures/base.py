@@ -48,14 +48,18 @@ class SplitModel(nn.Module):
         network: The classifier.
         mean: Mean of each channel, C numbers.
         std: Standard deviation of each channel, C numbers.
+        logit_scale: Constant that the logits are multiplied by; predictions do not depend on it, searches do.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, network: SplitNetwork, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    def __init__(
+        self, network: SplitNetwork, mean: tuple[float, ...], std: tuple[float, ...], logit_scale: float = 1.0
+    ) -> None:
         super().__init__()
         self.network = network
+        self.logit_scale = logit_scale
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
@@ -65,7 +69,7 @@ class SplitModel(nn.Module):
 
     def head(self, features: Features) -> Logits:
         """Logits [B, K] of features."""
-        return self.network.head(features)
+        return self.network.head(features) * self.logit_scale
 
     def forward(self, images: Images) -> Logits:
         """Logits [B, K] of images in [0, 1]."""

@@ -29,7 +29,7 @@ from banaudit.architectures.base import SplitNetwork, WrappedNetwork
 from banaudit.architectures.family import Recognition, rename
 from banaudit.architectures.final_linear import FinalLinearSplit, OutputSplit, split_module
 from banaudit.architectures.outputs import recognise_outputs
-from banaudit.architectures.user_code import build_from_file, names_a_file
+from banaudit.architectures.user_code import build_from_file, names_a_file, refusing_to_exit
 from banaudit.errors import ArchitectureError, UnsupportedModelError, UsageError
 from banaudit.results import ArchitectureFacts
 from banaudit.shapes import Weights
@@ -136,7 +136,8 @@ def load_network(
         UnsupportedModelError: The network in a factory's file takes or returns something that no classifier does.
     """
     if arch is not None and names_a_file(arch):
-        return _load_with_factory(weights, arch, classes, size)
+        with refusing_to_exit(arch):
+            return _load_with_factory(weights, arch, classes, size)
     recognition = _recognise(weights, arch)
     if classes not in (None, recognition.classes):
         raise ArchitectureError(_wrong_classes(recognition.name, recognition.classes, classes))

@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -19,6 +21,26 @@ from banaudit.errors import UsageError
 def names_a_file(arch: str) -> bool:
     """Whether an ``--arch`` value names a file and a factory, not a known architecture."""
     return arch.rpartition(":")[0].endswith(".py") or arch.endswith(".py")
+
+
+@contextmanager
+def refusing_to_exit(arch: str) -> Iterator[None]:
+    """The user's code runs inside: where it ends the process, as scripts do, that is an error and no result.
+
+    Args:
+        arch: ``path/to/file.py:factory``, for the message.
+
+    Raises:
+        UsageError: Instead of ``SystemExit``, which would pass for an exit code of banaudit's own.
+    """
+    try:
+        yield
+    except SystemExit as error:
+        detail = " ".join(str(error).split())
+        raise UsageError(
+            f"--arch {arch}: its code ended the process (SystemExit: {detail}); "
+            "guard what is a script with if __name__ == '__main__'"
+        ) from error
 
 
 def build_from_file(arch: str, classes: int | None) -> nn.Module:
@@ -47,7 +69,7 @@ def build_from_file(arch: str, classes: int | None) -> nn.Module:
     source = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = source  # dataclasses and pickling look their module up by name
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), refusing_to_exit(arch):
             spec.loader.exec_module(source)
             factory = getattr(source, name, None)
             if not callable(factory):

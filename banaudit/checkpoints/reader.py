@@ -140,11 +140,12 @@ def read_checkpoint(path: Path, *, state_key: str | None = None) -> Checkpoint:
     return Checkpoint(facts, tidied.weights, tidied.original_keys, hints)
 
 
-def inspect_checkpoint(path: Path) -> Inspection:
+def inspect_checkpoint(path: Path, *, state_key: str | None = None) -> Inspection:
     """Say what is in a file; whatever it is, nothing in it is run.
 
     Args:
         path: Any file.
+        state_key: Dotted place of the weights in the file; none: found. Where there are several, they are listed.
 
     Returns:
         Its format and content. A file that cannot be loaded is described, not refused; architecture and classes are
@@ -162,10 +163,12 @@ def inspect_checkpoint(path: Path) -> Inspection:
     candidates: list[Candidate] = []
     others: tuple[str, ...] = ()
     tidied = TidyWeights({}, {})
+    ambiguous = False
     try:
         tree, _ = _load(data, recognised, name)
         candidates = find_state_dicts(tree)
-        candidate = choose_state_dict(tree, None, name)
+        ambiguous = state_key is None and len(candidates) > 1
+        candidate = choose_state_dict(tree, state_key, name)
         others = _other_entries(tree, candidate)
         _check_total(candidate, len(data), name)
         tidied = tidy(candidate, name)
@@ -180,7 +183,7 @@ def inspect_checkpoint(path: Path) -> Inspection:
         bytes=len(data),
         sha256=hashlib.sha256(data).hexdigest(),
         format=recognised.format.value,
-        loadable=bool(tidied.weights),
+        loadable=ambiguous or bool(tidied.weights),
         reason=reason,
         unsafe=unsafe,
         unsafe_globals=offenders,

@@ -224,6 +224,8 @@ def _tensors(candidate: Candidate, name: str) -> tuple[list[_Entry], list[str]]:
         if isinstance(value, Tensor):
             entries.append(_Entry(key, _plain_tensor(key, value, name), (key,)))
         elif isinstance(value, int) and key.endswith("num_batches_tracked"):
+            if not -(2**63) <= value < 2**63:
+                raise CheckpointError(f"{name}: expected a 64-bit count for {printable(key)}, found a larger number")
             entries.append(_Entry(key, torch.tensor(value), (key,)))
         elif isinstance(value, _PLAIN):
             ignored.append(f"{printable(key)} ({type(value).__name__})")

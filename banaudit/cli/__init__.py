@@ -5,6 +5,7 @@ Nothing but the standard library is imported before ``main`` runs, so that Ctrl-
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -43,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0 no evidence, 1 backdoored or unsafe to load, 2 usage or error, 3 inconclusive, 130 interrupted.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    _replace_closed_streams()
     interrupts = _Interrupts()
     # A shell that starts a job in the background has it ignore Ctrl-C; that stays so.
     handles = signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -62,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
     if interrupts.seen or code == INTERRUPTED:
         code = INTERRUPTED
-        print("banaudit: interrupted", file=sys.stderr)
+        _say("banaudit: interrupted")
     _flush()
     if handles:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -92,8 +94,21 @@ def _report(problem: Exception, *, verbose: bool) -> int:
     else:
         line = f"unexpected {type(problem).__name__}: {problem}"
         line += "" if verbose else "; run again with --verbose for the traceback"
-    print(f"banaudit: {printable(line)}", file=sys.stderr)
+    _say(f"banaudit: {printable(line)}")
     return UNSAFE if isinstance(problem, UnsafeCheckpointError) else ERROR
+
+
+def _replace_closed_streams() -> None:
+    """Python has None for a stream that the shell closed (``>&-``): what would go there goes nowhere."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - open as long as the process
+
+
+def _say(line: str) -> None:
+    """Write to standard error; that it takes nothing changes no exit code."""
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr)
 
 
 def _flush() -> None:
@@ -101,5 +116,6 @@ def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except (BrokenPipeError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        except (OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError):  # one that is closed for good has no number
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from banaudit import __version__
 from banaudit.cli import bench, demo, inspect, methods, purify, scan, schema
+from banaudit.errors import UsageError
+
+
+class _Commands(TyperGroup):
+    """The commands. They end with ``typer.Exit``; ``SystemExit`` is that of code which the user gave, and an error."""
+
+    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
+        try:
+            return super().invoke(ctx)
+        except SystemExit as problem:
+            detail = " ".join(str(problem).split())
+            raise UsageError(
+                f"code from outside banaudit ended the process (SystemExit: {detail}) before there was a result; "
+                "check the file given with --arch"
+            ) from problem
 
 
 def build() -> typer.Typer:
     """The command line application."""
     app = typer.Typer(
         name="banaudit",
+        cls=_Commands,
         help="Audit image classifiers that somebody else trained: find backdoors and name the target class.",
         epilog="Exit codes: 0 no evidence, 1 backdoored or unsafe to load, 2 usage or error, 3 inconclusive.",
         no_args_is_help=True,

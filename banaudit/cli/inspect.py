@@ -13,6 +13,9 @@ from banaudit.results import ExitCode, Inspection
 
 def inspect(
     model: Annotated[Path, typer.Argument(help="The file. None of its code is run.")],
+    state_key: Annotated[
+        str | None, typer.Option(help="Where in the file the weights are, if in several places.")
+    ] = None,
     format_: Annotated[ScreenFormat, typer.Option("--format", help="Format on standard output.")] = "text",
     verbose: Annotated[bool, typer.Option("--verbose", help="Show the traceback of an error.")] = False,
 ) -> None:
@@ -23,7 +26,7 @@ def inspect(
     del verbose  # read by main, which prints the traceback
     from banaudit import audit
 
-    inspection = audit.inspect(model)
+    inspection = audit.inspect(model, state_key=state_key)
     deliver(inspection, format_)
     raise typer.Exit(_code(inspection))
 

@@ -64,12 +64,22 @@ def parse_outputs(texts: Sequence[str], inputs: Sequence[Path]) -> tuple[Output,
 
 
 def write_stdout(text: str) -> None:
-    """Write to standard output; that nobody reads it any more changes neither the work nor the exit code."""
+    """Write to standard output; that nobody reads it any more changes neither the work nor the exit code.
+
+    Raises:
+        UsageError: It takes no more, e.g. as the disk behind it is full.
+    """
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        raise _stdout_refused(error) from None
+
+
+def _stdout_refused(error: OSError) -> UsageError:
+    return UsageError(f"standard output cannot be written ({error.strerror or error})")
 
 
 def render(record: Report | Inspection | Repair, form: FileFormat, console: Console) -> str:
@@ -101,14 +111,25 @@ def as_document(record: Report | Inspection | Repair) -> Document:
 
 
 def deliver(record: Report | Inspection | Repair, screen: ScreenFormat, outputs: Sequence[Output] = ()) -> None:
-    """Write a record to its files, then to standard output.
+    """Write a record to standard output, then to its files; one that fails keeps it from none of the others.
 
     Raises:
-        UsageError: A file cannot be written any more.
+        UsageError: Somewhere it cannot be written; the first such place is named.
     """
+    failures: list[UsageError] = []
+    try:
+        write_stdout(render(record, screen, Console()))
+    except UsageError as failure:
+        failures.append(failure)
+    except OSError as error:  # an unbuffered stream may refuse the nothing that rich writes to it while it renders
+        failures.append(_stdout_refused(error))
     for output in outputs:
-        _write(output.path, render(record, output.format, terminal.plain_console()))
-    write_stdout(render(record, screen, Console()))
+        try:
+            _write(output.path, render(record, output.format, terminal.plain_console()))
+        except UsageError as failure:
+            failures.append(failure)
+    if failures:
+        raise failures[0]
 
 
 def _is_special(path: Path) -> bool:

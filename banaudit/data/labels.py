@@ -19,6 +19,9 @@ from banaudit.errors import DataError
 
 CLASS_FILES = ("classes.txt", "classes.json")
 
+MAX_DIGITS = 9
+"""A label with more is none: no network has a billion classes, and Python refuses to read numbers of thousands."""
+
 
 @dataclass(frozen=True)
 class ClassMap:
@@ -61,7 +64,7 @@ def map_classes(listing: Listing, classes: int | None, class_map: Path | None, b
     if file is not None and all(category in file.labels for category in categories):
         labels, source = {category: file.labels[category] for category in categories}, file.path.name
     elif all(category.isascii() and category.isdigit() for category in categories):
-        labels, source = {category: int(category) for category in categories}, "by number"
+        labels, source = {category: _number(listing.root, category) for category in categories}, "by number"
     elif file is not None:
         stranger = next(category for category in categories if category not in file.labels)
         raise DataError(f"{file.path}: does not name {stranger!r}, a class found in {listing.root}; add it")
@@ -70,6 +73,15 @@ def map_classes(listing: Listing, classes: int | None, class_map: Path | None, b
     count = classes or max(*labels.values(), *(file.labels.values() if file else ())) + 1
     _check_range(listing, labels, count)
     return ClassMap(labels, _names(labels, file, count), source)
+
+
+def _number(path: Path, digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise DataError(
+            f"{path}: {digits[:MAX_DIGITS]}... has {len(digits)} digits, a label has at most {MAX_DIGITS}; "
+            f"if it is a name, write {CLASS_FILES[0]} with the names, one a line, in the network's order"
+        )
+    return int(digits)
 
 
 def _sorted_order(listing: Listing, classes: int | None) -> dict[str, int]:
@@ -139,13 +151,18 @@ def _read_class_file(path: Path, classes: int | None) -> _ClassFile:
 def _as_labels(path: Path, content: object) -> dict[str, int]:
     if isinstance(content, list) and all(isinstance(name, str) for name in content):
         names = [name.strip() for name in content if name.strip()]
-        if len(set(names)) < len(names):
-            double = next(name for name in names if names.count(name) > 1)
-            raise DataError(f"{path}: names {double!r} twice")
+        _refuse_doubles(path, names)
         return {name: label for label, name in enumerate(names)}
     if isinstance(content, dict):
         if all(isinstance(value, int) and not isinstance(value, bool) for value in content.values()):
             return dict(content)
         if all(isinstance(value, str) and key.isascii() and key.isdigit() for key, value in content.items()):
-            return {name: int(label) for label, name in content.items()}
+            _refuse_doubles(path, list(content.values()))
+            return {name: _number(path, label) for label, name in content.items()}
     raise DataError(f"{path}: expected a list of names, {{name: label}} or {{label: name}}")
+
+
+def _refuse_doubles(path: Path, names: list[str]) -> None:
+    if len(set(names)) < len(names):
+        double = next(name for name in names if names.count(name) > 1)
+        raise DataError(f"{path}: names {double!r} twice")

@@ -18,6 +18,7 @@ from banaudit.data.images import MAX_FILE_BYTES, ImageSet, Picture, Unreadable, 
 from banaudit.data.labels import ClassMap, map_classes
 from banaudit.data.layouts import LabelledFile, Listing, list_files
 from banaudit.errors import DataError, UsageError
+from banaudit.meter import Meter
 from banaudit.results import DataFacts
 
 MIN_IMAGES = 20
@@ -37,7 +38,13 @@ class _Read:
 
 
 def read_clean_folder(
-    path: Path, *, classes: int | None, limit: int | None, seed: int, class_map: Path | None = None
+    path: Path,
+    *,
+    classes: int | None,
+    limit: int | None,
+    seed: int,
+    class_map: Path | None = None,
+    meter: Meter | None = None,
 ) -> ImageSet:
     """Read clean, labelled images.
 
@@ -54,6 +61,7 @@ def read_clean_folder(
         limit: Largest number of images to use; none: all.
         seed: Of the drawing.
         class_map: ``classes.txt`` or ``classes.json`` to use; none: one beside the images, if there is one.
+        meter: Keeps the time limit while files are read.
 
     Returns:
         The images, at least :data:`MIN_IMAGES` of at least two classes. :meth:`ImageSet.shortfall` tells whether that
@@ -62,12 +70,14 @@ def read_clean_folder(
     Raises:
         DataError: The folder, its labels or its images cannot be used; one line that says what to do.
         UsageError: ``limit`` is below :data:`MIN_IMAGES`.
+        TimeLimitReached: The meter's time limit has passed.
     """
     if limit is not None and limit < MIN_IMAGES:
         raise UsageError(f"at most {limit} clean images were asked for; at least {MIN_IMAGES} are needed")
     listing = list_files(path)
     class_of = map_classes(listing, classes, class_map, beside=path if path.is_dir() else path.parent)
-    read, unreadable = _draw(listing.files, class_of.labels, len(listing.files) if limit is None else limit, seed)
+    most = len(listing.files) if limit is None else limit
+    read, unreadable = _draw(listing.files, class_of.labels, most, seed, meter)
     _check_enough(path, read, unreadable)
     return ImageSet(
         paths=tuple(item.file.path for item in read),
@@ -80,7 +90,7 @@ def read_clean_folder(
 
 
 def _draw(
-    files: tuple[LabelledFile, ...], labels: dict[str, int], limit: int, seed: int
+    files: tuple[LabelledFile, ...], labels: dict[str, int], limit: int, seed: int, meter: Meter | None
 ) -> tuple[list[_Read], list[Unreadable]]:
     """Read up to ``limit`` files, always next from the class that has the fewest so far."""
     rng = random.Random(seed)
@@ -99,6 +109,8 @@ def _draw(
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         while len(read) < limit and any(queues.values()):
+            if meter is not None:
+                meter.spend("reading images", forward=0)
             have = Counter(item.label for item in read)
             heap = [(have[label], place, label) for place, label in enumerate(order) if queues[label]]
             heapq.heapify(heap)

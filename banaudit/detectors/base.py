@@ -7,6 +7,7 @@ owns the paper.
 from __future__ import annotations
 
 import copy
+import math
 import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 
 from banaudit.architectures.base import SplitModel
 from banaudit.data import CleanData
-from banaudit.errors import TimeLimitReached, UnsupportedModelError
+from banaudit.errors import DataError, TimeLimitReached, UnsupportedModelError
 from banaudit.meter import Meter
 from banaudit.results import ClassScore, Evidence, Finding, Scalar, Verdict
 from banaudit.shapes import Images, Labels
@@ -91,6 +92,8 @@ class Detector(BaseModel, ABC):
     """What it cannot do without, beyond the network."""
     misses: ClassVar[str]
     """Backdoors it is known to be blind to, or how far it has been measured here."""
+    fewest_classes: ClassVar[int] = 2
+    """With fewer classes than this there is nothing to compare a class with, and the finding is inconclusive."""
 
     @abstractmethod
     def score(self, model: SplitModel, samples: Samples, generator: torch.Generator, meter: Meter) -> list[Evidence]:
@@ -147,11 +150,21 @@ class Detector(BaseModel, ABC):
         try:
             with torch.random.fork_rng(devices=cuda):
                 torch.manual_seed(seed)
+                self._require_classes(clean.num_classes)
                 private = copy.deepcopy(model).eval()
                 samples = Samples(*clean.split(SEARCH_SHARE, generator))
                 evidence = self.score(private, samples, generator, meter)
-        except (UnsupportedModelError, TimeLimitReached) as problem:
-            verdict, reason = Verdict.INCONCLUSIVE, str(problem)
+                _require_finite(evidence)
+        except (UnsupportedModelError, TimeLimitReached, DataError) as problem:
+            verdict, reason, evidence = Verdict.INCONCLUSIVE, str(problem), []
+        except (RuntimeError, ValueError) as problem:
+            # Out of memory, a batch that the network cannot take: what the other methods find must not be lost with it.
+            first = str(problem).partition("\n")[0]
+            verdict, reason, evidence = (
+                Verdict.INCONCLUSIVE,
+                f"the method failed: {type(problem).__name__}: {first}",
+                [],
+            )
         else:
             fired = [item for item in evidence if item.fired]
             verdict = Verdict.BACKDOORED if fired else Verdict.NO_EVIDENCE
@@ -168,6 +181,23 @@ class Detector(BaseModel, ABC):
             forward_images=meter.forward_images - forward,
             backward_images=meter.backward_images - backward,
         )
+
+    @final
+    def _require_classes(self, num_classes: int) -> None:
+        if num_classes < self.fewest_classes:
+            raise UnsupportedModelError(
+                f"this method compares classes and needs at least {self.fewest_classes}; the network has {num_classes}"
+            )
+
+
+def _require_finite(evidence: list[Evidence]) -> None:
+    numbers = [
+        number
+        for item in evidence
+        for number in (item.score, *item.restarts, *(entry.score for entry in item.per_class))
+    ]
+    if not all(map(math.isfinite, numbers)):
+        raise UnsupportedModelError("the search ended in numbers that are not finite")
 
 
 def _why(item: Evidence) -> str:

@@ -20,7 +20,7 @@ from torch import Tensor
 from banaudit.architectures.base import SplitModel
 from banaudit.data import CleanData
 from banaudit.detectors.base import Detector, Samples, batches, draw
-from banaudit.errors import DataError
+from banaudit.errors import DataError, UnsupportedModelError
 from banaudit.meter import Meter
 from banaudit.neurons import fast_precision
 from banaudit.results import Evidence, Reading
@@ -189,6 +189,7 @@ class PatchInversion(Detector, ABC):
     least_success: float = Field(default=0.7, ge=0, le=1)
     """Success rate on held-out images below which a recovered trigger is not one."""
 
+    fewest_classes: ClassVar[int] = 4
     penalty_passes: ClassVar[int]
     """Images a step that the penalty passes through the network, for each class."""
 
@@ -217,6 +218,8 @@ class PatchInversion(Detector, ABC):
     def score(self, model: SplitModel, samples: Samples, generator: torch.Generator, meter: Meter) -> list[Evidence]:
         """Invert a patch for each class, and hold the smallest against the others."""
         recovered = self.invert(model, samples.search, generator, meter)
+        if bool((recovered.norms >= recovered.triggers.masks[0].numel()).all()):
+            raise UnsupportedModelError("the search failed: no class was reached by any patch")
         held_out = draw(samples.held_out, self.held_out_images, generator)
         finalists = recovered.finalists
         final_triggers = Triggers(

@@ -11,6 +11,7 @@ from torch import Tensor
 from banaudit.architectures.base import SplitModel
 from banaudit.detectors.base import Detector, Samples
 from banaudit.detectors.inversion import freeze, outlier_scores
+from banaudit.errors import UnsupportedModelError
 from banaudit.meter import Meter
 from banaudit.neurons import fast_precision
 from banaudit.results import Evidence, Reading
@@ -70,6 +71,8 @@ class MMBD(Detector):
     needs: ClassVar[str] = "logits"
     misses: ClassVar[str] = "all-to-all backdoors; some clean models come close to its threshold"
 
+    fewest_classes: ClassVar[int] = 4
+
     images: PositiveInt = 6
     """Random starting images for each class at most; the largest margin counts."""
     all_images: PositiveInt = 240
@@ -97,10 +100,14 @@ class MMBD(Detector):
         """Maximise every class's margin, and hold the largest against the others."""
         largest = self.maximum_margins(model, samples.search.images, samples.num_classes, generator, meter)
         largest = largest.double().cpu().clamp(min=SMALLEST_MARGIN)
+        if float((largest <= SMALLEST_MARGIN).double().mean()) > 0.5:
+            raise UnsupportedModelError(
+                "the search failed: for most classes no image was found that the network gives to it"
+            )
         scores = outlier_scores(largest.log(), torch.arange(len(largest)))
         target = int(largest.argmax())
         score = float(scores[target])
-        p_value = gamma_p_value(largest) if len(largest) > 2 else 0.0
+        p_value = gamma_p_value(largest)
         return [
             Evidence(
                 reading=Reading.ALL_TO_ONE,

@@ -42,6 +42,7 @@ class ShortcutDetector(Detector):
     pair_threshold: PositiveFloat
     """Lead of the first source -> target pair over the next above which the source-target reading fires."""
 
+    fewest_classes: ClassVar[int] = 4
     perturbs: ClassVar[str]
     """What is perturbed, in the user's words."""
 
@@ -127,8 +128,7 @@ class ShortcutDetector(Detector):
             ),
             score=weakest.score,
             threshold=self.mapping_threshold,
-            # With two classes a map that exchanges them is what any untargeted perturbation does.
-            fired=weakest.score > self.mapping_threshold and agreement > 0.5 and len(common) > 2,
+            fired=weakest.score > self.mapping_threshold and agreement > 0.5,
             null=max(item.null for item in mappings),
             mapping=weakest.targets,
             per_class=samples.per_class(torch.stack([item.per_source for item in mappings]).mean(dim=0)),

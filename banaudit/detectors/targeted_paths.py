@@ -144,7 +144,11 @@ def follow(
         if step % READ_EVERY and step != steps:
             continue
         margins, reached = torch.full((classes, classes), torch.nan), []
-        reading = held_out if thinned >= search_images else held_out.subset(torch.arange(_thin(read_images, classes)))
+        reading = (
+            held_out
+            if thinned >= search_images
+            else held_out.subset(torch.arange(min(_thin(read_images, classes), len(held_out))))
+        )
         for target in alive:
             margins[target], share = _by_source(
                 _logits(perturbation, reading.images, current[target], what), reading, target

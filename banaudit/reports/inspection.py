@@ -13,6 +13,8 @@ def document(inspection: Inspection) -> Document:
     """The whole inspection."""
     if inspection.unsafe:
         stamp, tone = "UNSAFE TO LOAD", Tone.ALARM
+    elif inspection.loadable and not inspection.keys:
+        stamp, tone = "READABLE, BUT AMBIGUOUS", Tone.WARNING
     elif inspection.loadable:
         stamp, tone = "LOADABLE", Tone.GOOD
     else:

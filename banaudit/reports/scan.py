@@ -57,6 +57,9 @@ def class_name(report: Report, label: int) -> str:
 
 
 def _subtitle(report: Report) -> str:
+    accusers = [finding.method for finding in report.findings if finding.verdict is Verdict.BACKDOORED]
+    if report.verdict is Verdict.INCONCLUSIVE and accusers:
+        return f"No verdict can be given, but {', '.join(accusers)} found what a backdoor looks like: see below."
     if report.verdict is not Verdict.BACKDOORED:
         return _SUBTITLES[report.verdict]
     if report.target is not None:
@@ -245,7 +248,7 @@ def _subject(report: Report) -> Section:
         if data.missing_classes:
             texts.append("no images of " + _some(tuple(class_name(report, label) for label in data.missing_classes)))
         mapped = tuple(f"{name} -> {label}" for name, label in sorted(data.class_mapping.items(), key=lambda i: i[1]))
-        texts.append(f"classes by {data.mapping_source}: {_some(mapped)}")
+        texts.append(f"labels from {data.mapping_source}: {_some(mapped)}")
         rows += [Row("clean images", tuple(texts)), Row("sha256", (data.sha256,))]
     return Section("What was scanned", tuple(rows))
 

@@ -396,3 +396,26 @@ def test_a_factory_must_take_every_weight(source: Path) -> None:
         load_network(without, arch=f"{source}:Hidden")
     with pytest.raises(ArchitectureError, match=r"conv\.weight, .* would keep their start"):
         load_network(without, arch=f"{source}:Deaf")
+
+
+EXITS = {
+    "the file": "import sys; sys.exit(0)",
+    "the factory": "import sys\ndef factory():\n    sys.exit(0)",
+    "train": "import sys\nclass factory({tiny}):\n    def train(self, mode=True):\n        sys.exit(0)",
+    "forward": "import sys\nclass factory({tiny}):\n    def forward(self, images):\n        sys.exit(0)",
+}
+
+
+@pytest.mark.parametrize("place", EXITS)
+def test_code_that_ends_the_process_is_a_usage_error(tmp_path: Path, place: str) -> None:
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n"
+        "class Tiny(nn.Sequential):\n"
+        "    def __init__(self):\n"
+        "        super().__init__(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))\n"
+        + EXITS[place].format(tiny="Tiny")
+    )
+    weights = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)).state_dict()
+    with pytest.raises(UsageError, match=r"net\.py:factory: its code ended the process \(SystemExit: 0\)") as caught:
+        load_network(weights, arch=f"{tmp_path}/net.py:factory")
+    assert "\n" not in str(caught.value)

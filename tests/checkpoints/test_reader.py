@@ -204,6 +204,19 @@ def test_inspect_lists_the_content(tmp_path):
     assert inspection.other_entries == ("epoch",)
 
 
+def test_inspect_of_several_sets_of_weights(tmp_path):
+    content = {"model": state_dict(), "model_ema": {key: value + 1 for key, value in state_dict().items()}}
+    path = save(content, tmp_path / "m.pt")
+    inspection = inspect_checkpoint(path)
+    assert (inspection.loadable, inspection.keys, inspection.state_keys) == (True, (), ("model", "model_ema"))
+    assert "--state-key model" in inspection.reason
+    chosen = inspect_checkpoint(path, state_key="model_ema")
+    assert (chosen.loadable, len(chosen.keys), chosen.state_keys) == (True, len(state_dict()), ("model", "model_ema"))
+    missing = inspect_checkpoint(path, state_key="none")
+    assert not missing.loadable
+    assert "--state-key none is not in the file" in missing.reason
+
+
 # -- code ----------------------------------------------------------------------------------------------------------
 
 

@@ -150,3 +150,9 @@ def test_nothing_there():
         tidied({"model": {}}, "model")
     with pytest.raises(CheckpointError, match="expected readable text"):
         tidied({0: torch.ones(2, 2)}, TOP_LEVEL)
+
+
+@pytest.mark.parametrize("count", [2**63, 2**70, -(2**63) - 1])
+def test_a_count_beyond_64_bits(count):
+    with pytest.raises(CheckpointError, match=r"^m\.pt: expected a 64-bit count for bn\.num_batches_tracked"):
+        tidied({**weights(), "bn.num_batches_tracked": count})

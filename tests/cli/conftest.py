@@ -33,8 +33,8 @@ class StubAudit:
             raise self.problem
         return self.report
 
-    def inspect(self, model: Path) -> Inspection:
-        self.asked = {"model": model}
+    def inspect(self, model: Path, *, state_key: str | None = None) -> Inspection:
+        self.asked = {"model": model, "state_key": state_key}
         if isinstance(self.problem, OSError):
             raise self.problem
         return self.inspection

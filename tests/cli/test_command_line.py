@@ -86,6 +86,41 @@ def test_nobody_reads_the_report():
     assert process.wait(timeout=20) == 1
 
 
+SCAN = """
+    import banaudit
+    put("banaudit.audit", scan=answer, Subject=types.SimpleNamespace)
+    banaudit.audit = sys.modules["banaudit.audit"]
+"""
+
+
+@pytest.mark.parametrize("closed", ["1", "2"])
+def test_closed_streams(tmp_path, closed):
+    code = f"{STUB}\n{textwrap.dedent(SCAN)}\nfrom banaudit.cli import main\nsys.exit(main(sys.argv[1:]))"
+    report = tmp_path / "report.json"
+    command = ["sh", "-c", f'exec "$@" {closed}>&-', "sh", sys.executable, "-c", code]
+    command += ["scan", "model.pt", "-d", "clean", "--output", f"json={report}", "--format", "json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert json.loads(report.read_text())["verdict"] == "backdoored"
+    if closed == "2":  # nothing meant for standard error ends up among the JSON
+        assert json.loads(done.stdout)["verdict"] == "backdoored"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize("arguments", [("scan", "model.pt", "-d", "clean"), ("schema",)])
+def test_full_standard_output(tmp_path, arguments):
+    code = f"{STUB}\n{textwrap.dedent(SCAN)}\nfrom banaudit.cli import main\nsys.exit(main(sys.argv[1:]))"
+    report = tmp_path / "report.json"
+    outputs = ("--output", f"json={report}") if arguments[0] == "scan" else ()
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-c", code, *arguments, *outputs]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr == "banaudit: standard output cannot be written (No space left on device)\n"
+    assert report.exists() == bool(outputs)
+
+
 def test_light_commands_do_not_import_torch():
     script = "import sys; from banaudit.cli import main; code = main(sys.argv[1:]); assert 'torch' not in sys.modules"
     environment = {**os.environ, "COLUMNS": "80"}
@@ -121,3 +156,14 @@ def test_inspect(audit, run, form):
     assert "os.system" in done.out
     audit.inspection = samples.inspection().model_copy(update={"loadable": False})
     assert run("inspect", "model.pt", "--format", form).code == 2
+
+
+def test_inspect_of_several_sets_of_weights(audit, run):
+    several = {"keys": (), "state_keys": ("model", "model_ema"), "reason": "2 sets of weights", "parameters": 0}
+    audit.inspection = samples.inspection().model_copy(update=several)
+    done = run("inspect", "model.pt")
+    assert done.code == 0
+    assert "READABLE, BUT AMBIGUOUS" in done.out
+    assert "model_ema" in done.out
+    run("inspect", "model.pt", "--state-key", "model_ema")
+    assert audit.asked == {"model": Path("model.pt"), "state_key": "model_ema"}

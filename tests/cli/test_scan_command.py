@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+from pathlib import Path
 
 import jsonschema
 import pytest
@@ -228,3 +229,22 @@ def test_usage_errors_exit_2(run, arguments):
     assert (done.code, done.out) == (2, "")
     assert "Usage" in done.err
     assert "Traceback" not in done.err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_an_output_that_fails_costs_none_of_the_others(audit, run, tmp_path):
+    last = tmp_path / "report.md"
+    done = run(*BASE, "--output", "json=/dev/full", "--output", f"markdown={last}")
+    assert done.code == 2
+    assert done.err == "banaudit: /dev/full: the report cannot be written (No space left on device)\n"
+    assert "BACKDOORED" in done.out
+    assert "BACKDOORED" in last.read_text().upper()
+
+
+@pytest.mark.parametrize("code", [0, 1, None, "two\nlines"])
+def test_code_that_ends_the_process_has_no_say_in_the_exit_code(audit, run, code):
+    audit.problem = SystemExit(code)
+    done = run(*BASE)
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("banaudit: code from outside banaudit ended the process (SystemExit")
+    assert done.err.count("\n") == 1

@@ -11,7 +11,8 @@ from PIL import Image
 
 from banaudit.data import ImageSet, read_clean_folder
 from banaudit.data import images as images_module
-from banaudit.errors import DataError, UsageError
+from banaudit.errors import DataError, TimeLimitReached, UsageError
+from banaudit.meter import Meter
 
 CIFAR = Path(__file__).resolve().parents[3] / "shared" / "data" / "cifar10.zip"
 
@@ -202,6 +203,8 @@ def test_class_file_gives_names_to_numbers(tmp_path):
         ("classes.txt", "a\nb\nb\n", "names 'b' twice"),
         ("classes.txt", "", "names no class"),
         ("classes.txt", "a\nb\nx\n", "does not name 'c'"),
+        ("classes.json", '{"0": "a", "1": "b", "2": "b"}', "names 'b' twice"),
+        ("classes.json", json.dumps({"0": "a", "1" * 5000: "b"}), "has 5000 digits, a label has at most 9"),
         ("classes.json", "{", "is not the class names"),
         ("classes.json", "[1, 2, 3]", "expected a list of names"),
         ("classes.json", '{"a": 0, "b": 1, "c": 3}', "'c' has label 3, the network's 3 classes are 0 to 2"),
@@ -494,3 +497,15 @@ def test_real_files(tmp_path):
     images = _read(found[0].parents[1], classes=10)
     assert images.facts.used == len(found) == 20
     assert images.class_names[0] == "airplane"
+
+
+def test_a_label_of_thousands_of_digits(tmp_path):
+    _save(tmp_path / "a.png")
+    (tmp_path / "labels.csv").write_text(f"file,label\na.png,{'7' * 5000}\n")
+    assert "777777777... has 5000 digits, a label has at most 9" in _refusal(tmp_path)
+
+
+def test_the_time_limit_holds_while_files_are_read(tmp_path):
+    folder = _class_folders(tmp_path, ["a", "b", "c"])
+    with pytest.raises(TimeLimitReached, match="reading images"):
+        read_clean_folder(folder, classes=3, limit=None, seed=0, meter=Meter(time_limit=0))

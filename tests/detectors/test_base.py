@@ -71,9 +71,30 @@ def test_what_cannot_be_judged_is_inconclusive_and_never_clean():
     assert finding.forward_images == 7
 
 
-def test_other_errors_are_not_swallowed():
-    with pytest.raises(DataError):
-        run(DataError("the images are unusable"))
+@pytest.mark.parametrize(
+    ("problem", "reason"),
+    [
+        (DataError("the images are unusable"), "the images are unusable"),
+        (RuntimeError("out of memory\nat length"), "the method failed: RuntimeError: out of memory"),
+    ],
+)
+def test_one_method_that_fails_does_not_end_the_audit(problem, reason):
+    finding = run(problem)
+    assert finding.verdict is Verdict.INCONCLUSIVE
+    assert finding.reason == reason
+
+
+def test_a_mistake_in_the_code_is_not_swallowed():
+    with pytest.raises(AssertionError):
+        run(AssertionError("this cannot be"))
+
+
+@pytest.mark.parametrize("score", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_decide_nothing(score):
+    finding = run([evidence(score, 1, fired=False)])
+    assert finding.verdict is Verdict.INCONCLUSIVE
+    assert finding.evidence == ()
+    assert "not finite" in finding.reason
 
 
 def test_a_detector_gets_a_private_copy_in_eval_mode_and_two_disjoint_halves():

@@ -43,3 +43,10 @@ def test_does_not_accuse_the_clean_twin(untinted, tiled_data):
 
 def test_names_the_planted_target_of_a_trained_network_first(planted, clean_data):
     assert MMBD()(planted, clean_data).evidence[0].target == TARGET
+
+
+def test_logits_that_never_move_are_no_verdict(planted, clean_data):
+    quiet = type(planted)(planted.network, (0.5,) * 3, (0.25,) * 3, logit_scale=1e-9).eval()
+    finding = MMBD(images=2, steps=3)(quiet, clean_data)
+    assert finding.verdict is Verdict.INCONCLUSIVE
+    assert "the search failed" in finding.reason

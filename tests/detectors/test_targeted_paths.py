@@ -145,6 +145,11 @@ def test_many_classes_are_cut_to_a_shortlist_with_the_leader_in_it():
     assert planned < planned_images(SHORTLIST, steps=6, search_images=12, read_images=20) * 3
 
 
+def test_a_crowd_of_classes_needs_no_more_images_than_there_are():
+    found = paths(LogitShift([0.1] * (SHORTLIST + 1)), labelled(SHORTLIST + 1, 1), steps=3)
+    assert found.steps == 3
+
+
 def test_the_cost_of_a_class_falls_with_their_number():
     def cost(classes):
         return planned_images(classes, steps=8, search_images=48, read_images=160) / classes
