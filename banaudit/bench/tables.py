@@ -37,6 +37,9 @@ DEVELOPMENT = (
 DETECTED = frozenset({Outcome.RIGHT, Outcome.WRONG_TARGET})
 """Outcomes of a backdoored model that count as detected."""
 
+MISTAKES = frozenset({Outcome.WRONG_TARGET, Outcome.MISSED, Outcome.FALSE_ALARM, Outcome.FAILED})
+"""Outcomes shown in bold."""
+
 GIB = 2**30
 
 
@@ -87,7 +90,7 @@ def zoo_tables(results: ZooResults) -> str:
         "A cell of a target or map reads *named / true*. Seconds are those of one shared machine and only compare "
         "models with each other.",
         _table(
-            ("model", "truth", "verdict", "target", "outcome", "strongest reading", "seconds", "passes forward + back"),
+            ("model", "truth", "verdict", "target", "outcome", "what fired", "seconds", "passes forward + back"),
             [_verdict_row(entry) for entry in entries],
         ),
         "## Clean accuracy",
@@ -137,7 +140,7 @@ def _counter(entries: Iterable[ZooEntry | VictimEntry]) -> Callable[..., int]:
 
 def _verdict_row(entry: ZooEntry) -> tuple[str, ...]:
     name, truth, scan = _name(entry.file), f"{entry.words}: {entry.attack}", entry.scan
-    outcome = entry.outcome.value if entry.outcome is Outcome.RIGHT else f"**{entry.outcome.value}**"
+    outcome = _outcome(entry.outcome)
     if scan is None:
         return (name, truth, "refused" if entry.offenders else NOTHING, NOTHING, outcome, NOTHING, NOTHING, NOTHING)
     return (
@@ -146,7 +149,7 @@ def _verdict_row(entry: ZooEntry) -> tuple[str, ...]:
         scan.verdict.value,
         _targets(entry.truth, scan),
         outcome,
-        _strongest(scan),
+        _fired(scan),
         f"{scan.seconds:.0f}",
         f"{scan.forward_images:,} + {scan.backward_images:,}",
     )
@@ -168,13 +171,18 @@ def _arrow(sources: tuple[int, ...], target: int) -> str:
     return f"{','.join(map(str, sources))} -> {target}" if sources else str(target)
 
 
-def _strongest(scan: ScanRecord) -> str:
-    """The reading with the highest score in units of its threshold, fired ones before others."""
-    scored = [item for item in scan.readings if item.score is not None]
-    if not scored:
-        return NOTHING
-    best = max(scored, key=lambda item: (item.fired, (item.score or 0.0) / item.threshold))
-    return f"{best.key} {best.score:.3g} (threshold {best.threshold:.3g})"
+def _fired(scan: ScanRecord) -> str:
+    """The readings that fired, the furthest above its threshold first."""
+    fired = sorted(
+        (item for item in scan.readings if item.fired and item.score is not None),
+        key=lambda item: (item.score or 0.0) / item.threshold,
+        reverse=True,
+    )
+    return ", ".join(f"{item.key} {item.score:.2g}" for item in fired) or NOTHING
+
+
+def _outcome(outcome: Outcome) -> str:
+    return f"**{outcome.value}**" if outcome in MISTAKES else outcome.value
 
 
 def _accuracy_row(entry: ZooEntry) -> tuple[str, ...]:
@@ -233,7 +241,7 @@ def benchmark_tables(results: BenchmarkResults) -> str:
                 "verdict",
                 "target",
                 "outcome",
-                "strongest reading",
+                "what fired",
                 "seconds",
             ),
             [_victim_row(entry) for entry in results.entries],
@@ -353,7 +361,7 @@ def _scores(entries: Iterable[VictimEntry], key: str) -> torch.Tensor:
 
 
 def _victim_row(entry: VictimEntry) -> tuple[str, ...]:
-    outcome = entry.outcome.value if entry.outcome is Outcome.RIGHT else f"**{entry.outcome.value}**"
+    outcome = _outcome(entry.outcome)
     return (
         entry.key,
         _percent(entry.victim.clean_accuracy),
@@ -361,7 +369,7 @@ def _victim_row(entry: VictimEntry) -> tuple[str, ...]:
         entry.scan.verdict.value,
         _targets(entry.truth, entry.scan),
         outcome,
-        _strongest(entry.scan),
+        _fired(entry.scan),
         f"{entry.scan.seconds:.0f}",
     )
 

@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     # Threads that wait for each other by spinning lose more than they gain as soon as anything else runs beside them:
-    # on two busy cores a scan took five times as long. OpenMP reads this when torch is imported.
+    # on two busy cores a scan took several times as long. OpenMP reads this when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     _replace_closed_streams()
     interrupts = _Interrupts()

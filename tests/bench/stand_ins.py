@@ -94,7 +94,5 @@ class Accuser(Detector):
                 target=self.target,
                 per_class=samples.per_class(torch.arange(samples.num_classes) / 7),
             ),
-            Evidence(
-                reading=Reading.ALL_TO_ONE, measures="doubt", score=float("inf"), threshold=2.0, fired=False, target=1
-            ),
+            Evidence(reading=Reading.ALL_TO_ONE, measures="doubt", score=1 / 3, threshold=2.0, fired=False, target=1),
         ]

@@ -77,7 +77,7 @@ def test_trained_victims_are_scanned_and_judged(cache, tmp_path):
     assert (scan.verdict, scan.target, scan.accuracy, scan.images) == (Verdict.BACKDOORED, 3, 1.0, 60)
     assert [item.key for item in scan.readings] == ["accuser/all-to-one", "accuser/all-to-one#2"]
     assert scan.readings[0].per_class[1] == pytest.approx(1 / 7, abs=1e-5)
-    assert scan.readings[1].score is None  # it was not finite
+    assert scan.readings[1].score == 0.333333
     assert results.measures == {"accuser/all-to-one": "certainty", "accuser/all-to-one#2": "doubt"}
     assert scan.methods[0].backward_images == scan.backward_images == 2
     assert str(tmp_path) not in path.read_text()

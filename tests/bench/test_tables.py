@@ -176,7 +176,7 @@ def test_the_zoo_is_shown_right_and_wrong_alike(zoo):
     assert "- inconclusive: 1 (1 of the networks have no BatchNorm)" in text
     assert "- refused without running them: 1" in text
     assert "within 1.5% of the manifest: 1 of 2" in text
-    assert "| alarm.pth | w: a\\|b | backdoored | 3 / - | **false alarm** | m/all-to-one 0.9 (threshold 0.5) |" in text
+    assert "| alarm.pth | w: a\\|b | backdoored | 3 / - | **false alarm** | m/all-to-one 0.9 |" in text
     assert "| whole.pkl | w: a\\|b | refused |" in text
     assert "| right.pth | **0.9 / 0.5, 3** |" in text
 
