@@ -16,6 +16,7 @@ import zipfile
 
 import pytest
 import torch
+import toys
 from PIL import Image
 
 from banaudit.cli import main
@@ -307,7 +308,10 @@ def test_a_hostile_name_cannot_write_on_the_terminal(run, subject, tmp_path):
     assert "\x1b" not in err
 
 
-STARTED = "import sys; from banaudit.cli import main; print('started', flush=True); sys.exit(main(sys.argv[1:]))"
+STARTED = (
+    toys.INTERRUPTIBLE
+    + "import sys; from banaudit.cli import main; print('started', flush=True); sys.exit(main(sys.argv[1:]))"
+)
 
 
 @pytest.mark.parametrize("seconds", [0.3, 3.0], ids=["while importing", "while searching"])
@@ -322,10 +326,13 @@ def test_interrupt_of_a_real_scan(subject, tmp_path, seconds):
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     with process:
-        assert process.stdout.readline() == "started\n"
-        time.sleep(seconds)
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=30)
+        try:
+            assert process.stdout.readline() == "started\n"
+            time.sleep(seconds)
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=30)
+        finally:
+            process.kill()
     assert (process.returncode, out, err) == (130, "", "banaudit: interrupted\n")
     assert list(tmp_path.iterdir()) == []
 

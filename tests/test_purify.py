@@ -16,6 +16,7 @@ from PIL import Image
 from pydantic import PrivateAttr
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from toys import INTERRUPTIBLE
 
 from banaudit import relapse
 from banaudit.architectures import SplitModel, load_network
@@ -241,7 +242,7 @@ def test_killed_midway(tmp_path):
     numbers = {"killed": signal.SIGKILL, "interrupted": signal.SIGINT}
     processes = {
         name: subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, str(tmp_path / name)],
+            [sys.executable, "-c", INTERRUPTIBLE + SCRIPT, str(tmp_path / name)],
             stderr=subprocess.DEVNULL,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )

@@ -10,6 +10,9 @@ from banaudit.architectures.family import Stage
 from banaudit.architectures.resnet import ResNet
 from banaudit.data import CleanData
 
+INTERRUPTIBLE = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+"""First line of a child process that is to be interrupted: started from a background job it would ignore Ctrl-C."""
+
 CLASSES = 6
 SIDE = 16
 TARGET = 4

@@ -11,6 +11,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 import samples
+from toys import INTERRUPTIBLE
 
 from banaudit import __version__
 
@@ -30,8 +31,15 @@ def answer(*arguments, **settings):
 """
 
 
+def program(script: str) -> str:
+    run = "from banaudit.cli import main\nsys.exit(main(sys.argv[1:]))"
+    return f"{INTERRUPTIBLE}{STUB}\n{textwrap.dedent(script)}\n{run}"
+
+
 def start(script: str, *arguments: str) -> subprocess.Popen[str]:
-    code = f"{STUB}\n{textwrap.dedent(script)}\nfrom banaudit.cli import main\nsys.exit(main(sys.argv[1:]))"
+    code = (
+        f"{INTERRUPTIBLE}{STUB}\n{textwrap.dedent(script)}\nfrom banaudit.cli import main\nsys.exit(main(sys.argv[1:]))"
+    )
     return subprocess.Popen(
         [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -95,7 +103,9 @@ SCAN = """
 
 @pytest.mark.parametrize("closed", ["1", "2"])
 def test_closed_streams(tmp_path, closed):
-    code = f"{STUB}\n{textwrap.dedent(SCAN)}\nfrom banaudit.cli import main\nsys.exit(main(sys.argv[1:]))"
+    code = (
+        f"{INTERRUPTIBLE}{STUB}\n{textwrap.dedent(SCAN)}\nfrom banaudit.cli import main\nsys.exit(main(sys.argv[1:]))"
+    )
     report = tmp_path / "report.json"
     command = ["sh", "-c", f'exec "$@" {closed}>&-', "sh", sys.executable, "-c", code]
     command += ["scan", "model.pt", "-d", "clean", "--output", f"json={report}", "--format", "json"]
@@ -110,7 +120,9 @@ def test_closed_streams(tmp_path, closed):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 @pytest.mark.parametrize("arguments", [("scan", "model.pt", "-d", "clean"), ("schema",)])
 def test_full_standard_output(tmp_path, arguments):
-    code = f"{STUB}\n{textwrap.dedent(SCAN)}\nfrom banaudit.cli import main\nsys.exit(main(sys.argv[1:]))"
+    code = (
+        f"{INTERRUPTIBLE}{STUB}\n{textwrap.dedent(SCAN)}\nfrom banaudit.cli import main\nsys.exit(main(sys.argv[1:]))"
+    )
     report = tmp_path / "report.json"
     outputs = ("--output", f"json={report}") if arguments[0] == "scan" else ()
     with open("/dev/full", "w") as full:
