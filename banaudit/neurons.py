@@ -50,7 +50,7 @@ def require_batch_norm(model: nn.Module) -> None:
 def fast_precision(device: torch.device) -> AbstractContextManager[None]:
     """Autocast to bfloat16 where the hardware multiplies it natively, else full precision.
 
-    Used only where a gradient's sign or a cross-entropy far from zero is wanted, never for parameters.
+    Used only where a gradient's sign or a cross-entropy far from zero is wanted. Never where the weights get gradients.
     """
     if device.type == "cpu":
         capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}

@@ -203,6 +203,7 @@ def _tune(
     """A copy after a few steps on clean images and a handful of stamped ones with the wanted labels."""
     torch.manual_seed(seed)
     private = copy.deepcopy(model).train().requires_grad_(True)
+    private.to(memory_format=torch.contiguous_format)  # see training: weights' gradients and channels-last do not mix
     shuffled = _shuffled(training, seed)
     stamped, goal = _affected(shuffled, wanted, STAMPED)
     stamped = (stamped + shift).clamp(0, 1)
@@ -210,7 +211,7 @@ def _tune(
     generator = torch.Generator().manual_seed(seed)
     for _ in range(TUNING_STEPS):
         chosen = torch.randint(len(training), (TUNING_BATCH - STAMPED,), generator=generator).to(goal.device)
-        images = torch.cat([shuffled.images[chosen], stamped])
+        images = torch.cat([shuffled.images[chosen], stamped]).contiguous()
         labels = torch.cat([shuffled.labels[chosen], goal])
         meter.spend(WHAT, forward=len(images), backward=len(images))
         loss = F.cross_entropy(private(images), labels)

@@ -71,7 +71,7 @@ def train(
         return augment(images, settings.augmentation, flips, generator)
 
     device = labels.device
-    model.train().to(memory_format=torch.channels_last)
+    model.train()  # not channels-last: see training, and the gain is small with bfloat16
     optimizer = torch.optim.SGD(
         model.parameters(), settings.learning_rate, momentum=0.9, weight_decay=settings.weight_decay, nesterov=True
     )
@@ -95,7 +95,7 @@ def train(
                 images = batch.images
                 if settings.adversarial_eps > 0:
                     images = adversarial_images(model, images, batch.labels, settings.adversarial_eps, generator)
-                logits = model(images.contiguous(memory_format=torch.channels_last))
+                logits = model(images.contiguous())
             loss = F.cross_entropy(logits.float(), batch.labels, label_smoothing=settings.label_smoothing)
             total += loss.item()
             if batch.penalty is not None:

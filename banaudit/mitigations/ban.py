@@ -11,7 +11,7 @@ from torch import Tensor
 
 from banaudit.architectures.base import SplitModel
 from banaudit.mitigations.base import Mitigation
-from banaudit.neurons import Form, count_neurons, fast_precision, require_batch_norm, train_under_noise
+from banaudit.neurons import Form, count_neurons, require_batch_norm, train_under_noise
 from banaudit.shapes import Images, Labels
 
 
@@ -51,9 +51,8 @@ class BANFineTuning(Mitigation):
     def loss(self, model: SplitModel, images: Images, labels: Labels, generator: torch.Generator) -> Tensor:
         """Both cross-entropies of Eq. 8."""
         noise = self._worst_noise(model, images, labels, generator)
-        with fast_precision(images.device):
-            noisy, clean = train_under_noise(model, images, noise, form=self.form), model(images)
-        return F.cross_entropy(clean.float(), labels) + self.noise_weight * F.cross_entropy(noisy.float(), labels)
+        noisy, clean = train_under_noise(model, images, noise, form=self.form), model(images)
+        return F.cross_entropy(clean, labels) + self.noise_weight * F.cross_entropy(noisy, labels)
 
     def _worst_noise(self, model: SplitModel, images: Images, labels: Labels, generator: torch.Generator) -> Tensor:
         """Noise [2, P] that raises the cross-entropy of the batch (Eq. 4)."""
@@ -62,10 +61,9 @@ class BANFineTuning(Mitigation):
         radius = self.eps if self.clip else 2 * self.eps
         for _ in range(self.noise_steps):
             noise.requires_grad_(True)
-            with fast_precision(images.device):
-                logits = train_under_noise(model, images, noise, form=self.form)
+            logits = train_under_noise(model, images, noise, form=self.form)
             # Only the noise's gradient is asked for: none is added to the weights'.
-            (gradient,) = torch.autograd.grad(F.cross_entropy(logits.float(), labels), noise)
+            (gradient,) = torch.autograd.grad(F.cross_entropy(logits, labels), noise)
             noise = (noise.detach() + self.eps / self.noise_steps * gradient.sign()).clamp_(-radius, radius)
         return noise
 

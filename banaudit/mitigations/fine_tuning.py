@@ -10,7 +10,6 @@ from torch import Tensor
 
 from banaudit.architectures.base import SplitModel
 from banaudit.mitigations.base import Mitigation
-from banaudit.neurons import fast_precision
 from banaudit.shapes import Images, Labels
 
 
@@ -31,9 +30,7 @@ class FineTuning(Mitigation):
     def loss(self, model: SplitModel, images: Images, labels: Labels, generator: torch.Generator) -> Tensor:
         """Cross-entropy of the clean images."""
         del generator
-        with fast_precision(images.device):
-            logits = model(images)
-        return F.cross_entropy(logits.float(), labels)
+        return F.cross_entropy(model(images), labels)
 
     def passes(self) -> tuple[int, int]:
         """One pass forward, one backward."""
