@@ -236,6 +236,25 @@ class _FeaturesOnly(nn.Module):
         return self.model.features(images)
 
 
+def decoupling_loss(model: SplitModel, features: Features, labels: Labels, mask: Tensor, weight: float) -> Tensor:
+    """CE(h(m g), y) - CE(h((1 - m) g), y) + weight |m| / sg(|m|): Eq. 5 of BAN, with BTI-DBF's own loss at weight 0.
+
+    The norm is divided by its own detached value, so that the term's gradient is weight / |m|_1 in every entry,
+    whatever the number of features.
+
+    Args:
+        model: Only its head is used.
+        features: [B, D] or [B, D, H', W'].
+        labels: [B].
+        mask: Shaped like one image's features, in [0, 1].
+        weight: lambda_1.
+    """
+    kept = F.cross_entropy(model.head(mask * features), labels)
+    removed = F.cross_entropy(model.head((1 - mask) * features), labels)
+    norm = mask.abs().sum()
+    return kept - removed + weight * norm / norm.detach().clamp(min=1e-12)
+
+
 def initial_mask(features: Features, generator: torch.Generator) -> Tensor:
     """A feature mask with entries uniform in [0, 1], of the shape of one sample's features."""
     return torch.rand(features.shape[1:], generator=generator).to(features.device)
@@ -279,12 +298,7 @@ def fit_feature_mask(
     for _ in range(steps):
         chosen = torch.randint(len(features), (batch_size,), generator=generator).to(features.device)
         batch, targets = features[chosen], labels[chosen]
-        size = mask.abs().sum()
-        loss = (
-            F.cross_entropy(model.head(batch * mask), targets)
-            - F.cross_entropy(model.head(batch * (1 - mask)), targets)
-            + mask_weight * size / size.detach().clamp_min(1e-12)
-        )
+        loss = decoupling_loss(model, batch, targets, mask, mask_weight)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         if clamp_late:

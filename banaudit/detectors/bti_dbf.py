@@ -16,31 +16,12 @@ from banaudit.detectors.base import Detector, Samples, batches, draw
 from banaudit.detectors.inversion import features_of, freeze
 from banaudit.detectors.unet import UNet, largest_depth
 from banaudit.meter import Meter
-from banaudit.neurons import fast_precision
+from banaudit.neurons import decoupling_loss, fast_precision
 from banaudit.results import Evidence, Reading
 from banaudit.shapes import Features, Images, Labels
 
 BENIGN_WEIGHT = 0.01
 """Weight of the benign features' change in the generator's loss (official code)."""
-
-
-def decoupling_loss(model: SplitModel, features: Features, labels: Labels, mask: Tensor, weight: float) -> Tensor:
-    """CE(h(m g), y) - CE(h((1 - m) g), y) + weight |m| / sg(|m|): Eq. 5 of BAN, with BTI-DBF's own loss at weight 0.
-
-    The norm is divided by its own detached value, so that the term's gradient is weight / |m|_1 in every entry,
-    whatever the number of features.
-
-    Args:
-        model: Only its head is used.
-        features: [B, D] or [B, D, H', W'].
-        labels: [B].
-        mask: Shaped like one image's features, in [0, 1].
-        weight: lambda_1.
-    """
-    kept = F.cross_entropy(model.head(mask * features), labels)
-    removed = F.cross_entropy(model.head((1 - mask) * features), labels)
-    norm = mask.abs().sum()
-    return kept - removed + weight * norm / norm.detach().clamp(min=1e-12)
 
 
 def generator_loss(

@@ -6,7 +6,8 @@ from torch import nn
 from toys import TARGET
 
 from banaudit.architectures.base import SplitModel, SplitNetwork
-from banaudit.detectors.bti_dbf import BTIDBF, BTIDBFStar, decoupling_loss, generator_loss
+from banaudit.detectors.bti_dbf import BTIDBF, BTIDBFStar, generator_loss
+from banaudit.neurons import decoupling_loss
 from banaudit.results import Verdict
 
 
