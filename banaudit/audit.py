@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 import banaudit
-from banaudit.architectures import LoadedNetwork, SplitModel, load_network, recognise
+from banaudit.architectures import LoadedNetwork, SplitModel, load_network, recognise, torchvision_models
 from banaudit.checkpoints import Checkpoint, inspect_checkpoint, read_checkpoint
 from banaudit.data import CleanData, ImageSet, read_clean_folder
 from banaudit.detectors import Detector, default_detectors
@@ -34,6 +34,7 @@ from banaudit.results import (
     Report,
     Verdict,
 )
+from banaudit.triggers import TriggerSink
 
 LOW_ACCURACY = 0.6
 """Clean accuracy below which a report carries a caveat even where it is above the floor."""
@@ -189,11 +190,12 @@ def prepare(subject: Subject, *, seed: int = 0, device: str = "auto", meter: Met
         std=subject.std,
         size=subject.size,
         size_hint=hint if isinstance(hint, int) else None,
+        usual_size=torchvision_models.USUAL_SIZE if loaded.facts.name.startswith(torchvision_models.PREFIX) else None,
         meter=meter,
     )
     split = preprocessing.model(network).to(where).eval()
-    split.to(memory_format=torch.channels_last)
     clean = images.decode(preprocessing.size, preprocessing.channels).to(where)
+    split.lay_out_fast(clean.images)
     split.logit_scale = usual_scale(split, clean)
     predicted = predictions(split, clean.images, meter=meter)
     accuracy = judge_predictions(predicted, clean, subject.accuracy_floor)
@@ -236,6 +238,7 @@ def scan(
     device: str = "auto",
     time_limit: float | None = None,
     listener: Listener | None = None,
+    triggers: TriggerSink | None = None,
 ) -> Report:
     """Judge a checkpoint file.
 
@@ -246,6 +249,7 @@ def scan(
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         time_limit: Seconds after which the audit ends as inconclusive.
         listener: Told of progress.
+        triggers: Given each trigger that a method recovered, with its pictures, e.g. ``list.append``.
 
     Raises:
         UnsafeCheckpointError: Loading the file would run code; a finding of its own.
@@ -269,6 +273,7 @@ def scan(
         seed=seed,
         meter=meter,
         started=started,
+        triggers=triggers,
     )
 
 
@@ -334,6 +339,7 @@ def judge(
     seed: int = 0,
     meter: Meter | None = None,
     started: datetime | None = None,
+    triggers: TriggerSink | None = None,
 ) -> Report:
     """Judge a model in memory.
 
@@ -346,6 +352,7 @@ def judge(
         seed: Of every method.
         meter: Counts passes, tells progress, keeps the time limit.
         started: When the audit began, for the report.
+        triggers: Given each trigger that a method recovered, with its pictures.
 
     Returns:
         The report. Detectors do not run on a model whose clean accuracy is below its floor.
@@ -358,10 +365,12 @@ def judge(
         accuracy = judge_predictions(predictions(model, clean.images, meter=meter), clean)
     findings: tuple[Finding, ...] = ()
     if accuracy.accuracy >= accuracy.floor:
-        meter.planned_images = meter.forward_images + sum(
-            detector.planned_images(clean.num_classes, len(clean)) for detector in detectors
-        )
-        findings = tuple(detector(model, clean, seed=seed, meter=meter) for detector in detectors)
+        for number, detector in enumerate(detectors):
+            # Planned anew each time: a method that had done earlier than planned brings the end nearer.
+            meter.planned_images = meter.forward_images + sum(
+                other.planned_images(clean.num_classes, len(clean)) for other in detectors[number:]
+            )
+            findings = (*findings, detector(model, clean, seed=seed, meter=meter, triggers=triggers))
     verdict, reason, strongest = combine(findings, facts.inconclusive)
     return _report(
         verdict,

@@ -192,12 +192,12 @@ class NoisyModel:
         return (noise.detach() + step * gradient.sign()).clamp_(-radius, radius)
 
 
-def count_neurons(model: SplitModel) -> int:
+def count_neurons(model: nn.Module) -> int:
     """Number P of neurons that noise can reach: channels of all BatchNorm layers."""
     return sum(module.num_features for module in batch_norms(model).values())
 
 
-def train_under_noise(model: SplitModel, images: Images, noise: Tensor, *, form: Form) -> Logits:
+def train_under_noise(model: nn.Module, images: Images, noise: Tensor, *, form: Form) -> Logits:
     """Logits [B, K] under noise, with gradients for the weights as well as for the noise.
 
     BatchNorm normalises with the statistics of the batch and leaves the stored ones as they are: what the noise does
@@ -223,6 +223,44 @@ def train_under_noise(model: SplitModel, images: Images, noise: Tensor, *, form:
         for module, training, tracking in before:
             module.training, module.track_running_stats = training, tracking
     return logits
+
+
+def worst_noise(
+    model: nn.Module,
+    images: Images,
+    labels: Labels,
+    *,
+    eps: float,
+    steps: int,
+    clip: bool,
+    form: Form,
+    generator: torch.Generator,
+    around: Tensor | None = None,
+) -> Tensor:
+    """Noise [2, P] that raises the cross-entropy of a batch, by sign-gradient ascent (Eq. 4); for training against it.
+
+    Each step is one pass of :func:`train_under_noise`, forward and backward.
+
+    Args:
+        model: In the mode it is trained in; afterwards as before.
+        images: [B, C, H, W].
+        labels: [B].
+        eps: The random start is uniform in [-eps, eps].
+        steps: Of the ascent, each of eps / steps.
+        clip: Keep the noise within eps; else start and steps add up to 2 eps.
+        form: How the noise enters.
+        generator: Source of randomness, on the CPU.
+        around: Noise [2, P] that this one comes on top of; none: zero.
+    """
+    noise = (torch.rand(2, count_neurons(model), generator=generator) * 2 - 1).mul(eps).to(images.device)
+    radius = eps if clip else 2 * eps
+    for _ in range(steps):
+        noise.requires_grad_(True)
+        logits = train_under_noise(model, images, noise if around is None else around + noise, form=form)
+        # Only the noise's gradient is asked for: none is added to the weights'.
+        (gradient,) = torch.autograd.grad(F.cross_entropy(logits, labels), noise)
+        noise = (noise.detach() + eps / steps * gradient.sign()).clamp_(-radius, radius)
+    return noise
 
 
 class _FeaturesOnly(nn.Module):

@@ -31,6 +31,9 @@ SCREENING_IMAGES = 100
 SCREENING_MARGIN = 0.10
 """How far behind the best a candidate may be in the screening and still be compared: two standard errors."""
 
+POOR_ACCURACY = 0.6
+"""Accuracy of the best candidate below which the size that the architecture is usually used with is tried too."""
+
 COMMON_SIZES = (28, 32, 64, 96, 128, 160, 224)
 """Input sizes of the field, pixels; the nearest one is tried where the images have no size in common."""
 
@@ -130,14 +133,16 @@ def choose(
     std: tuple[float, ...] | None = None,
     size: int | None = None,
     size_hint: int | None = None,
+    usual_size: int | None = None,
     meter: Meter | None = None,
 ) -> tuple[Preprocessing, PreprocessingFacts]:
     """Settle the preprocessing: as given, and by clean accuracy where it is left open.
 
     Sizes tried when none is given: the images' own, if all are squares of one size, and ``size_hint``, neither above
-    :data:`MAX_GUESSED_SIZE`; failing both, the :data:`COMMON_SIZES` member nearest to the images' median side. A size
-    that the network cannot take drops out. Every candidate sees :data:`SCREENING_IMAGES` images, the best also see up
-    to :data:`MAX_TRIED_IMAGES`. Of equal ones the first in the order of :func:`candidates` is taken.
+    :data:`MAX_GUESSED_SIZE`; failing both, ``usual_size`` and the :data:`COMMON_SIZES` member nearest to the images'
+    median side. ``usual_size`` is also tried where all others are poor. A size that the network cannot take drops out.
+    Every candidate sees :data:`SCREENING_IMAGES` images, the best also see up to :data:`MAX_TRIED_IMAGES`. Of equal
+    ones the first in the order of :func:`candidates` is taken.
 
     Args:
         network: The classifier, on its device.
@@ -147,7 +152,8 @@ def choose(
         mean: One number, or one a channel, on the scale of [0, 1]; needs ``std``.
         std: As ``mean``.
         size: Side, pixels.
-        size_hint: Side that the architecture is usually used with, pixels.
+        size_hint: Side that the checkpoint speaks of, pixels.
+        usual_size: Side that the architecture is usually used with, pixels.
         meter: Books the passes.
 
     Returns:
@@ -157,10 +163,11 @@ def choose(
         UsageError: What was given contradicts itself.
         UnsupportedModelError: The network takes none of the sizes.
     """
-    sizes = _sizes(images, size, size_hint)
+    sizes = _sizes(images, size, size_hint, usual_size)
     given = _given(preset, mean, std, channels)
     tried = candidates(channels, sizes) if given is None else tuple(replace(given, size=side) for side in sizes)
-    if len(tried) == 1:
+    other = usual_size if size is None and usual_size not in sizes else None
+    if len(tried) == 1 and other is None:
         one = {tried[0].size: images.decode(tried[0].size, channels, 1)}
         _count_hits(network, one, tried, slice(1), meter)  # refuses a size that the network cannot take
         return tried[0], _facts(tried[0], {}, chosen=False)
@@ -168,6 +175,10 @@ def choose(
     clean = {side: images.decode(side, channels, MAX_TRIED_IMAGES) for side in sizes}
     hits = _count_hits(network, clean, tried, slice(SCREENING_IMAGES), meter)
     seen = min(SCREENING_IMAGES, len(images))
+    if other is not None and max(hits.values()) < POOR_ACCURACY * seen:
+        further = [replace(candidate, size=other) for candidate in tried if candidate.size == sizes[0]]
+        sizes, clean[other] = (*sizes, other), images.decode(other, channels, MAX_TRIED_IMAGES)
+        hits |= _count_hits(network, clean, further, slice(SCREENING_IMAGES), meter)
     accuracies = {candidate: count / seen for candidate, count in hits.items()}
     close = [one for one, accuracy in accuracies.items() if accuracy >= max(accuracies.values()) - SCREENING_MARGIN]
     seen = min(MAX_TRIED_IMAGES, len(images))
@@ -207,14 +218,15 @@ def _count_hits(
     return hits
 
 
-def _sizes(images: ImageSet, size: int | None, size_hint: int | None) -> tuple[int, ...]:
+def _sizes(images: ImageSet, size: int | None, size_hint: int | None, usual_size: int | None) -> tuple[int, ...]:
     if size is not None:
         if size < 1:
             raise UsageError(f"size {size} is not a positive number of pixels")
         return (size,)
     likely = [side for side in (size_hint, images.own_size) if side is not None and 1 <= side <= MAX_GUESSED_SIZE]
     if not likely:
-        likely = [min(COMMON_SIZES, key=lambda side: abs(math.log(side / images.typical_size)))]
+        nearest = min(COMMON_SIZES, key=lambda side: abs(math.log(side / images.typical_size)))
+        likely = [nearest] if usual_size is None else [usual_size, nearest]
     return tuple(dict.fromkeys(likely))
 
 

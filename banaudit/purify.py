@@ -23,11 +23,11 @@ from banaudit.data import CleanData
 from banaudit.detectors import Detector
 from banaudit.errors import DataError, UsageError
 from banaudit.meter import Listener, Meter
-from banaudit.mitigations import BANFineTuning, Mitigation, Repaired
+from banaudit.mitigations import BANFineTuning, Mitigation, Repaired, TargetedMitigation
 from banaudit.mitigations.base import MAX_DROP
 from banaudit.preflight import predictions
 from banaudit.relapse import planned_images, probe_relapse, wanted_labels
-from banaudit.results import CheckpointFacts, Repair, RepairSettings, Report, Verdict
+from banaudit.results import CheckpointFacts, RelapseProbe, Repair, RepairSettings, Report, Verdict
 from banaudit.shapes import Weights
 
 UNTOUCHED_SHARE = 0.25
@@ -46,6 +46,38 @@ SEEN_IMAGES = "the scans used images that the repair was trained on too, as ther
 
 _SCAN, _REPAIR, _RESCAN = (0.0, 0.2), (0.2, 0.75), (0.75, 1.0)
 """Parts of the progress bar."""
+
+
+@dataclass(frozen=True)
+class Accuracies:
+    """Clean accuracy before and after a repair.
+
+    Args:
+        before: Share of the images classified as labelled.
+        after: The same of the repaired model, on the same images.
+        drop_error: Standard error of the difference.
+    """
+
+    before: float
+    after: float
+    drop_error: float
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a repaired model is worth.
+
+    Args:
+        verdict: Of scan and relapse probe together.
+        reason: One line.
+        report: The scan's.
+        relapse: The relapse probe; none where no backdoor was suspected.
+    """
+
+    verdict: Verdict
+    reason: str
+    report: Report
+    relapse: RelapseProbe | None
 
 
 @dataclass(frozen=True)
@@ -72,7 +104,8 @@ def purify(
 ) -> Repair:
     """Scan a checkpoint, repair it, scan the repaired one, and write it in the form of the one that came in.
 
-    An interrupted call leaves a state file beside ``out``; the same call again goes on after the last whole epoch.
+    An interrupted call leaves a state file beside ``out``; the same call again goes on after the last whole epoch (a
+    repair that trains nothing starts over).
 
     Args:
         subject: Checkpoint and clean images. A repair gains from a larger ``max_images`` than a scan's default: the
@@ -113,11 +146,13 @@ def purify(
         )
     meter = _next(meter, _part(listener, *_REPAIR))
     state = out.with_name(f".{out.name}.purify")
+    if before.target is not None and isinstance(mitigation, TargetedMitigation):
+        mitigation = mitigation.aimed_at(before.target)
     repaired = mitigation(
         prepared.model, parts.repair, max_drop=max_drop, flips=flips, seed=seed, meter=meter, state=state
     )
     weights = _as_stored(prepared, repaired)
-    accuracies = _compare(prepared.model, repaired.model, parts.untouched, meter)
+    accuracies = compare(prepared.model, repaired.model, parts.untouched, meter)
     made = RepairSettings(
         method=mitigation.name,
         title=mitigation.title,
@@ -150,7 +185,7 @@ def purify(
         seconds = round((datetime.now(UTC) - started).total_seconds(), 3)
         return Repair(verdict=verdict, reason=reason, seconds=seconds, **spent, **record, **more)
 
-    missed = _missed_budget(repaired, accuracies, max_drop)
+    missed = missed_budget(repaired, accuracies, max_drop)
     if missed:
         state.unlink(missing_ok=True)
         return finish(Verdict.INCONCLUSIVE, missed, written=False)
@@ -162,26 +197,29 @@ def purify(
         state_key=subject.state_key,
         provenance=_provenance(prepared, made, accuracies, seed),
     )
-    after = audit.judge(repaired.model, parts.scan, detectors=detectors, facts=facts, seed=seed, meter=meter)
-    wanted = wanted_labels(parts.scan.num_classes, before.target, before.sources, before.mapping)
-    relapse = None
-    if wanted:
-        meter.planned_images = meter.forward_images + planned_images(len(parts.untouched))
-        relapse = probe_relapse(
-            prepared.model, repaired.model, parts.repair, parts.untouched, wanted, seed=seed, meter=meter
-        )
-    after = after.model_copy(update={"checkpoint": _written_facts(prepared, out, rewritten)})
-    verdict, reason = _verdict(after, relapse is not None and relapse.fired)
+    judged = judge_repaired(
+        prepared.model,
+        repaired.model,
+        wanted_labels(parts.scan.num_classes, before.target, before.sources, before.mapping),
+        scan=parts.scan,
+        training=parts.repair,
+        held_out=parts.untouched,
+        detectors=detectors,
+        facts=facts,
+        seed=seed,
+        meter=meter,
+    )
+    after = judged.report.model_copy(update={"checkpoint": _written_facts(prepared, out, rewritten)})
     result = finish(
-        verdict,
-        reason,
+        judged.verdict,
+        judged.reason,
         written=True,
         path=str(out),
         sha256=rewritten.sha256,
         replaced=rewritten.replaced,
         dropped=rewritten.dropped,
         after=after,
-        relapse=relapse,
+        relapse=judged.relapse,
     )
     write_checkpoint(out, rewritten, _account(result), force=force)
     state.unlink(missing_ok=True)
@@ -219,23 +257,29 @@ def _as_stored(prepared: audit.Prepared, repaired: Repaired) -> Weights:
     return stored
 
 
-@dataclass(frozen=True)
-class _Accuracies:
-    before: float
-    after: float
-    drop_error: float
+def compare(before: SplitModel, after: SplitModel, data: CleanData, meter: Meter) -> Accuracies:
+    """Clean accuracy of two models on the same images.
 
-
-def _compare(before: SplitModel, after: SplitModel, data: CleanData, meter: Meter) -> _Accuracies:
-    """Accuracies on the same images, and the standard error of their difference."""
+    Args:
+        before: The model before the repair.
+        after: The repaired one.
+        data: Images that played no part in the repair, on the models' device.
+        meter: Books the passes.
+    """
     right = [(predictions(model, data.images, meter=meter) == data.labels.cpu()).double() for model in (before, after)]
     change = right[1] - right[0]
     error = float(change.std(unbiased=False)) / math.sqrt(len(data))
-    return _Accuracies(float(right[0].mean()), float(right[1].mean()), error)
+    return Accuracies(float(right[0].mean()), float(right[1].mean()), error)
 
 
-def _missed_budget(repaired: Repaired, found: _Accuracies, max_drop: float) -> str:
-    """Why the repair cost too much, in one line; empty: it did not."""
+def missed_budget(repaired: Repaired, found: Accuracies, max_drop: float) -> str:
+    """Why a repair cost too much, in one line; empty: it did not.
+
+    Args:
+        repaired: The repair.
+        found: Accuracies on images that played no part in it.
+        max_drop: Accuracy that it may cost.
+    """
     if not repaired.within_budget:
         best = max(item.accuracy for item in repaired.epochs)
         return (
@@ -249,6 +293,43 @@ def _missed_budget(repaired: Repaired, found: _Accuracies, max_drop: float) -> s
             f"{max_drop:.1%} may be lost (--max-drop); nothing was written"
         )
     return ""
+
+
+def judge_repaired(
+    before: SplitModel,
+    after: SplitModel,
+    wanted: dict[int, int],
+    *,
+    scan: CleanData,
+    training: CleanData,
+    held_out: CleanData,
+    detectors: Sequence[Detector] | None = None,
+    facts: audit.Facts | None = None,
+    seed: int = 0,
+    meter: Meter | None = None,
+) -> Judgement:
+    """Scan a repaired model, and try to bring the suspected backdoor back.
+
+    Args:
+        before: The model before the repair.
+        after: The repaired one.
+        wanted: Source label -> suspected target; empty where no backdoor is suspected.
+        scan: Clean images of the scan, on the models' device.
+        training: Clean images that the probe trains on.
+        held_out: Clean images that the probe's shares are read from.
+        detectors: Methods of the scan; none: the default ones.
+        facts: Origin of model and images.
+        seed: Of scan and probe.
+        meter: Counts passes, tells progress.
+    """
+    meter = meter if meter is not None else Meter()
+    report = audit.judge(after, scan, detectors=detectors, facts=facts, seed=seed, meter=meter)
+    relapse = None
+    if wanted:
+        meter.planned_images = meter.forward_images + planned_images(len(held_out))
+        relapse = probe_relapse(before, after, training, held_out, wanted, seed=seed, meter=meter)
+    verdict, reason = _verdict(report, relapse is not None and relapse.fired)
+    return Judgement(verdict, reason, report, relapse)
 
 
 def _verdict(after: Report, relapsed: bool) -> tuple[Verdict, str]:
@@ -266,7 +347,7 @@ def _written_facts(prepared: audit.Prepared, out: Path, rewritten: Rewritten) ->
     return prepared.checkpoint.facts.model_copy(update=update)
 
 
-def _provenance(prepared: audit.Prepared, made: RepairSettings, found: _Accuracies, seed: int) -> dict[str, Any]:
+def _provenance(prepared: audit.Prepared, made: RepairSettings, found: Accuracies, seed: int) -> dict[str, Any]:
     return {
         "parent_sha256": prepared.checkpoint.facts.sha256,
         "tool": f"banaudit {banaudit.__version__}",

@@ -108,6 +108,7 @@ def probe_relapse(
     """
     meter = meter if meter is not None else Meter()
     other = _unsuspected(wanted, held_out.num_classes)
+    held_out = _shuffled(held_out, seed)  # only the first images are read, and those given may be sorted by class
     with torch.random.fork_rng(devices=[held_out.images.device] if held_out.images.is_cuda else []):
         shift, before_share, steps = _find_shift(
             before, training, held_out, wanted, most_steps=MAX_STEPS, seed=seed, meter=meter
@@ -203,7 +204,7 @@ def _tune(
     """A copy after a few steps on clean images and a handful of stamped ones with the wanted labels."""
     torch.manual_seed(seed)
     private = copy.deepcopy(model).train().requires_grad_(True)
-    private.to(memory_format=torch.contiguous_format)  # see training: weights' gradients and channels-last do not mix
+    private.lay_out(torch.contiguous_format)  # see training: weights' gradients and channels-last do not mix
     shuffled = _shuffled(training, seed)
     stamped, goal = _affected(shuffled, wanted, STAMPED)
     stamped = (stamped + shift).clamp(0, 1)

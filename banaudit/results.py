@@ -83,6 +83,26 @@ class Evidence(Record):
     note: str = ""
 
 
+class PictureFile(Record):
+    """A picture of a recovered trigger that was kept."""
+
+    name: str = Field(description="E.g. pattern, mask, clean, triggered, difference.")
+    shows: str
+    path: str
+
+
+class TriggerFacts(Record):
+    """A trigger that a method recovered for one class. Found on clean models too: that there is one proves nothing."""
+
+    target: int
+    accused: bool = Field(description="Whether a reading that names this class fired.")
+    what: str = Field(description="What was recovered, e.g. a patch.")
+    size: float = Field(description="How large it is.")
+    size_of: str = Field(description="What the size is, with its unit.")
+    success: float | None = Field(default=None, description="Share of held-out images of other classes that it moves.")
+    pictures: tuple[PictureFile, ...] = Field(default=(), description="Empty: nobody asked for them to be kept.")
+
+
 class Finding(Record):
     """What one detector says of the model."""
 
@@ -91,6 +111,7 @@ class Finding(Record):
     verdict: Verdict
     reason: str = Field(description="One line: why this verdict.")
     evidence: tuple[Evidence, ...] = ()
+    triggers: tuple[TriggerFacts, ...] = Field(default=(), description="What was recovered, the strongest class first.")
     caveats: tuple[str, ...] = ()
     settings: dict[str, Scalar] = Field(default_factory=dict)
     seconds: float = 0.0
@@ -223,11 +244,12 @@ class Inspection(Record):
 
 
 class RepairEpoch(Record):
-    """One pass of a repair over its training images."""
+    """One pass of a repair over its training images, or what a repair without such passes tries in their place."""
 
-    epoch: int
-    loss: float = Field(description="Mean over the batches.")
-    accuracy: float = Field(description="On the images that choose the epoch.")
+    epoch: int = Field(description="Counts from 1.")
+    what: str = Field(default="", description="What was tried, such as a pruning threshold; empty: it was an epoch.")
+    loss: float | None = Field(default=None, description="Mean over the batches; none: nothing was trained.")
+    accuracy: float = Field(description="On the images that choose what is kept.")
     seconds: float
 
 
@@ -258,7 +280,7 @@ class RepairSettings(Record):
     settings: dict[str, Scalar]
     augmentation: str
     training_images: int
-    selection_images: int = Field(description="They choose the epoch that is kept.")
+    selection_images: int = Field(description="They choose the epoch or pruning that is kept.")
     untouched_images: int = Field(description="They played no part; the accuracies come from them.")
     max_drop: float = Field(description="Clean accuracy that the repair may cost.")
 

@@ -1,7 +1,8 @@
-"""The one fine-tuning loop: every repair that trains weights on clean images runs through it.
+"""The one fine-tuning loop, and the one rule by which a repair chooses among the states that it went through.
 
-The epoch that is kept is the last one whose accuracy, on images set aside for that choice, is within the budget: clean
-accuracy cannot see a backdoor, so among the affordable epochs the one that had the most time to remove it is taken.
+The state that is kept is the last one whose accuracy, on images set aside for that choice, is within the budget: clean
+accuracy cannot see a backdoor, so among the affordable epochs the one that had the most time to remove it is taken,
+and among the affordable prunings, offered from the smallest on, the one that removes the most.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ import io
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +45,19 @@ EPOCH_SEEDS = 100_003
 
 Objective = Callable[[SplitModel, Images, Labels, torch.Generator], Tensor]
 """Loss of a batch, a scalar with gradients for the weights; random numbers come from the generator, on the CPU."""
+
+
+class Companion(Protocol):
+    """What an objective uses and makes anew from the weights now and then, such as an inverted trigger."""
+
+    def before_epoch(self, epoch: int, model: SplitModel) -> None:
+        """Change where this epoch, from 1, asks for it; the model must stay as it is."""
+
+    def dump(self) -> dict[str, Any]:
+        """Everything that :meth:`restore` needs to go on after an interruption: tensors, numbers and texts."""
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Be again as when :meth:`dump` gave this."""
 
 
 @dataclass(frozen=True)
@@ -89,19 +103,24 @@ class Augmentation:
 
     def __str__(self) -> str:
         """The same in words, for a report."""
-        return f"random shifts by up to {self.margin} pixels" + (", random mirroring" if self.flips else "")
+        shifts = f"random shifts by up to {self.margin} pixels" if self.margin else ""
+        return ", ".join(filter(None, (shifts, "random mirroring" if self.flips else ""))) or "none"
+
+
+UNCHANGED = Augmentation(margin=0, flips=False)
+"""Images as they are."""
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """What fine-tuning led to.
+    """What a repair led to.
 
     Args:
-        state: State dict of the kept epoch's model, on the CPU.
-        epochs: All epochs that ran.
+        state: State dict of the kept model, on the CPU.
+        epochs: All epochs that ran, or whatever else was tried in their place.
         kept_epoch: Number of the one that is kept, from 1.
         within_budget: Whether it is within the budget; if none is, the most accurate one is kept.
-        accuracy_before: On the selection images, before the first epoch.
+        accuracy_before: On the selection images, before the repair.
     """
 
     state: Weights
@@ -109,6 +128,85 @@ class Tuned:
     kept_epoch: int
     within_budget: bool
     accuracy_before: float
+
+
+class Choice:
+    """Keeps one of the states that a model goes through: the last within the budget, else the most accurate.
+
+    Args:
+        before: Accuracy on the selection images before the repair.
+        max_drop: Accuracy on them that the kept state may have lost, or one image if that is more.
+        images: How many selection images there are.
+    """
+
+    def __init__(self, before: float, max_drop: float, images: int) -> None:
+        self._before = before
+        # On few images one more mistake is chance. The small number is for shares that are no exact fractions.
+        self._lowest = before - max(max_drop, 1 / images) - 1e-9
+        self._kept: Weights = {}
+        self._kept_epoch = 0
+        self._within = False
+        self.epochs: list[RepairEpoch] = []
+        """What was offered so far."""
+
+    def offer(self, model: SplitModel, epoch: RepairEpoch) -> None:
+        """The model as it is now, and what is known of it."""
+        affordable = epoch.accuracy >= self._lowest
+        best = max((item.accuracy for item in self.epochs), default=-1.0)
+        if affordable or (not self._within and epoch.accuracy > best):
+            self._kept = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+            self._kept_epoch, self._within = epoch.epoch, affordable
+        self.epochs.append(epoch)
+
+    def dump(self) -> dict[str, Any]:
+        """Everything that :meth:`restore` needs, for :class:`Progress`."""
+        return {
+            "epochs": [item.model_dump_json() for item in self.epochs],
+            "kept": self._kept,
+            "kept_epoch": self._kept_epoch,
+            "within": self._within,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`dump` gave."""
+        self.epochs = [RepairEpoch.model_validate_json(text) for text in state["epochs"]]
+        self._kept, self._kept_epoch, self._within = state["kept"], state["kept_epoch"], state["within"]
+
+    def tuned(self) -> Tuned:
+        """The choice; at least one state must have been offered."""
+        return Tuned(self._kept, tuple(self.epochs), self._kept_epoch, self._within, self._before)
+
+
+def try_candidates(
+    model: SplitModel,
+    candidates: Iterable[tuple[str, Weights]],
+    selection: CleanData,
+    *,
+    max_drop: float,
+    meter: Meter,
+) -> Tuned:
+    """Put changed entries into a model, one candidate after the other, and keep one by :class:`Choice`.
+
+    Args:
+        model: A private copy; changed.
+        candidates: What each is, in a few words, and the entries of the state dict that it replaces; the gentlest
+            first. Entries that a candidate does not name are as they were at the start.
+        selection: Images that choose.
+        max_drop: Accuracy on them that the kept candidate may cost.
+        meter: Books a pass of ``selection`` for the model as it was and for each candidate.
+
+    Raises:
+        TimeLimitReached: From the meter.
+    """
+    original = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    choice = Choice(accuracy(model, selection, meter, "held-out accuracy"), max_drop, len(selection))
+    for number, (what, changes) in enumerate(candidates, start=1):
+        started = time.monotonic()
+        model.load_state_dict({**original, **changes})
+        found = accuracy(model, selection, meter, what)
+        seconds = time.monotonic() - started
+        choice.offer(model, RepairEpoch(epoch=number, what=what, accuracy=found, seconds=seconds))
+    return choice.tuned()
 
 
 def random_crop(images: Images, margin: int, flips: bool, generator: torch.Generator) -> Images:
@@ -219,6 +317,7 @@ def fine_tune(
     meter: Meter,
     passes: tuple[int, int],
     progress: Progress,
+    companion: Companion | None = None,
 ) -> Tuned:
     """Train all weights of a model in place and keep one epoch.
 
@@ -237,6 +336,7 @@ def fine_tune(
         meter: Books the passes, tells progress, keeps the time limit.
         passes: Passes forward and backward that the objective takes for an image.
         progress: Where the state is kept.
+        companion: What the objective makes anew between epochs, if anything.
 
     Returns:
         The kept weights and how it went.
@@ -255,42 +355,36 @@ def fine_tune(
         meter=meter,
         passes=passes,
     )
-    epochs: list[RepairEpoch] = []
-    before = _accuracy(model, selection, meter, "held-out accuracy")
-    # On few images one more mistake is chance. The small number is for shares that are no exact fractions.
-    slack = max(max_drop, 1 / len(selection)) + 1e-9
-    kept: Weights = {}
-    kept_epoch, within = 0, False
+    choice = Choice(accuracy(model, selection, meter, "held-out accuracy"), max_drop, len(selection))
     state = progress.load()
     if state is not None:
         model.load_state_dict(state["model"])
         run.optimizer.load_state_dict(state["optimizer"])
-        epochs = [RepairEpoch.model_validate_json(text) for text in state["epochs"]]
-        kept, kept_epoch, within = state["kept"], state["kept_epoch"], state["within"]
-    for epoch in range(len(epochs) + 1, schedule.epochs + 1):
+        choice.restore(state)
+        if companion is not None:
+            companion.restore(state["companion"])
+    for epoch in range(len(choice.epochs) + 1, schedule.epochs + 1):
         started = time.monotonic()
-        told = f"epoch {epoch}/{schedule.epochs}" + (f", acc {epochs[-1].accuracy:.1%}" if epochs else "")
+        told = f"epoch {epoch}/{schedule.epochs}"
+        told += f", acc {choice.epochs[-1].accuracy:.1%}" if choice.epochs else ""
+        if companion is not None:
+            companion.before_epoch(epoch, model)
         loss = run.epoch(epoch, training, told)
-        accuracy = _accuracy(model, selection, meter, told)
-        epochs.append(RepairEpoch(epoch=epoch, loss=loss, accuracy=accuracy, seconds=time.monotonic() - started))
-        affordable = accuracy >= before - slack
-        best = max((item.accuracy for item in epochs[:-1]), default=-1.0)
-        if affordable or (not within and accuracy > best):
-            kept = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
-            kept_epoch, within = epoch, affordable
+        found = accuracy(model, selection, meter, told)
+        seconds = time.monotonic() - started
+        choice.offer(model, RepairEpoch(epoch=epoch, loss=loss, accuracy=found, seconds=seconds))
         progress.save(
             {
                 "model": model.state_dict(),
                 "optimizer": run.optimizer.state_dict(),
-                "epochs": [item.model_dump_json() for item in epochs],
-                "kept": kept,
-                "kept_epoch": kept_epoch,
-                "within": within,
-            }
+                "companion": companion.dump() if companion is not None else None,
+                **choice.dump(),
+            },
         )
-    model.load_state_dict(kept)
+    tuned = choice.tuned()
+    model.load_state_dict(tuned.state)
     model.eval()
-    return Tuned(kept, tuple(epochs), kept_epoch, within, before)
+    return tuned
 
 
 class _Run:
@@ -309,7 +403,7 @@ class _Run:
     ) -> None:
         # On the CPU, torch 2.15 corrupts memory in the weights' gradients of narrow channels-last convolutions once it
         # has two threads; the layout that detectors like is undone before anything is trained.
-        model.to(memory_format=torch.contiguous_format)
+        model.lay_out(torch.contiguous_format)
         self.optimizer = torch.optim.SGD(
             model.parameters(),
             lr=schedule.learning_rate,
@@ -366,7 +460,8 @@ def _pruned(model: SplitModel) -> list[tuple[nn.Parameter, Tensor]]:
     ]
 
 
-def _accuracy(model: SplitModel, data: CleanData, meter: Meter, what: str) -> float:
+def accuracy(model: SplitModel, data: CleanData, meter: Meter, what: str) -> float:
+    """Share of the images that the model classifies as labelled, in evaluation mode; books the passes as ``what``."""
     predicted = predictions(model, data.images, meter=meter, what=what)
     return float((predicted == data.labels.cpu()).double().mean())
 

@@ -16,7 +16,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 TIERS = (
     ("errors", "shapes", "whole_files"),
     ("results", "meter"),
-    ("statistics", "data"),
+    ("statistics", "data", "triggers"),
     ("checkpoints",),
     ("architectures",),
     ("neurons",),
@@ -44,8 +44,8 @@ BESIDE = {
 PUBLIC_ONLY_BY = {"bench": "cli/bench", "demo": "cli/demo"}
 """Packages that one command alone imports: the stem of that command's files."""
 
-PICKLE_READERS = {"checkpoints/reader.py", "training.py"}
-"""Files that call ``torch.load``; the second reads back what it wrote itself, to resume."""
+PICKLE_READERS = {"checkpoints/reader.py", "training.py", "bench/round_trip.py"}
+"""Files that call ``torch.load``; the second reads back what it wrote itself, the third what the first has read."""
 
 
 def relative(file: Path) -> str:

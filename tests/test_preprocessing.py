@@ -173,3 +173,38 @@ def test_neither_large_photographs_nor_a_hint_decide_the_memory(folder, tmp_path
     network = _Brightness(named("none", size=224, channels=3))
     chosen, _ = choose(network, photographs, channels=3, preset="none", size_hint=hint)
     assert chosen.size == 224
+
+
+def test_the_usual_size_of_an_architecture_is_tried_where_photographs_differ_in_size(folder, tmp_path):
+    for label in range(len(LEVELS)):
+        (tmp_path / str(label)).mkdir()
+        for index in range(6):
+            with Image.open(folder / str(label) / f"{index}.png") as source:
+                source.resize((30 + index, 34)).save(tmp_path / str(label) / f"{index}.png")
+    photographs = read_clean_folder(tmp_path, classes=len(LEVELS), limit=None, seed=0)
+    network = _Brightness(named("none", size=48, channels=3))
+    chosen, facts = choose(network, photographs, channels=3, preset="none", usual_size=48)
+    assert set(facts.tried) == {"none at 48", "none at 32"}
+    assert chosen.size == 48  # of equals the usual one
+
+
+def test_images_of_one_size_outweigh_the_usual_one(images):
+    chosen, _ = choose(
+        _Brightness(named("none", size=12, channels=3)), images, channels=3, preset="none", usual_size=48
+    )
+    assert chosen.size == 12
+
+
+class _OfOneSize(_Brightness):
+    """Right on images 24 pixels wide only."""
+
+    def features(self, inputs):
+        return inputs if inputs.shape[-1] == 24 else torch.zeros_like(inputs)
+
+
+@pytest.mark.parametrize("preset", [None, "none"])
+def test_the_usual_size_is_tried_where_the_images_own_does_poorly(images, preset):
+    network = _OfOneSize(named("none", size=12, channels=3))
+    chosen, facts = choose(network, images, channels=3, preset=preset, usual_size=24)
+    assert (chosen.name, chosen.size) == ("none", 24)
+    assert "none at 12" in facts.tried

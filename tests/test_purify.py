@@ -26,7 +26,7 @@ from banaudit.data import CleanData
 from banaudit.demo import examples
 from banaudit.detectors import Detector
 from banaudit.errors import BanauditError, DataError, UnsupportedModelError, UsageError
-from banaudit.mitigations import BANFineTuning, FineTuning
+from banaudit.mitigations import BANFineTuning, FeatureFlip, FineTuning
 from banaudit.purify import purify
 from banaudit.relapse import probe_relapse, wanted_labels
 from banaudit.reports import json_text, repair, terminal
@@ -92,6 +92,14 @@ def run(demo, out, *answers, known=None, mitigation=None, **settings):
 
 def files(folder):
     return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize(("named", "aimed_at"), [(None, TARGET), (1, 1)])
+def test_repair_of_one_class_is_aimed_where_the_scan_points(demo, tmp_path, named, aimed_at):
+    mitigation = FeatureFlip(target=named, warm_up=1, steps=1, width=4)
+    record = run(demo, tmp_path / "out.safetensors", True, False, mitigation=mitigation)
+    assert record.made.settings["target"] == aimed_at
+    assert f"features of class {aimed_at}" in record.epochs[0].what
 
 
 def test_repaired_file_is_a_drop_in(demo, tmp_path):

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from banaudit.statistics import anomaly_indices, auroc, clopper_pearson, mad, median
+from banaudit.statistics import anomaly_indices, auroc, auroc_interval, clopper_pearson, mad, median
 
 scipy_stats = pytest.importorskip("scipy.stats")
 
@@ -66,3 +66,23 @@ def test_auroc_at_its_ends():
 def test_auroc_of_what_cannot_be_ranked(positives):
     with pytest.raises(ValueError, match="expected"):
         auroc(torch.tensor(positives), torch.tensor([1.0]))
+
+
+def test_the_interval_of_an_area_keeps_its_width_where_the_groups_are_parted():
+    low, high = auroc_interval(1.0, 10, 10)
+    assert high == 1.0
+    assert 0.5 < low < 0.9
+    assert auroc_interval(1.0, 100, 100)[0] > low
+    assert auroc_interval(1.0, 10, 10, confidence=0.5)[0] > low
+
+
+def test_the_interval_of_an_area_ends_where_its_own_error_reaches_the_observed_one():
+    area, count = 0.8, 25
+    for end in auroc_interval(area, count, count):
+        shared = (1 - end) / (2 - end) + end / (1 + end)
+        error = math.sqrt(end * (1 - end) * (1 + (count - 1) * shared)) / count
+        assert abs(area - end) == pytest.approx(1.959964 * error, rel=1e-5)
+    mirrored = auroc_interval(1 - area, count, count)
+    assert mirrored == pytest.approx(tuple(1 - end for end in reversed(auroc_interval(area, count, count))))
+    with pytest.raises(ValueError, match="counts of at least 1"):
+        auroc_interval(0.5, 0, 3)

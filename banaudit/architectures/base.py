@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -60,12 +61,34 @@ class SplitModel(nn.Module):
         super().__init__()
         self.network = network
         self.logit_scale = logit_scale
+        self._layout: torch.memory_format = torch.contiguous_format
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
+    def lay_out(self, layout: torch.memory_format) -> Self:
+        """Keep weights and inputs in this memory layout from now on."""
+        self._layout = layout
+        return self.to(memory_format=layout)
+
+    def lay_out_fast(self, images: Images) -> Self:
+        """Keep weights and inputs channels last, which convolutions are fastest with, if the network works with it.
+
+        Code that calls ``view`` on a feature map does not.
+
+        Args:
+            images: [B, C, H, W]; two of them are tried.
+        """
+        self.lay_out(torch.channels_last)
+        try:
+            with torch.no_grad():
+                self(images[:2])
+        except RuntimeError:
+            self.lay_out(torch.contiguous_format)
+        return self
+
     def features(self, images: Images) -> Features:
         """Latent feature g(x) of images in [0, 1]."""
-        return self.network.features((images - self.mean) / self.std)
+        return self.network.features(((images - self.mean) / self.std).contiguous(memory_format=self._layout))
 
     def head(self, features: Features) -> Logits:
         """Logits [B, K] of features."""

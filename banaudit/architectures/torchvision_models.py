@@ -23,6 +23,8 @@ from banaudit.shapes import Features, Logits, Weights
 
 PREFIX = "torchvision:"
 """In front of torchvision's own name, so that it cannot be taken for the CIFAR variant's."""
+USUAL_SIZE = 224
+"""Side of the images that these networks were made for, pixels."""
 IMAGENET_CLASSES = 1000
 _AUXILIARY = {"googlenet": "aux1.", "inception_v3": "AuxLogits."}
 """Networks with auxiliary heads that a file may lack -> prefix of their keys."""

@@ -1,7 +1,8 @@
 """The benchmark's victims as recipes: which models are trained for development and which for the test.
 
 The split was fixed before any model was looked at. Both are lists from the most to the least urgent, so that any first
-part of them is a fair population of its own size.
+part of them is a fair population of its own size. Victims that were thought of later (those of :class:`Evasive`) come
+after all others, whose recipes never change.
 
 Only the test has: Imagenette at 64 pixels, MobileNetV2 and DenseNet, IAD and Adap-Patch, random derangements, and other
 target labels than development on every data set. Adap-Blend and SSDT are in both.
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from banaudit.bench.attacks import IAD, SSDT, AdapBlend, AdapPatch, AnyAttack, BadNets, Blend, Bpp, WaNet
+from banaudit.bench.attacks.evasive import Evasive
 from banaudit.bench.attacks.grond import Grond
 from banaudit.bench.attacks.label_consistent import LabelConsistent
 from banaudit.bench.attacks.labelling import AllToAll, AllToOne, AnyLabelling, Derangement, SourceTarget
@@ -21,6 +23,8 @@ from banaudit.bench.victims import VictimFacts, VictimRecipe
 
 TEST_SEED = 1000
 """First seed of the test; development uses 100 to 999."""
+EVASIVE_SEED = 9000
+"""First seed of the test's victims that were added at its end; far from those of the others, however many there are."""
 
 EPOCHS = {"cifar10": 8, "gtsrb32": 12, "mnist": 4, "imagenette64": 30}
 """Passes over the training images at the small scale; a clean ResNet-18 of width 16 passes 80 % on CIFAR with them."""
@@ -228,11 +232,16 @@ def development() -> list[VictimRecipe]:
         clean(CIFAR, 147),
         backdoored(CIFAR, 148, BadNets(), AllToOne(target=6)),
         clean(CIFAR, 149, HARD_KINDS[5]),
+        backdoored(CIFAR, 150, Evasive(), AllToOne(target=6)),
+        backdoored(vgg, 151, Evasive(), AllToOne(target=1)),
+        backdoored(wide, 152, Evasive(), AllToOne(target=4)),
     ]
 
 
 def sealed_test(replicates: int = 20) -> list[VictimRecipe]:
     """Victims that are opened once: in each replicate one of every attack, and half as many clean ones, most hard.
+
+    After them all, one victim for each replicate that was trained against the default scan's own score.
 
     Args:
         replicates: Victims of each attack; of each all-to-all variant half as many.
@@ -252,6 +261,9 @@ def sealed_test(replicates: int = 20) -> list[VictimRecipe]:
             seed = TEST_SEED + len(recipes)
             labelling = AllToAll() if (replicate + number) % 2 == 0 else Derangement(seed=seed)
             recipes.append(backdoored(_setup(replicate, number), seed, attack(), labelling))
+    for replicate in range(replicates):
+        setup, made = _setup(replicate, len(TEST_ATTACKS)), Evasive()
+        recipes.append(backdoored(setup, EVASIVE_SEED + replicate, made, _labelling(made, setup, replicate)))
     return recipes
 
 

@@ -5,6 +5,7 @@ A results file holds the raw score of every reading, so that thresholds can be r
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -20,6 +21,8 @@ from torch import Tensor
 import banaudit
 from banaudit.audit import judge, pick_device
 from banaudit.bench.attacks.labelling import AllToOne, SourceTarget
+from banaudit.bench.conditions import CleanSource, Condition, StudyName, recompress
+from banaudit.bench.cost import MethodCost
 from banaudit.bench.datasets import PixelData, attacker_and_pool, dataset_spec, default_cache, load_split
 from banaudit.bench.victims import VictimFacts, VictimRecipe, load_victim, victim_folder
 from banaudit.data import CleanData
@@ -35,11 +38,11 @@ MAPPING_SHARE = 0.8
 DIGITS = 6
 """Significant digits of a recorded score."""
 
+DRAWS_KEPT = 4
+"""Drawings of clean images held in memory at once."""
+
 NOT_CODE_OF_A_SCAN = frozenset({"bench", "cli", "reports", "demo"})
 """Parts of the package that change no verdict."""
-
-CleanSource = Literal["test", "pool"]
-"""Where a victim's clean images come from: the held-out split, or the training images that no victim was trained on."""
 
 Progress = Callable[[str], None]
 """Told in words what is being done."""
@@ -114,17 +117,6 @@ class ScoredReading(Record):
     per_class: tuple[Number, ...] = Field(default=(), description="In the order of the labels.")
 
 
-class MethodCost(Record):
-    """What one method said and took."""
-
-    method: str
-    verdict: Verdict
-    reason: str
-    seconds: float
-    forward_images: int
-    backward_images: int
-
-
 class ScanRecord(Record):
     """A report reduced to what a benchmark needs."""
 
@@ -149,25 +141,42 @@ class ScanRecord(Record):
 
 
 class VictimEntry(Record):
-    """One victim of the benchmark with its scan."""
+    """One victim of the benchmark with one scan."""
 
     key: str
+    condition: str = Field(default="", description="Name of the condition of a study; empty: the benchmark's own.")
     victim: VictimFacts
     truth: Truth
     outcome: Outcome
     scan: ScanRecord
 
 
-class BenchmarkResults(Record):
-    """Detectors x victims of one split."""
+class VictimResults(Record):
+    """Scans of the victims of one split."""
 
     schema_version: Literal["1.0"] = "1.0"
-    kind: Literal["benchmark"] = "benchmark"
     split: str
-    clean_images: CleanSource
     settings: dict[str, ScanSettings] = Field(default_factory=dict, description="By digest.")
     measures: dict[str, str] = Field(default_factory=dict, description="What each reading's score is.")
     entries: tuple[VictimEntry, ...] = ()
+
+
+class BenchmarkResults(VictimResults):
+    """Detectors x victims of one split."""
+
+    kind: Literal["benchmark"] = "benchmark"
+    clean_images: CleanSource
+
+
+class StudyResults(VictimResults):
+    """The same victims under several conditions."""
+
+    kind: Literal["study"] = "study"
+    study: StudyName
+    conditions: dict[str, Condition] = Field(description="By name; the first is what the others are compared with.")
+
+
+AnyVictimResults = TypeVar("AnyVictimResults", bound=VictimResults)
 
 
 def run(
@@ -189,9 +198,10 @@ def run(
 
     Args:
         recipes: Victims; those that are not in the cache yet are left out.
-        path: Results file; entries in it with the same settings are kept and not scanned again.
+        path: Results file; entries in it with the same settings are kept and not scanned again. Several processes may
+            work on one file.
         split: Name of the list of recipes.
-        clean_images: Where clean images come from; never the victim's training images.
+        clean_images: Where clean images come from.
         detectors: Methods to run; none: the default ones.
         images: Most clean images, as evenly over the classes as they allow.
         seed: Of the drawing of images and of every method.
@@ -205,56 +215,157 @@ def run(
         UsageError: The file is of another split or of other clean images.
         DataError: A data set is missing.
     """
-    detectors = tuple(detectors) if detectors is not None else default_detectors()
-    settings = ScanSettings.of(detectors, images, seed)
     results = read_results(path, BenchmarkResults) or BenchmarkResults(split=split, clean_images=clean_images)
     if (results.split, results.clean_images) != (split, clean_images):
         raise UsageError(
             f"{path}: holds results of split {results.split} with clean images from {results.clean_images}, "
             f"not of {split} with {clean_images}; give another --output"
         )
+    condition = Condition(name="", seed=seed, draw_seed=seed, images=images, source=clean_images)
+    return scan_victims(
+        recipes,
+        [condition],
+        path,
+        results,
+        detectors=detectors,
+        root=root,
+        cache=cache,
+        device=device,
+        fresh=fresh,
+        progress=progress,
+    )
+
+
+def scan_victims(
+    recipes: Sequence[VictimRecipe],
+    conditions: Sequence[Condition],
+    path: Path,
+    results: AnyVictimResults,
+    *,
+    detectors: Sequence[Detector] | None = None,
+    root: Path | None = None,
+    cache: Path | None = None,
+    device: str = "auto",
+    fresh: bool = False,
+    progress: Progress | None = None,
+) -> AnyVictimResults:
+    """Scan every victim that is trained under every condition.
+
+    The file is read again before each scan and before each writing, so that what another process has added meanwhile is
+    neither made again nor lost.
+
+    Args:
+        recipes: Victims; those that are not in the cache yet are left out.
+        conditions: Each with a name of its own.
+        path: Results file.
+        results: What it holds, or nothing yet.
+        detectors: Methods to run where the condition does not name others; none: the default ones.
+        root: Folder of the data sets.
+        cache: Where data and victims are kept; none: the user's.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        fresh: Scan again what was scanned with the same settings.
+        progress: Told of each scan.
+
+    Raises:
+        UsageError: The file became something else meanwhile.
+        DataError: A data set is missing.
+    """
+    usual = tuple(detectors) if detectors is not None else default_detectors()
     where = pick_device(device)
     cache = cache or default_cache()
-    drawn: dict[str, CleanData] = {}
-    done = {entry.key for entry in results.entries if entry.scan.settings == settings.digest and not fresh}
+    made: set[tuple[str, str]] = set()
+
+    @functools.lru_cache(maxsize=DRAWS_KEPT)
+    def drawn(dataset: str, condition: Condition) -> CleanData:
+        return draw_condition(dataset, condition, root=root, cache=cache).to(where)
+
     for number, recipe in enumerate(recipes, start=1):
         folder = victim_folder(recipe, cache)
-        if recipe.key in done or not (folder / "victim.json").exists():
+        if not (folder / "victim.json").exists():
             continue
-        if recipe.dataset not in drawn:
-            drawn[recipe.dataset] = draw_clean(recipe.dataset, clean_images, images, seed, root=root, cache=cache)
-        victim = load_victim(folder)
-        meter = Meter()
-        model = victim.model.to(where).to(memory_format=torch.channels_last)
-        report = judge(model, drawn[recipe.dataset].to(where), detectors=detectors, seed=seed, meter=meter)
-        scan = record_scan(report, settings, meter)
-        truth = truth_of(victim.facts)
-        entry = VictimEntry(
-            key=recipe.key, victim=victim.facts, truth=truth, outcome=hold_against(truth, scan), scan=scan
-        )
-        results = results.model_copy(
-            update={
-                "settings": {**results.settings, settings.digest: settings},
-                "measures": {**results.measures, **measures_of(report)},
-                "entries": (*(other for other in results.entries if other.key != recipe.key), entry),
-            }
-        )
-        write_results(path, results)
-        if progress is not None:
-            progress(f"{number} of {len(recipes)}: {recipe.key}: {describe(scan, entry.outcome)}")
+        for condition in conditions:
+            place = recipe.key, condition.name
+            methods = condition.detectors(usual)
+            settings = ScanSettings.of(methods, condition.images, condition.seed)
+            results = read_results(path, type(results)) or results
+            there = {(entry.key, entry.condition): entry.scan.settings for entry in results.entries}
+            if there.get(place) == settings.digest and (not fresh or place in made):
+                continue
+            victim = load_victim(folder)
+            meter = Meter()
+            model = victim.model.to(where)
+            report = judge(model, drawn(recipe.dataset, condition), detectors=methods, seed=condition.seed, meter=meter)
+            scan, truth = record_scan(report, settings, meter), truth_of(victim.facts)
+            entry = VictimEntry(
+                key=recipe.key,
+                condition=condition.name,
+                victim=victim.facts,
+                truth=truth,
+                outcome=hold_against(truth, scan),
+                scan=scan,
+            )
+            made.add(place)
+            results = read_results(path, type(results)) or results
+            results = results.model_copy(
+                update={
+                    "settings": {**results.settings, settings.digest: settings},
+                    "measures": {**results.measures, **measures_of(report)},
+                    "entries": (*(other for other in results.entries if (other.key, other.condition) != place), entry),
+                }
+            )
+            write_results(path, results)
+            if progress is not None:
+                under = f", {condition.name}" if condition.name else ""
+                progress(f"{number} of {len(recipes)}: {recipe.key}{under}: {describe(scan, entry.outcome)}")
     return results
 
 
-def draw_clean(
-    dataset: str, source: CleanSource, count: int, seed: int, *, root: Path | None = None, cache: Path | None = None
+def draw_condition(
+    dataset: str, condition: Condition, *, root: Path | None = None, cache: Path | None = None
 ) -> CleanData:
-    """Clean images that no victim of a data set was trained on, as evenly over the classes as they allow.
+    """The clean images of a condition.
 
     Args:
         dataset: Name of the data set.
-        source: The held-out split, or the defender's pool of training images.
+        condition: Which images, how many, and what is done to them.
+        root: Folder of the data sets.
+        cache: Where decoded data are kept.
+    """
+    clean = draw_clean(
+        dataset,
+        condition.source,
+        condition.images,
+        condition.draw_seed,
+        part=condition.part,
+        parts=condition.parts,
+        root=root,
+        cache=cache,
+    )
+    if condition.jpeg_quality is None:
+        return clean
+    return CleanData(recompress(clean.images, condition.jpeg_quality), clean.labels, clean.class_names)
+
+
+def draw_clean(
+    dataset: str,
+    source: CleanSource,
+    count: int,
+    seed: int,
+    *,
+    part: int = 0,
+    parts: int = 1,
+    root: Path | None = None,
+    cache: Path | None = None,
+) -> CleanData:
+    """Clean images of a data set, as evenly over the classes as they allow.
+
+    Args:
+        dataset: Name of the data set.
+        source: The held-out split, the defender's pool of training images, or the images that victims are trained on.
         count: How many at most.
         seed: Of the drawing.
+        part: Which of the disjoint parts to draw from, 0 to ``parts`` - 1.
+        parts: Into how many parts, each with its share of every class, the images are cut before the drawing.
         root: Folder of the data sets.
         cache: Where decoded data are kept.
     """
@@ -263,12 +374,16 @@ def draw_clean(
         index = torch.arange(len(data))
     else:
         data = load_split(dataset, "train", root=root, cache=cache)
-        _, index = attacker_and_pool(data)
-    return data.subset(index[_evenly(data, index, count, seed)]).clean()
+        attacker, pool = attacker_and_pool(data)
+        index = pool if source == "pool" else attacker
+    return data.subset(index[_evenly(data, index, count, seed, part, parts)]).clean()
 
 
-def _evenly(data: PixelData, index: Tensor, count: int, seed: int) -> Tensor:
-    """Positions in ``index`` of ``count`` samples: the first of each class, then the second, and so on."""
+def _evenly(data: PixelData, index: Tensor, count: int, seed: int, part: int, parts: int) -> Tensor:
+    """Positions in ``index`` of ``count`` samples: the first of each class, then the second, and so on.
+
+    Of several parts each takes every so manieth of a class.
+    """
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(index), generator=generator)
     labels = data.labels[index][order]
@@ -276,7 +391,8 @@ def _evenly(data: PixelData, index: Tensor, count: int, seed: int) -> Tensor:
     for label in range(len(data.class_names)):
         members = (labels == label).nonzero().flatten()
         rank[members] = torch.arange(len(members))
-    return order[rank.argsort(stable=True)[:count]]
+    in_turn = rank.argsort(stable=True)
+    return order[in_turn[rank[in_turn] % parts == part][:count]]
 
 
 def record_scan(report: Report, settings: ScanSettings, meter: Meter) -> ScanRecord:
@@ -305,17 +421,7 @@ def record_scan(report: Report, settings: ScanSettings, meter: Meter) -> ScanRec
         device=report.device,
         threads=torch.get_num_threads(),
         caveats=report.caveats,
-        methods=tuple(
-            MethodCost(
-                method=finding.method,
-                verdict=finding.verdict,
-                reason=finding.reason,
-                seconds=finding.seconds,
-                forward_images=finding.forward_images,
-                backward_images=finding.backward_images,
-            )
-            for finding in report.findings
-        ),
+        methods=tuple(MethodCost.of(finding) for finding in report.findings),
         readings=tuple(
             ScoredReading(
                 key=key,
@@ -448,16 +554,17 @@ def read_results(path: Path, kind: type[AnyResults]) -> AnyResults | None:
 
 
 def write_results(path: Path, results: BaseModel) -> None:
-    """Write a results file so that it is whole at any moment; each entry is a line of its own.
+    """Write a results file so that it is whole at any moment; each record of a list is a line of its own.
 
     Raises:
         UsageError: The file cannot be written.
     """
     head = results.model_dump(mode="json")
-    entries = [json.dumps(entry, separators=(",", ":")) for entry in head.pop("entries", ())]
-    text = json.dumps(head, indent=1)
-    if entries:
-        text = text[:-2] + ',\n "entries": [\n' + ",\n".join(entries) + "\n]}"
+    lists = {name: value for name, value in head.items() if value and isinstance(value, list)}
+    text = json.dumps({name: value for name, value in head.items() if name not in lists}, indent=1)
+    for name, records in lists.items():
+        lines = ",\n".join(json.dumps(record, separators=(",", ":")) for record in records)
+        text = f'{text[:-1].rstrip()},\n "{name}": [\n{lines}\n]}}'
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, (text + "\n").encode())

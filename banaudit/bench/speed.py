@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import resource
-import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -18,13 +14,12 @@ from torch.func import functional_call
 
 from banaudit.architectures.base import SplitModel
 from banaudit.audit import judge, pick_device
-from banaudit.bench.networks import build_network
-from banaudit.bench.runner import MethodCost
-from banaudit.bench.trainer import TrainingSettings, train
+from banaudit.bench.cost import MethodCost, PeakCost, clock, device_name, measured, memory_note, peak, reset_peak
+from banaudit.bench.economies import Economy, counted_economies, timed_economies
+from banaudit.bench.synthetic import MODEL_NOTE, synthetic_model
 from banaudit.data import CleanData
-from banaudit.detectors import Detector
+from banaudit.detectors import Detector, default_detectors
 from banaudit.errors import UsageError
-from banaudit.meter import Meter
 from banaudit.neurons import batch_norms
 from banaudit.results import Record, Verdict
 from banaudit.shapes import Images, Labels
@@ -39,25 +34,8 @@ EPS = 0.3
 MASK_LEARNING_RATE = 0.01
 MASK_WEIGHT = 0.75
 
-SIDE = 32
-"""Side of the images, pixels."""
-TRAINING_IMAGES = 1280
-TRAINING = TrainingSettings(epochs=2, batch_size=64, learning_rate=0.05, augmentation="none")
-"""Forty steps: enough to tell classes apart by colour, so that searches and early stops have something to work on."""
-NOISE_OF_IMAGES = 40
-"""Largest change of a pixel from its class's colour, of 255."""
 
-
-class Side(Record):
-    """One of the two sides of the comparison."""
-
-    seconds: float
-    forward_images: int
-    backward_images: int
-    peak_bytes: int
-
-
-class PlainSide(Side):
+class PlainSide(PeakCost):
     """The authors' procedure."""
 
     extrapolated: bool = Field(description="Whether only a share of the passes was timed and the rest computed.")
@@ -80,10 +58,11 @@ class SpeedResult(Record):
     torch_version: str
     memory_note: str
     plain: PlainSide
-    scan: Side
+    scan: PeakCost
     ratio: float = Field(description="Seconds of the plain procedure for each second of the default scan.")
     verdict: Verdict
     methods: tuple[MethodCost, ...]
+    economies: tuple[Economy, ...] = Field(description="What each economy of the scan brings.")
 
 
 @dataclass(frozen=True)
@@ -144,29 +123,24 @@ def plain_released(
         index = torch.randint(len(clean), (BATCH,), generator=generator).to(device)
         return clean.images[index], clean.labels[index]
 
-    def clock() -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter()
-
     _mask_iterations(model, batch, 1, generator)  # what the first pass sets up is not charged to the few that are timed
-    started = clock()
+    started = clock(device)
     mask = _mask_iterations(model, batch, mask_iterations, generator)
-    mask_seconds = clock() - started
+    mask_seconds = clock(device) - started
     if progress is not None:
         progress(f"plain procedure: {mask_iterations} iterations for the mask in {mask_seconds:.0f} s")
-    started = clock()
+    started = clock(device)
     noise = _noise_steps(model, batch, steps, generator)
-    noise_seconds = clock() - started
+    noise_seconds = clock(device) - started
     if progress is not None:
         progress(f"plain procedure: {steps} steps for the noise in {noise_seconds:.0f} s")
-    started = clock()
+    started = clock(device)
     with torch.no_grad():
         for name, perturbed in _perturbed(model, noise).items():
             model.get_parameter(name).copy_(perturbed)
     _histogram(model, clean, torch.zeros_like(mask))
     histogram = _histogram(model, clean, mask)
-    evaluation_seconds = clock() - started
+    evaluation_seconds = clock(device) - started
     searched = BATCH * (MASK_ITERATIONS + NOISE_STARTS * NOISE_STEPS)
     return PlainTimes(
         seconds=mask_seconds * MASK_ITERATIONS / mask_iterations
@@ -247,15 +221,6 @@ def _histogram(model: SplitModel, clean: CleanData, mask: Tensor) -> Tensor:
     return torch.bincount(torch.cat(predicted), minlength=clean.num_classes).cpu()
 
 
-def synthetic_images(count: int, classes: int, generator: torch.Generator) -> tuple[Tensor, Labels]:
-    """Noise around a colour for each class, the classes in turn: [N, 3, 32, 32] uint8 and labels [N]."""
-    colours = torch.randint(NOISE_OF_IMAGES, 256 - NOISE_OF_IMAGES, (classes, 3, 1, 1), generator=generator)
-    labels = torch.arange(count) % classes
-    shape = (count, 3, SIDE, SIDE)
-    noise = torch.randint(-NOISE_OF_IMAGES, NOISE_OF_IMAGES + 1, shape, generator=generator)
-    return (colours[labels] + noise).to(torch.uint8).contiguous(memory_format=torch.channels_last), labels
-
-
 def compare(
     *,
     architecture: str = "resnet18",
@@ -270,7 +235,7 @@ def compare(
 ) -> SpeedResult:
     """Time the default scan and the authors' procedure, one after the other, on one model.
 
-    The model is a network of the given size after forty steps on images that differ by colour: what is timed depends on
+    The model is a network of the given size after a few steps on images that differ by colour: what is timed depends on
     the network's size, not on what it knows, but for the searches that stop early, which on real models may run longer
     or shorter.
 
@@ -289,47 +254,37 @@ def compare(
         UsageError: The model learned too little for a scan to run.
     """
     where = pick_device(device)
-    model, clean = _trained(architecture, width, images, classes, where, seed)
+    model, clean = synthetic_model(architecture, width, images, classes, where, seed)
     if progress is not None:
         progress("model ready; default scan")
-    resets = _reset_peak(where)
-    meter = Meter()
-    started = time.perf_counter()
-    report = judge(model, clean, detectors=detectors, seed=seed, meter=meter)
-    if where.type == "cuda":
-        torch.cuda.synchronize(where)
-    scan = Side(
-        seconds=round(time.perf_counter() - started, 3),
-        forward_images=meter.forward_images,
-        backward_images=meter.backward_images,
-        peak_bytes=_peak(where),
-    )
+    report, scan = measured(lambda meter: judge(model, clean, detectors=detectors, seed=seed, meter=meter), where)
     if not report.findings:
         raise UsageError(
             f"--width {width} --classes {classes}: {report.reason}; the scan did not run: take another size"
         )
     if progress is not None:
-        progress(f"default scan: {scan.seconds:.0f} s; plain procedure")
-    _reset_peak(where)
+        progress(f"default scan: {scan.seconds:.0f} s; what each economy brings")
+    economies = timed_economies(model, clean) + counted_economies(
+        tuple(detectors) if detectors is not None else default_detectors(), images
+    )
+    if progress is not None:
+        progress("plain procedure")
+    reset_peak(where)
     times = plain_released(model, clean, share=plain_share, seed=seed, progress=progress)
     return SpeedResult(
         network=f"{architecture} of width {width}",
-        model_note="A network after forty training steps on synthetic images; early stops differ on real models",
+        model_note=MODEL_NOTE,
         classes=classes,
         images=len(clean),
-        device=torch.cuda.get_device_name(where) if where.type == "cuda" else "cpu",
+        device=device_name(where),
         threads=torch.get_num_threads(),
         torch_version=str(torch.__version__),
-        memory_note="the most that torch held on the device"
-        if where.type == "cuda"
-        else "the process's resident set at its peak during each part, libraries included"
-        if resets
-        else "the process's resident set at its peak since its start",
+        memory_note=memory_note(where),
         plain=PlainSide(
             seconds=round(times.seconds, 3),
             forward_images=times.forward_images,
             backward_images=times.backward_images,
-            peak_bytes=_peak(where),
+            peak_bytes=peak(where),
             extrapolated=plain_share < 1,
             timed_share=round(times.timed_share, 5),
             timed_seconds=round(times.timed_seconds, 3),
@@ -338,57 +293,6 @@ def compare(
         scan=scan,
         ratio=round(times.seconds / scan.seconds, 2),
         verdict=report.verdict,
-        methods=tuple(
-            MethodCost(
-                method=finding.method,
-                verdict=finding.verdict,
-                reason=finding.reason,
-                seconds=finding.seconds,
-                forward_images=finding.forward_images,
-                backward_images=finding.backward_images,
-            )
-            for finding in report.findings
-        ),
+        methods=tuple(MethodCost.of(finding) for finding in report.findings),
+        economies=economies,
     )
-
-
-def _trained(
-    architecture: str, width: int, images: int, classes: int, device: torch.device, seed: int
-) -> tuple[SplitModel, CleanData]:
-    generator = torch.Generator().manual_seed(seed)
-    pixels, labels = synthetic_images(TRAINING_IMAGES + images, classes, generator)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = build_network(architecture, width, 3, classes)
-    model = SplitModel(network, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)).to(device)
-    train(
-        model,
-        pixels[:TRAINING_IMAGES].to(device),
-        labels[:TRAINING_IMAGES].to(device),
-        TRAINING,
-        flips=False,
-        poisoner=None,
-        generator=generator,
-    )
-    names = tuple(str(label) for label in range(classes))
-    clean = CleanData(pixels[TRAINING_IMAGES:].float().div(255), labels[TRAINING_IMAGES:], names)
-    return model, clean.to(device)
-
-
-def _reset_peak(device: torch.device) -> bool:
-    """Start a new measurement of peak memory; false where the system cannot."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return True
-    try:
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # Linux: the peak starts from what is held now
-    except OSError:
-        return False
-    return True
-
-
-def _peak(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Annotated, Literal
 
 import torch
@@ -96,10 +97,13 @@ def train(
                 if settings.adversarial_eps > 0:
                     images = adversarial_images(model, images, batch.labels, settings.adversarial_eps, generator)
                 logits = model(images.contiguous())
+                attackers = batch.objective(model, logits) if batch.objective is not None else None
             loss = F.cross_entropy(logits.float(), batch.labels, label_smoothing=settings.label_smoothing)
             total += loss.item()
             if batch.penalty is not None:
                 loss = loss + batch.penalty
+            if attackers is not None:
+                loss = loss + attackers
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             optimizer.step()
@@ -122,7 +126,7 @@ def _poisoned(
     if poisoner.augments_first:
         return poisoner.poison(change(images), labels)
     batch = poisoner.poison(images, labels)
-    return Batch(change(batch.images), batch.labels, batch.penalty)
+    return replace(batch, images=change(batch.images))
 
 
 def augment(

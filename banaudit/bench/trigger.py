@@ -44,6 +44,11 @@ class Trigger:
         """Triggered images [B, C, H, W] in [0, 1]; the input is not changed."""
         return self.attack.apply(images, self.tensors, generator)
 
+    def to(self, device: torch.device | str) -> Trigger:
+        """The same trigger for images on another device."""
+        tensors = {name: tensor.to(device) for name, tensor in self.tensors.items()}
+        return Trigger(self.attack, self.labelling, tensors)
+
     def save(self, path: Path) -> None:
         """Writes a safetensors file that :meth:`load` reads."""
         header = _Header(attack=self.attack, labelling=self.labelling)

@@ -290,9 +290,7 @@ def _measure(recipe: VictimRecipe, trained: _Trained, held_out: PixelData, devic
     images, labels = clean.images.to(device), clean.labels.to(device)
     success = None
     if trained.trigger is not None:
-        on_device = {name: tensor.to(device) for name, tensor in trained.trigger.tensors.items()}
-        trigger = Trigger(trained.trigger.attack, trained.trigger.labelling, on_device)
-        success = attack_success(trained.model, trigger, images, labels, clean.num_classes)
+        success = attack_success(trained.model, trained.trigger.to(device), images, labels, clean.num_classes)
     mapping = recipe.labelling.mapping(clean.num_classes).tolist() if recipe.labelling is not None else []
     return VictimFacts(
         recipe=recipe,

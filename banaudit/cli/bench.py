@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
+from banaudit.cli.bench_calibrate import calibrate
+from banaudit.cli.bench_figure import figure, noise
+from banaudit.cli.bench_options import (
+    RESULTS,
+    Cache,
+    Device,
+    Fresh,
+    Images,
+    Limit,
+    Only,
+    Root,
+    Seed,
+    Split,
+    Verbose,
+    choose_recipes,
+    tell,
+)
+from banaudit.cli.bench_repair import repair, round_trip
+from banaudit.cli.bench_study import study
+from banaudit.cli.bench_timing import timing
+from banaudit.cli.options import choose_detectors, parse_settings
 from banaudit.cli.streams import write_stdout
 from banaudit.errors import UsageError
-from banaudit.reports.escaping import printable
 from banaudit.whole_files import write_whole
-
-if TYPE_CHECKING:
-    from banaudit.bench.victims import VictimRecipe
 
 app = typer.Typer(
     name="bench",
@@ -25,20 +40,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-RESULTS = Path("docs/benchmark")
-"""Where results files are kept, relative to the checkout."""
-
-Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")]
-Split = Annotated[Literal["development", "test"], typer.Option(help="Which victims; the test is opened once.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="Only the first so many victims of the split.")]
-Cache = Annotated[
-    Path | None, typer.Option(help="Where victims and decoded data are kept; else $BANAUDIT_CACHE, ~/.cache/banaudit.")
-]
-Root = Annotated[Path | None, typer.Option("--data", "-d", help="Folder of the data sets, as folders or zip files.")]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Scan again what was scanned with the same settings.")]
-Images = Annotated[int, typer.Option("--max-images", min=20, help="Clean images of a scan at most.")]
-Seed = Annotated[int, typer.Option(min=0, help="Of images and searches.")]
-Verbose = Annotated[bool, typer.Option("--verbose", help="Show the traceback of an error.")]
+app.command("calibrate")(calibrate)
+app.command("study")(study)
+app.command("figure")(figure)
+app.command("noise")(noise)
+app.command("repair")(repair)
+app.command("round-trip")(round_trip)
+app.command("timing")(timing)
 
 
 @app.command("zoo")
@@ -72,7 +80,7 @@ def zoo(
         device=device,
         only=only,
         fresh=fresh,
-        progress=_tell,
+        progress=tell,
     )
     write_stdout(render(output))
 
@@ -94,9 +102,9 @@ def train(
     from banaudit.bench.victims import train_victim
 
     where = pick_device(device)
-    recipes = _recipes(split, limit)
+    recipes = choose_recipes(split, limit)
     for number, recipe in enumerate(recipes, start=1):
-        facts = train_victim(recipe, root=data, cache=cache, device=where, progress=_tell).facts
+        facts = train_victim(recipe, root=data, cache=cache, device=where, progress=tell).facts
         success = "" if facts.attack_success is None else f", attack success {facts.attack_success:.1%}"
         short = "".join(f"; {miss}" for miss in floor_misses(facts))
         write_stdout(
@@ -110,6 +118,13 @@ def run(
     split: Split,
     data: Root = None,
     limit: Limit = None,
+    only: Only = None,
+    method: Annotated[
+        str | None, typer.Option("--method", "-m", metavar="A,B", help="Methods to run instead of the default; all.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="METHOD.KEY=VALUE", help="Change a method's setting.")
+    ] = None,
     clean_images: Annotated[
         Literal["test", "pool"], typer.Option(help="Clean images: the held-out split, or training images kept aside.")
     ] = "test",
@@ -121,27 +136,28 @@ def run(
     fresh: Fresh = False,
     verbose: Verbose = False,
 ) -> None:
-    """Scan every trained victim of a split with the default methods."""
+    """Scan every trained victim of a split with the default methods, or with others."""
     del verbose  # read by main, which prints the traceback
     from banaudit.bench import runner
     from banaudit.bench.tables import render
 
     path = output if output is not None else RESULTS / f"{split}.json"
-    recipes = _recipes(split, limit)
+    recipes = choose_recipes(split, limit, only)
     results = runner.run(
         recipes,
         path,
         split=split,
         clean_images=clean_images,
+        detectors=choose_detectors(method, parse_settings(settings or ()), released=False),
         images=max_images,
         seed=seed,
         root=data,
         cache=cache,
         device=device,
         fresh=fresh,
-        progress=_tell,
+        progress=tell,
     )
-    _tell(f"{len(results.entries)} victims in {path}; {len(recipes)} recipes asked for")
+    tell(f"{len(results.entries)} victims in {path}; {len(recipes)} recipes asked for")
     if not results.entries:
         raise UsageError(f"split {split}: none of its victims is trained; run banaudit bench train --split {split}")
     write_stdout(render(path))
@@ -176,7 +192,7 @@ def speed(
         device=device,
         plain_share=plain_share,
         seed=seed,
-        progress=_tell,
+        progress=tell,
     )
     write_results(output, result)
     write_stdout(render(output))
@@ -201,13 +217,3 @@ def table(
         write_whole(output, text.encode())
     except OSError as error:
         raise UsageError(f"--output {output}: cannot be written ({error.strerror or error})") from None
-
-
-def _recipes(split: str, limit: int | None) -> Sequence[VictimRecipe]:
-    from banaudit.bench.population import SPLITS
-
-    return SPLITS[split]()[:limit]
-
-
-def _tell(text: str) -> None:
-    print(f"banaudit: {printable(text)}", file=sys.stderr, flush=True)

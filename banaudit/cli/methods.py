@@ -8,10 +8,15 @@ from typing import Annotated, Any, Literal
 import typer
 
 from banaudit.cli.streams import write_stdout
+from banaudit.reports.escaping import markdown
+
+COST = "images forward at most, for 10 classes and 1,000 images"
 
 
 def methods(
-    format_: Annotated[Literal["text", "json"], typer.Option("--format", help="Format on standard output.")] = "text",
+    format_: Annotated[
+        Literal["text", "json", "markdown"], typer.Option("--format", help="Format on standard output.")
+    ] = "text",
     verbose: Annotated[bool, typer.Option("--verbose", help="Show the traceback of an error.")] = False,
 ) -> None:
     """List the methods with what each needs, misses, and can be set to."""
@@ -34,12 +39,26 @@ def methods(
     if format_ == "json":
         write_stdout(json.dumps(listed, indent=2) + "\n")
         return
+    if format_ == "markdown":
+        write_stdout(_table(listed))
+        return
     for entry in listed:
         mark = " (default)" if entry["default"] else ""
         settings = ", ".join(f"{key}={value}" for key, value in entry["settings"].items())
         write_stdout(
             f"{entry['name']}{mark}\n  looks for  {entry['looks_for']}\n  needs      {entry['needs']}\n"
             f"  misses     {entry['misses']}\n"
-            f"  costs      {entry['passes']:,} images forward at most, for 10 classes and 1,000 images\n"
+            f"  costs      {entry['passes']:,} {COST}\n"
             f"  settings   {settings}\n\n"
         )
+
+
+def _table(listed: list[dict[str, Any]]) -> str:
+    """The table in ``docs/methods.md``."""
+    lines = [f"| method | default | looks for | needs | known to miss | {COST} |", "|---|---|---|---|---|---|"]
+    for entry in listed:
+        texts = [markdown(entry[key]) for key in ("looks_for", "needs", "misses")]
+        lines.append(
+            f"| `{entry['name']}` | {'yes' if entry['default'] else ''} | {' | '.join(texts)} | {entry['passes']:,} |"
+        )
+    return "\n".join(lines) + "\n"

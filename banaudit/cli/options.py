@@ -1,9 +1,10 @@
-"""Texts of the command line as values: numbers for each channel, methods and their settings."""
+"""Options of the command line as values: the subject, numbers for each channel, methods and their settings."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import ValidationError
@@ -11,10 +12,48 @@ from pydantic import ValidationError
 from banaudit.errors import UsageError
 
 if TYPE_CHECKING:
+    from banaudit.audit import Subject
     from banaudit.detectors.base import Detector
     from banaudit.mitigations import Mitigation
 
 Method = TypeVar("Method", "Detector", "Mitigation")
+
+
+def make_subject(
+    model: Path,
+    data: Path,
+    *,
+    arch: str | None,
+    state_key: str | None,
+    classes: Path | None,
+    preset: str | None,
+    mean: str | None,
+    std: str | None,
+    size: int | None,
+    max_images: int,
+    accuracy_floor: float | None,
+) -> Subject:
+    """What is to be judged, from the options in :mod:`banaudit.cli.subject`, which have the same names.
+
+    Raises:
+        UsageError: Mean or standard deviation is not one or three numbers.
+    """
+    means, stds = parse_numbers("--mean", mean), parse_numbers("--std", std)
+    from banaudit import audit
+
+    return audit.Subject(
+        model=model,
+        data=data,
+        arch=arch,
+        state_key=state_key,
+        class_map=classes,
+        preset=preset,
+        mean=means,
+        std=stds,
+        size=size,
+        max_images=max_images,
+        accuracy_floor=accuracy_floor,
+    )
 
 
 def parse_numbers(option: str, text: str | None) -> tuple[float, ...] | None:
@@ -103,7 +142,7 @@ def choose_mitigation(method: str, settings: Mapping[str, Mapping[str, str]], *,
         epochs: Passes over the images; none: its own default.
 
     Raises:
-        UsageError: An unknown method or setting, or a value out of range.
+        UsageError: An unknown method or setting, a value out of range, or epochs for a method that has none.
     """
     from banaudit.mitigations import MITIGATIONS
 
@@ -116,8 +155,31 @@ def choose_mitigation(method: str, settings: Mapping[str, Mapping[str, str]], *,
     if epochs is not None:
         if "epochs" in changes:
             raise UsageError(f"--set {method}.epochs: --epochs is given too; keep one of them")
+        if "epochs" not in MITIGATIONS[method].model_fields:
+            raise UsageError(f"--epochs: {method} does not train the network's weights; leave it out")
         changes["epochs"] = str(epochs)
     return _with_settings(MITIGATIONS[method](), changes)
+
+
+def choose_mitigations(methods: str, settings: Mapping[str, Mapping[str, str]]) -> tuple[Mitigation, ...]:
+    """Several mitigations that are to run, with their settings.
+
+    Args:
+        methods: Names with commas between them.
+        settings: Method -> setting -> value, as text.
+
+    Raises:
+        UsageError: An unknown method or setting, a value out of range, or a method twice.
+    """
+    names = [name.strip() for name in methods.split(",")]
+    if len(set(names)) < len(names):
+        raise UsageError(f"--method {methods}: names a method twice")
+    for name in settings:
+        if name not in names:
+            raise UsageError(f"--set {name}.{next(iter(settings[name]))}: {name} does not run; {', '.join(names)} does")
+    return tuple(
+        choose_mitigation(name, {name: settings[name]} if name in settings else {}, epochs=None) for name in names
+    )
 
 
 def _with_settings(method: Method, changes: Mapping[str, str]) -> Method:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from banaudit.cli import subject
-from banaudit.cli.options import choose_mitigation, parse_numbers, parse_settings
+from banaudit.cli.options import choose_mitigation, make_subject, parse_settings
 from banaudit.cli.progress import progress_bar
 from banaudit.cli.streams import deliver
 from banaudit.reports.escaping import printable
@@ -40,10 +40,17 @@ def purify(
     size: subject.Size = None,
     max_images: subject.MaxImages = MAX_IMAGES,
     accuracy_floor: subject.AccuracyFloor = None,
-    method: Annotated[str, typer.Option(help="ban or fine-tuning.", rich_help_panel=REPAIR)] = "ban",
+    method: Annotated[
+        str,
+        typer.Option(
+            help="ban, ban-distillation, fine-tuning, ft-sam, anp, clp, bti-dbf-unlearning or feature-flip.",
+            rich_help_panel=REPAIR,
+        ),
+    ] = "ban",
     settings: subject.Settings = None,
     epochs: Annotated[
-        int | None, typer.Option(min=1, help="Passes over the images instead of 25.", rich_help_panel=REPAIR)
+        int | None,
+        typer.Option(min=1, help="Passes over the images instead of the method's own number.", rich_help_panel=REPAIR),
     ] = None,
     max_drop: Annotated[
         float,
@@ -71,25 +78,24 @@ def purify(
     """
     del verbose  # read by main, which prints the traceback
     mitigation = choose_mitigation(method, parse_settings(settings or ()), epochs=epochs)
-    means, stds = parse_numbers("--mean", mean), parse_numbers("--std", std)
     with progress_bar(wanted=not (quiet or no_progress)) as listener:
-        from banaudit import audit
+        suspect = make_subject(
+            model,
+            data,
+            arch=arch,
+            state_key=state_key,
+            classes=classes,
+            preset=preset,
+            mean=mean,
+            std=std,
+            size=size,
+            max_images=max_images,
+            accuracy_floor=accuracy_floor,
+        )
         from banaudit.purify import purify as run
 
         record = run(
-            audit.Subject(
-                model=model,
-                data=data,
-                arch=arch,
-                state_key=state_key,
-                class_map=classes,
-                preset=preset,
-                mean=means,
-                std=stds,
-                size=size,
-                max_images=max_images,
-                accuracy_floor=accuracy_floor,
-            ),
+            suspect,
             out,
             mitigation=mitigation,
             max_drop=max_drop / 100,

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from banaudit.cli import subject
-from banaudit.cli.options import choose_detectors, parse_numbers, parse_settings
+from banaudit.cli.options import choose_detectors, make_subject, parse_settings
+from banaudit.cli.pictures import check_folder, keep_pictures
 from banaudit.cli.progress import progress_bar
 from banaudit.cli.streams import deliver, parse_outputs
-from banaudit.errors import UnsafeCheckpointError
+from banaudit.errors import UnsafeCheckpointError, UsageError
 from banaudit.reports.escaping import printable
 from banaudit.results import EXIT_CODES, ExitCode, Inspection, Report
+
+if TYPE_CHECKING:
+    from banaudit.triggers import RecoveredTrigger
 
 
 def scan(
@@ -57,6 +62,14 @@ def scan(
             rich_help_panel=subject.OUTPUT,
         ),
     ] = None,
+    triggers: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Keep recovered triggers there as PNG files; new or empty.",
+            rich_help_panel=subject.OUTPUT,
+        ),
+    ] = None,
     exit_zero: Annotated[
         bool,
         typer.Option("--exit-zero", help="Exit 0 whatever the verdict; 2 on errors.", rich_help_panel=subject.OUTPUT),
@@ -71,32 +84,36 @@ def scan(
     """
     del verbose  # read by main, which prints the traceback
     outputs = parse_outputs(output or (), (model, data))
+    if triggers is not None:
+        check_folder(triggers, [written.path for written in outputs])
     changes = parse_settings(settings or ())
-    means, stds = parse_numbers("--mean", mean), parse_numbers("--std", std)
+    found: list[RecoveredTrigger] = []
     record: Report | Inspection
     with progress_bar(wanted=not (quiet or no_progress)) as listener:
+        suspect = make_subject(
+            model,
+            data,
+            arch=arch,
+            state_key=state_key,
+            classes=classes,
+            preset=preset,
+            mean=mean,
+            std=std,
+            size=size,
+            max_images=max_images,
+            accuracy_floor=accuracy_floor,
+        )
         from banaudit import audit
 
         try:
             report = audit.scan(
-                audit.Subject(
-                    model=model,
-                    data=data,
-                    arch=arch,
-                    state_key=state_key,
-                    class_map=classes,
-                    preset=preset,
-                    mean=means,
-                    std=stds,
-                    size=size,
-                    max_images=max_images,
-                    accuracy_floor=accuracy_floor,
-                ),
+                suspect,
                 detectors=choose_detectors(method, changes, released=released),
                 seed=seed,
                 device=device,
                 time_limit=time_limit,
                 listener=listener,
+                triggers=None if triggers is None else found.append,
             )
             record, code, unsafe = report, EXIT_CODES[report.verdict], ""
         except UnsafeCheckpointError as refusal:
@@ -104,8 +121,21 @@ def scan(
             record, code, unsafe = audit.inspect(model), ExitCode.BACKDOORED_OR_UNSAFE, str(refusal)
     if unsafe:
         print(f"banaudit: {printable(unsafe)}", file=sys.stderr)
+    refused: UsageError | None = None
+    if triggers is not None and found and isinstance(record, Report):
+        try:
+            record = keep_pictures(record, found, triggers)
+        except UsageError as problem:  # the verdict must not be lost with its pictures
+            refused = problem
     deliver(record, format_, outputs)
+    if refused is not None:
+        raise refused
     if not quiet:
         for written in outputs:
             print(f"banaudit: wrote {written.format} to {printable(str(written.path))}", file=sys.stderr)
+        if triggers is not None:
+            said = (
+                f"wrote pictures to {printable(str(triggers))}" if found else "no trigger was recovered, so no picture"
+            )
+            print(f"banaudit: {said}", file=sys.stderr)
     raise typer.Exit(0 if exit_zero else code)

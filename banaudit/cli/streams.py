@@ -82,19 +82,20 @@ def _stdout_refused(error: OSError) -> UsageError:
     return UsageError(f"standard output cannot be written ({error.strerror or error})")
 
 
-def render(record: Report | Inspection | Repair, form: FileFormat, console: Console) -> str:
+def render(record: Report | Inspection | Repair, form: FileFormat, console: Console, beside: Path | None = None) -> str:
     """A record as text, JSON or Markdown.
 
     Args:
         record: What to show.
         form: How.
         console: Decides width and colours of text.
+        beside: Folder that it will lie in, for links to pictures; none: the current one.
     """
     match form:
         case "json":
             return json_text.render(record)
         case "markdown":
-            return markdown.render(as_document(record))
+            return markdown.render(as_document(record), beside)
         case "text":
             return terminal.render(as_document(record), console)
 
@@ -125,7 +126,8 @@ def deliver(record: Report | Inspection | Repair, screen: ScreenFormat, outputs:
         failures.append(_stdout_refused(error))
     for output in outputs:
         try:
-            _write(output.path, render(record, output.format, terminal.plain_console()))
+            beside = None if _is_special(output.path) else output.path.parent
+            _write(output.path, render(record, output.format, terminal.plain_console(), beside))
         except UsageError as failure:
             failures.append(failure)
     if failures:

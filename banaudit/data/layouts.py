@@ -1,11 +1,11 @@
 """Where the images are and which category each belongs to, found from what the folder holds.
 
-Three layouts are known: one sub-folder a class; a CSV of file and label; files named ``class_3_example_7.png``.
-A category is the word that stands for the class there (a folder's name, a CSV's label); :mod:`banaudit.data.labels`
-turns categories into labels.
+Three layouts are known: one sub-folder a class, whose images may lie in a folder ``images`` of its own (as in Tiny
+ImageNet); a CSV of file and label; files named ``class_3_example_7.png``. A category is the word that stands for the
+class there (a folder's name, a CSV's label); :mod:`banaudit.data.labels` turns categories into labels.
 
-Links to files and folders are followed, as data sets are often linked together; nothing is searched deeper than one
-folder below the place that holds the classes, so a loop of links cannot trap the search.
+Links to files and folders are followed, as data sets are often linked together; nothing is searched deeper than two
+folders below the place that holds the classes, so a loop of links cannot trap the search.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".
 SPLIT_NAMES = frozenset({"train", "training", "test", "testing", "val", "valid", "validation"})
 FILE_COLUMNS = ("file", "filename", "file_name", "path", "filepath", "file_path", "image", "image_path", "img")
 LABEL_COLUMNS = ("label", "class", "classid", "class_id", "target", "category", "labels", "y")
+INNER_FOLDER = "images"
+"""A class folder may keep its images in a folder of this name."""
 EXPECTED = "expected one sub-folder a class, a CSV with the columns file and label, or class_3_example_7.png names"
 
 _NUMBERED_FILE = re.compile(r"class_(\d+)_example_\d+", re.ASCII)
@@ -100,15 +102,18 @@ def list_files(path: Path) -> Listing:
     if len(tables) == 1:
         return _read_table(tables[0])
     inside = {folder: _look(folder) for folder in content.folders}
-    holding = [folder for folder, found in inside.items() if found.images]
+    held = {folder: found.images for folder, found in inside.items()}
+    if not any(held.values()):
+        held = _inner_images(inside)
+    holding = [folder for folder, images in held.items() if images]
     if holding:
         _refuse_splits(path, holding)
         files = tuple(
-            LabelledFile(image, f"{folder.name}/{image.name}", folder.name)
+            LabelledFile(image, image.relative_to(path).as_posix(), folder.name)
             for folder in holding
-            for image in inside[folder].images
+            for image in held[folder]
         )
-        empty = tuple(folder.name for folder, found in inside.items() if not found.images)
+        empty = tuple(folder.name for folder in inside if not held[folder])
         return Listing("class folders", path, files, empty)
     if len(tables) > 1:
         raise DataError(f"{path}: holds {len(tables)} CSV files with labels; pass one of them, e.g. {tables[0]}")
@@ -141,6 +146,20 @@ def _look(folder: Path) -> _Folder:
     return _Folder(tuple(sorted(folders)), tuple(sorted(images)), tuple(sorted(tables)))
 
 
+def _inner(folder: Path, found: _Folder) -> tuple[Path, ...]:
+    """Images in the ``images`` folder of a folder, if it has one."""
+    return _look(folder / INNER_FOLDER).images if folder / INNER_FOLDER in found.folders else ()
+
+
+def _inner_images(inside: dict[Path, _Folder]) -> dict[Path, tuple[Path, ...]]:
+    """Images of each folder from its own ``images`` folder, where these look like classes; else none for any."""
+    inner = {folder: _inner(folder, found) for folder, found in inside.items()}
+    holding = [folder for folder, images in inner.items() if images]
+    # Splits with one folder of images each, beside a CSV of their labels, look the same but for their names.
+    classes = len(holding) > 1 and not any(folder.name.lower() in SPLIT_NAMES for folder in holding)
+    return inner if classes else dict.fromkeys(inside, ())
+
+
 def _refuse_splits(path: Path, holding: list[Path]) -> None:
     # A class may well be called "train" (CIFAR-100 has one); folders that are *all* named like splits are none.
     if all(folder.name.lower() in SPLIT_NAMES for folder in holding):
@@ -158,7 +177,9 @@ def _read_numbered(path: Path, images: tuple[Path, ...]) -> Listing:
 
 
 def _descend(path: Path, inside: dict[Path, _Folder]) -> Listing:
-    splits = [folder for folder, found in inside.items() if any(_look(candidate).images for candidate in found.folders)]
+    splits = [folder for folder, found in inside.items() if _holds_classes(found)]
+    if not splits:  # each perhaps one folder of images beside a CSV
+        splits = [folder for folder, found in inside.items() if _inner(folder, found)]
     if len(splits) == 1:
         return list_files(splits[0])
     if splits:
@@ -167,6 +188,12 @@ def _descend(path: Path, inside: dict[Path, _Folder]) -> Listing:
     if not inside:
         raise DataError(f"{path}: holds no images; {EXPECTED}")
     raise DataError(f"{path}: none of its {len(inside)} folders holds images; {EXPECTED}")
+
+
+def _holds_classes(found: _Folder) -> bool:
+    candidates = (candidate for candidate in found.folders if candidate.name != INNER_FOLDER)
+    looked = ((candidate, _look(candidate)) for candidate in candidates)
+    return any(content.images or _inner(candidate, content) for candidate, content in looked)
 
 
 def _delimiter(header: str) -> str:

@@ -48,9 +48,10 @@ def read_clean_folder(
 ) -> ImageSet:
     """Read clean, labelled images.
 
-    Layouts: one sub-folder a class; a CSV of file and label (the CSV itself, or a folder that holds one); files named
-    ``class_3_example_7.png``. A folder with a single split inside (``test/``) is read as that split. How categories
-    become labels is described in :mod:`banaudit.data.labels`.
+    Layouts: one sub-folder a class, with the images in it or in an ``images`` folder of its own; a CSV of file and
+    label (the CSV itself, or a folder that holds one); files named ``class_3_example_7.png``. A folder with a single
+    split inside (``test/``) is read as that split. How categories become labels is described in
+    :mod:`banaudit.data.labels`.
 
     Images are drawn at random, as evenly over the classes as their files allow. A file that is corrupt, truncated, or
     no image is counted, named, and replaced by another of its class.

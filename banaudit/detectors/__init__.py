@@ -6,10 +6,12 @@ from banaudit.detectors.ban import BAN
 from banaudit.detectors.base import Detector, Samples
 from banaudit.detectors.bti_dbf import BTIDBF, BTIDBFStar
 from banaudit.detectors.feature_re import FeatureRE
+from banaudit.detectors.free_eagle import FreeEagle
 from banaudit.detectors.mm_bd import MMBD
 from banaudit.detectors.neural_cleanse import NeuralCleanse
 from banaudit.detectors.tabor import Tabor
 from banaudit.detectors.targeted_noise import TargetedNoise
+from banaudit.detectors.unicorn import Unicorn
 from banaudit.detectors.universal_perturbation import UniversalPerturbation
 
 DETECTORS: dict[str, type[Detector]] = {
@@ -24,6 +26,8 @@ DETECTORS: dict[str, type[Detector]] = {
         BTIDBF,
         BTIDBFStar,
         FeatureRE,
+        FreeEagle,
+        Unicorn,
     )
 }
 

@@ -10,7 +10,7 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from banaudit.architectures.base import SplitModel
-from banaudit.detectors.base import Detector, Samples, draw
+from banaudit.detectors.base import Detector, Samples, agreement_of, draw
 from banaudit.meter import Meter
 from banaudit.neurons import NoisyModel, Statistics, fit_feature_mask
 from banaudit.results import Evidence, Reading
@@ -101,10 +101,10 @@ class BAN(Detector):
     read_images: PositiveInt = 200
     """Held-out images of a reading."""
     restarts: PositiveInt = 2
-    """Independent noises and masks; all must name the same class."""
+    """Independent noises and masks, at most; all must name the same class."""
     share_threshold: PositiveFloat = 0.5
     """Share in one class above which Eq. 6 fires; the authors' own rule, given by them in public."""
-    errors_threshold: PositiveFloat = 0.45
+    errors_threshold: PositiveFloat = 0.75
     """Share of the mistakes under noise alone that must fall in one class."""
     null_margin: NonNegativeFloat = 0.2
     """How far the share of Eq. 6 over all images must lie above the same share under random noise."""
@@ -141,16 +141,23 @@ class BAN(Detector):
         return self.restarts * (noise + min(self.search_images, half) + 2 * min(self.read_images, half))
 
     def score(self, model: SplitModel, samples: Samples, generator: torch.Generator, meter: Meter) -> list[Evidence]:
-        """Noise, mask and readings for each restart."""
-        restarts = [
-            self._restart(model, samples, generator, meter, f"{self.name}, restart {number + 1} of {self.restarts}")
-            for number in range(self.restarts)
-        ]
-        return [
-            self._all_to_one(samples, restarts),
-            self._all_to_all(restarts),
-            self._noise_alone(samples, restarts),
-        ]
+        """Noise, mask and readings for each restart.
+
+        The weakest restart counts: once no reading could fire any more, there are no further ones.
+        """
+        restarts: list[_Restart] = []
+        evidence: list[Evidence] = []
+        for number in range(self.restarts):
+            what = f"{self.name}, restart {number + 1} of {self.restarts}"
+            restarts.append(self._restart(model, samples, generator, meter, what))
+            evidence = [
+                self._all_to_one(samples, restarts),
+                self._all_to_all(restarts),
+                self._noise_alone(samples, restarts),
+            ]
+            if not any(item.fired for item in evidence):
+                break
+        return evidence
 
     def _restart(
         self, model: SplitModel, samples: Samples, generator: torch.Generator, meter: Meter, what: str
@@ -238,7 +245,7 @@ class BAN(Detector):
         values, labels = shares.max(dim=1)
         weakest = int(values.argmin())
         target = int(labels[weakest])
-        agreement = float((labels == target).float().mean())
+        agreement = agreement_of(labels.tolist(), target)
         null = float(nulls[:, target].max())
         score = float(values[weakest])
         return Evidence(
@@ -247,7 +254,9 @@ class BAN(Detector):
             measures=measures,
             score=score,
             threshold=threshold,
-            fired=score > threshold and agreement == 1.0 and (null_margin is None or score - null >= null_margin),
+            fired=(
+                score > threshold and agreement in {None, 1.0} and (null_margin is None or score - null >= null_margin)
+            ),
             null=null,
             target=target,
             per_class=samples.per_class(shares.mean(dim=0)),
@@ -263,7 +272,7 @@ class BAN(Detector):
             all(other.get(source, (0.0, target))[1] == target for other in favourites)
             for source, (_, target) in weakest.items()
         ]
-        agreement = sum(common) / len(common)
+        agreement = sum(common) / len(common) if len(restarts) > 1 else None
         mapping = {source: target for source, (share, target) in weakest.items() if share > 0}
         distinct = len(set(mapping.values())) / len(weakest)
         return Evidence(
@@ -277,7 +286,7 @@ class BAN(Detector):
             fired=(
                 score > self.share_threshold
                 and distinct > self.distinct_threshold
-                and agreement > 0.5
+                and (agreement is None or agreement > 0.5)
                 and len(weakest) > 2
             ),
             null=max(_mean_share(_favourites(item.null)) for item in restarts),

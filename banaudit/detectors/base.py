@@ -1,7 +1,7 @@
 """What every detector shares: settings in the constructor, a model and clean data in the call, a finding out.
 
 The base owns the protocol (private copy of the model, isolated random state, caveats, time limit); a detector's file
-owns the paper.
+owns the paper. A :class:`TriggerDetector` also hands out what it recovered, as pictures beside the finding.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ import copy
 import math
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self, final
 
 import torch
 from pydantic import BaseModel, ConfigDict
+from torch import Tensor
 
 from banaudit.architectures.base import SplitModel
 from banaudit.data import CleanData
@@ -22,9 +24,15 @@ from banaudit.errors import DataError, TimeLimitReached, UnsupportedModelError
 from banaudit.meter import Meter
 from banaudit.results import ClassScore, Evidence, Finding, Scalar, Verdict
 from banaudit.shapes import Images, Labels
+from banaudit.triggers import RecoveredTrigger, TriggerSink
 
 SEARCH_SHARE = 0.5
 """Share of the clean images that a search may use; the rest only ever evaluates what was found."""
+
+
+PASS_PIXELS = 2**21
+"""Pixels of the images of one pass with gradients, where a search can be cut up: 41 images of 224 x 224, or 2,048 of
+32 x 32. The memory of a pass is then bounded, whatever the number of classes."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +57,30 @@ class Samples:
         """Names of the K classes."""
         return self.search.class_names
 
-    def per_class(self, scores: torch.Tensor) -> tuple[ClassScore, ...]:
+    def example(self, target: int) -> Tensor:
+        """A held-out image [C, H, W] to show a trigger on: the first of another class than ``target``."""
+        others = (self.held_out.labels != target).nonzero().flatten()
+        return self.held_out.images[others[0] if len(others) else 0]
+
+    def per_class(self, scores: Tensor) -> tuple[ClassScore, ...]:
         """Scores [K] as the bars of a report."""
         return tuple(
             ClassScore(label=label, name=self.class_names[label], score=round(float(score), 6))
             for label, score in enumerate(scores)
         )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a search found.
+
+    Args:
+        evidence: One for each reading.
+        triggers: What was recovered for the strongest class, and for the runner-up where there is one; all on the CPU.
+    """
+
+    evidence: list[Evidence]
+    triggers: tuple[RecoveredTrigger, ...] = ()
 
 
 def draw(data: CleanData, count: int, generator: torch.Generator, *, exclude: int | None = None) -> CleanData:
@@ -69,6 +95,16 @@ def draw(data: CleanData, count: int, generator: torch.Generator, *, exclude: in
     positions = torch.arange(len(data)) if exclude is None else (data.labels.cpu() != exclude).nonzero().flatten()
     chosen = positions[torch.randperm(len(positions), generator=generator)[:count]]
     return data.subset(chosen.to(data.labels.device))
+
+
+def agreement_of(answers: Sequence[object], answer: object) -> float | None:
+    """Share of the restarts' answers that are ``answer``; none for a single one, which has nothing to agree with."""
+    return sum(item == answer for item in answers) / len(answers) if len(answers) > 1 else None
+
+
+def images_of_a_pass(images: Images) -> int:
+    """How many images of this size, at least one, :data:`PASS_PIXELS` allows in one pass."""
+    return max(1, PASS_PIXELS // (images.shape[2] * images.shape[3]))
 
 
 def batches(images: Images, labels: Labels, size: int) -> list[tuple[Images, Labels]]:
@@ -127,7 +163,15 @@ class Detector(BaseModel, ABC):
         return type(self).model_validate({**self.model_dump(), **changes})
 
     @final
-    def __call__(self, model: SplitModel, clean: CleanData, *, seed: int = 0, meter: Meter | None = None) -> Finding:
+    def __call__(
+        self,
+        model: SplitModel,
+        clean: CleanData,
+        *,
+        seed: int = 0,
+        meter: Meter | None = None,
+        triggers: TriggerSink | None = None,
+    ) -> Finding:
         """Judge a model.
 
         Neither the model (parameters, buffers, mode, ``requires_grad``) nor any global random state is changed.
@@ -137,6 +181,7 @@ class Detector(BaseModel, ABC):
             clean: Clean images with labels, on the same device.
             seed: Same seed, model, images and device: same finding.
             meter: Counts passes, tells progress, keeps the time limit.
+            triggers: Given each recovered trigger, with its pictures, once the search is over.
 
         Returns:
             The finding; *inconclusive* when the method does not fit the model or the time ran out.
@@ -145,37 +190,41 @@ class Detector(BaseModel, ABC):
         started = time.monotonic()
         forward, backward = meter.forward_images, meter.backward_images
         generator = torch.Generator().manual_seed(seed)
-        evidence: list[Evidence] = []
+        outcome = Outcome([])
         cuda = [clean.images.device] if clean.images.is_cuda else []
         try:
             with torch.random.fork_rng(devices=cuda):
                 torch.manual_seed(seed)
                 self._require_classes(clean.num_classes)
-                private = copy.deepcopy(model).eval()
+                private = copy.deepcopy(model).eval().lay_out_fast(clean.images)
                 samples = Samples(*clean.split(SEARCH_SHARE, generator))
-                evidence = self.score(private, samples, generator, meter)
-                _require_finite(evidence)
+                if isinstance(self, TriggerDetector):
+                    found = self.search(private, samples, generator, meter)
+                else:
+                    found = Outcome(self.score(private, samples, generator, meter))
+                _require_finite(found)
+                outcome = found
         except (UnsupportedModelError, TimeLimitReached, DataError) as problem:
-            verdict, reason, evidence = Verdict.INCONCLUSIVE, str(problem), []
+            verdict, reason = Verdict.INCONCLUSIVE, str(problem)
         except (RuntimeError, ValueError) as problem:
             # Out of memory, a batch that the network cannot take: what the other methods find must not be lost with it.
             first = str(problem).partition("\n")[0]
-            verdict, reason, evidence = (
-                Verdict.INCONCLUSIVE,
-                f"the method failed: {type(problem).__name__}: {first}",
-                [],
-            )
+            verdict, reason = Verdict.INCONCLUSIVE, f"the method failed: {type(problem).__name__}: {first}"
         else:
-            fired = [item for item in evidence if item.fired]
+            fired = [item for item in outcome.evidence if item.fired]
             verdict = Verdict.BACKDOORED if fired else Verdict.NO_EVIDENCE
-            strongest = max(fired or evidence, key=lambda item: item.score / item.threshold)
+            strongest = max(fired or outcome.evidence, key=lambda item: item.score / item.threshold)
             reason = _why(strongest)
+        if triggers is not None:
+            for trigger in outcome.triggers:
+                triggers(trigger)
         return Finding(
             method=self.name,
             title=self.title,
             verdict=verdict,
             reason=reason,
-            evidence=tuple(evidence),
+            evidence=tuple(outcome.evidence),
+            triggers=tuple(trigger.facts for trigger in outcome.triggers),
             settings=self.settings(),
             seconds=round(time.monotonic() - started, 3),
             forward_images=meter.forward_images - forward,
@@ -190,12 +239,30 @@ class Detector(BaseModel, ABC):
             )
 
 
-def _require_finite(evidence: list[Evidence]) -> None:
+class TriggerDetector(Detector, ABC):
+    """A detector whose search recovers triggers: it implements :meth:`search` instead of :meth:`score`."""
+
+    @abstractmethod
+    def search(self, model: SplitModel, samples: Samples, generator: torch.Generator, meter: Meter) -> Outcome:
+        """Search and read, as :meth:`Detector.score`; and show what was recovered.
+
+        The pictures take no pass through the audited network and no random number: with or without somebody to look at
+        them the finding is the same.
+        """
+
+    @final
+    def score(self, model: SplitModel, samples: Samples, generator: torch.Generator, meter: Meter) -> list[Evidence]:
+        """The evidence of :meth:`search` alone."""
+        return self.search(model, samples, generator, meter).evidence
+
+
+def _require_finite(outcome: Outcome) -> None:
     numbers = [
         number
-        for item in evidence
+        for item in outcome.evidence
         for number in (item.score, *item.restarts, *(entry.score for entry in item.per_class))
     ]
+    numbers += [number for trigger in outcome.triggers for number in (trigger.facts.size, trigger.facts.success or 0.0)]
     if not all(map(math.isfinite, numbers)):
         raise UnsupportedModelError("the search ended in numbers that are not finite")
 

@@ -12,13 +12,14 @@ from torch import Tensor
 
 from banaudit.architectures.base import SplitModel
 from banaudit.data import CleanData
-from banaudit.detectors.base import Detector, Samples, batches, draw
+from banaudit.detectors.base import Outcome, Samples, TriggerDetector, batches, draw
 from banaudit.detectors.inversion import features_of, freeze
 from banaudit.detectors.unet import UNet, largest_depth
 from banaudit.meter import Meter
 from banaudit.neurons import decoupling_loss, fast_precision
-from banaudit.results import Evidence, Reading
+from banaudit.results import Evidence, Reading, TriggerFacts
 from banaudit.shapes import Features, Images, Labels
+from banaudit.triggers import RecoveredTrigger, change_pictures
 
 BENIGN_WEIGHT = 0.01
 """Weight of the benign features' change in the generator's loss (official code)."""
@@ -48,7 +49,7 @@ def generator_loss(
     return torch.where(too_far, pixels, BENIGN_WEIGHT * benign - others)
 
 
-class DecoupledFeatures(Detector, ABC):
+class DecoupledFeatures(TriggerDetector, ABC):
     """Both BTI-DBF and its repair: they differ in the penalty on the feature mask.
 
     1. Mask m over the latent features g(x): minimise :func:`decoupling_loss`.
@@ -88,34 +89,45 @@ class DecoupledFeatures(Detector, ABC):
 
     @final
     def planned_images(self, num_classes: int, images: int) -> int:
-        """Forward passes through the audited network that :meth:`score` is expected to take."""
+        """Forward passes through the audited network that :meth:`search` is expected to take."""
         del num_classes
         half = images // 2
         return min(self.search_images, half) + self.steps * self.batch_size + min(self.held_out_images, half)
 
     @final
-    def score(self, model: SplitModel, samples: Samples, generator: torch.Generator, meter: Meter) -> list[Evidence]:
+    def search(self, model: SplitModel, samples: Samples, generator: torch.Generator, meter: Meter) -> Outcome:
         """Decouple, generate, and look where the generated images go."""
         freeze(model)
         search = draw(samples.search, self.search_images, generator)
         features = features_of(model, search, meter, batch_size=self.mask_batch)
         mask = self.fit_mask(model, features, search.labels, generator)
         network = self.fit_generator(model, search, features, mask, generator=generator, meter=meter)
-        shares = self.shares(model, network, draw(samples.held_out, self.held_out_images, generator), meter)
+        held_out = draw(samples.held_out, self.held_out_images, generator)
+        shares = self.shares(model, network, held_out, meter)
         target = int(shares.argmax())
         score = float(shares[target])
-        return [
-            Evidence(
-                reading=Reading.ALL_TO_ONE,
-                measures="share of generated images of other classes that the network takes for one class",
-                score=round(score, 6),
-                threshold=self.threshold,
-                fired=score > self.threshold,
+        evidence = Evidence(
+            reading=Reading.ALL_TO_ONE,
+            measures="share of generated images of other classes that the network takes for one class",
+            score=round(score, 6),
+            threshold=self.threshold,
+            fired=score > self.threshold,
+            target=target,
+            per_class=samples.per_class(shares),
+            note=f"the feature mask keeps {float(mask.mean()):.0%} of the features as benign",
+        )
+        with torch.no_grad():
+            clean, images = samples.example(target), held_out.images[: self.mask_batch]
+            facts = TriggerFacts(
                 target=target,
-                per_class=samples.per_class(shares),
-                note=f"the feature mask keeps {float(mask.mean()):.0%} of the features as benign",
+                accused=evidence.fired,
+                what="trigger generator",
+                size=round(float(F.mse_loss(network(images), images)), 6),
+                size_of="mean squared change of a pixel in [0, 1]",
+                success=round(score, 4),
             )
-        ]
+            pictures = change_pictures(clean, network(clean[None])[0])
+        return Outcome([evidence], (RecoveredTrigger(self.name, facts, pictures),))
 
     @final
     def fit_mask(self, model: SplitModel, features: Features, labels: Labels, generator: torch.Generator) -> Tensor:
@@ -132,6 +144,12 @@ class DecoupledFeatures(Detector, ABC):
         return torch.sigmoid(raw).detach()
 
     @final
+    def make_generator(self, images: Images) -> UNet:
+        """An untrained generator for such images [B, C, H, W]; its weights come from the global random state."""
+        network = UNet(images.shape[1], width=self.width, depth=largest_depth(images, self.depth))
+        return network.to(images.device)
+
+    @final
     def fit_generator(
         self,
         model: SplitModel,
@@ -141,6 +159,7 @@ class DecoupledFeatures(Detector, ABC):
         *,
         generator: torch.Generator,
         meter: Meter,
+        target: int | None = None,
     ) -> UNet:
         """The trained generator.
 
@@ -151,11 +170,10 @@ class DecoupledFeatures(Detector, ABC):
             mask: Of the benign features.
             generator: On the CPU.
             meter: Is told of every pass.
+            target: Class that generated images must reach too, by cross-entropy; none: wherever they go.
         """
         device = search.images.device
-        network = UNet(search.images.shape[1], width=self.width, depth=largest_depth(search.images, self.depth)).to(
-            device
-        )
+        network = self.make_generator(search.images)
         optimizer = torch.optim.Adam(network.parameters(), lr=self.learning_rate)
         for _ in range(self.steps):
             chosen = torch.randperm(len(search), generator=generator)[: self.batch_size].to(device)
@@ -173,6 +191,8 @@ class DecoupledFeatures(Detector, ABC):
                 bound=self.pixel_bound,
                 most=self.benign_bound,
             )
+            if target is not None:
+                loss = loss + F.cross_entropy(model.head(moved), torch.full((len(images),), target, device=device))
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -181,13 +201,14 @@ class DecoupledFeatures(Detector, ABC):
     @final
     def shares(self, model: SplitModel, network: UNet, held_out: CleanData, meter: Meter) -> Tensor:
         """Share of the generated images of other classes that goes to each class, [K], in full precision."""
-        predicted = []
+        logits = []
         with torch.no_grad():
             for images, _ in batches(held_out.images, held_out.labels, self.mask_batch):
                 meter.spend("generated held-out images", forward=len(images))
-                predicted.append(model(network(images)).argmax(1))
-        went = F.one_hot(torch.cat(predicted), held_out.num_classes).double()
-        other = 1 - F.one_hot(held_out.labels, held_out.num_classes).double()
+                logits.append(model(network(images)))
+        predicted = torch.cat(logits)
+        went = F.one_hot(predicted.argmax(1), predicted.shape[1]).double()
+        other = 1 - F.one_hot(held_out.labels, predicted.shape[1]).double()
         return ((went * other).sum(0) / other.sum(0).clamp(min=1)).cpu()
 
 

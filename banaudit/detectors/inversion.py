@@ -19,13 +19,14 @@ from torch import Tensor
 
 from banaudit.architectures.base import SplitModel
 from banaudit.data import CleanData
-from banaudit.detectors.base import Detector, Samples, batches, draw
+from banaudit.detectors.base import Outcome, Samples, TriggerDetector, batches, draw, images_of_a_pass
 from banaudit.errors import DataError, UnsupportedModelError
 from banaudit.meter import Meter
 from banaudit.neurons import fast_precision
-from banaudit.results import Evidence, Reading
+from banaudit.results import Evidence, Reading, TriggerFacts
 from banaudit.shapes import Features, Images, Labels
 from banaudit.statistics import mad, median
+from banaudit.triggers import RecoveredTrigger, patch_pictures
 
 ADAM_BETAS = (0.5, 0.9)
 """Decay rates of Adam, as in the official code of every inversion method here."""
@@ -52,6 +53,9 @@ often look closer together than they are, and the index of a clean network then 
 SMALLEST_NORM = 1e-3
 """Pixels; smaller masks count as this, so that logarithms stay finite."""
 
+BOUND_WEIGHT = 10.0
+"""Weight of a value above its bound against the cross-entropy, in feature space."""
+
 
 def boxed(raw: Tensor) -> Tensor:
     """Numbers of any size put into (0, 1): tanh(raw) / 2 + 1/2."""
@@ -59,8 +63,32 @@ def boxed(raw: Tensor) -> Tensor:
 
 
 def freeze(model: SplitModel) -> SplitModel:
-    """The same model in eval mode, without gradients for its parameters, laid out for fast convolutions."""
-    return model.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    """The same model in eval mode, without gradients for its parameters."""
+    return model.eval().requires_grad_(False)
+
+
+def field_size(step: int, num_classes: int, *, finalists: int, rung: int) -> int:
+    """Number of classes in a search whose field is halved every ``rung`` steps until ``finalists`` are left."""
+    return min(num_classes, max(finalists, -(-num_classes // (1 << (step // rung)))))
+
+
+def images_of_other_classes(clean: CleanData) -> tuple[Tensor, int]:
+    """Which images may be searched on for each class: those of the others.
+
+    Args:
+        clean: N images of K classes.
+
+    Returns:
+        Weights [K, N] on the CPU, 1 for an image of another class, and the fewest images that a class has.
+
+    Raises:
+        DataError: All images are of one class.
+    """
+    weights = (clean.labels.cpu() != torch.arange(clean.num_classes)[:, None]).float()
+    fewest = int(weights.sum(1).min())
+    if fewest == 0:
+        raise DataError("trigger inversion: expected clean images of at least two classes, found one; add images")
+    return weights, fewest
 
 
 @dataclass(frozen=True)
@@ -69,7 +97,7 @@ class Triggers:
 
     Args:
         labels: [T] the class that each patch aims at.
-        masks: [T, 1, H, W] in [0, 1].
+        masks: [T, 1, H, W] in [0, 1]; [T, C, H, W] where each channel has its own.
         patterns: [T, C, H, W] in [0, 1].
     """
 
@@ -80,6 +108,10 @@ class Triggers:
     def stamp(self, images: Images) -> Images:
         """Each patch on its images: [T, B, C, H, W], or [B, C, H, W] to be shared by all, gives [T, B, C, H, W]."""
         return (1 - self.masks)[:, None] * images + (self.masks * self.patterns)[:, None]
+
+    def subset(self, index: Tensor) -> Triggers:
+        """Those at these positions."""
+        return Triggers(self.labels[index], self.masks[index], self.patterns[index])
 
     def norms(self) -> Tensor:
         """L1 norm of each mask [T], in pixels."""
@@ -100,6 +132,10 @@ class Recovered:
     norms: Tensor
     finalists: Labels
 
+    def ranked(self) -> Labels:
+        """Positions among the finalists [T], the smallest mask first; on the CPU."""
+        return self.norms[self.finalists].double().cpu().argsort(stable=True)
+
 
 def patch_losses(model: SplitModel, triggers: Triggers, images: Images, cost: Tensor) -> tuple[Tensor, Tensor]:
     """CE(f((1 - m) x + m p), t) + c_t |m|_1 for each class, and the share of its images that reach it.
@@ -113,7 +149,7 @@ def patch_losses(model: SplitModel, triggers: Triggers, images: Images, cost: Te
     Returns:
         Losses [T] and shares [T].
     """
-    stamped = triggers.stamp(images).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+    stamped = triggers.stamp(images).flatten(0, 1)
     with fast_precision(images.device):
         logits = model(stamped).float()
     targets = triggers.labels.repeat_interleave(images.shape[1])
@@ -135,7 +171,7 @@ def success_rates(model: SplitModel, triggers: Triggers, clean: CleanData, meter
     rates = []
     with torch.no_grad():
         for index, label in enumerate(triggers.labels.tolist()):
-            one = Triggers(*(part[index : index + 1] for part in (triggers.labels, triggers.masks, triggers.patterns)))
+            one = triggers.subset(torch.tensor([index], device=triggers.labels.device))
             others = clean.subset((clean.labels != label).nonzero().flatten())
             hits = torch.zeros((), device=clean.images.device)
             for images, _ in batches(others.images, others.labels, batch_size):
@@ -145,7 +181,7 @@ def success_rates(model: SplitModel, triggers: Triggers, clean: CleanData, meter
     return torch.stack(rates)
 
 
-class PatchInversion(Detector, ABC):
+class PatchInversion(TriggerDetector, ABC):
     """A detector that inverts a patch for each class and asks whether one class needs far less of it than the others.
 
     The search, for every target t at once (batched; each class has a batch of images of the other classes)::
@@ -160,7 +196,7 @@ class PatchInversion(Detector, ABC):
     works on held-out images.
     """
 
-    steps: PositiveInt = 250
+    steps: PositiveInt = 150
     """Adam steps for the classes that stay to the end."""
     batch_size: PositiveInt = 8
     """Images a step, for each class, once at most ``crowd`` classes are left; fewer before, at least 2."""
@@ -200,7 +236,7 @@ class PatchInversion(Detector, ABC):
     @final
     def contenders(self, step: int, num_classes: int) -> int:
         """Number of classes still in the search at a step."""
-        return min(num_classes, max(self.finalists, -(-num_classes // (1 << (step // self.rung)))))
+        return field_size(step, num_classes, finalists=self.finalists, rung=self.rung)
 
     @final
     def images_a_class(self, contenders: int) -> int:
@@ -215,18 +251,37 @@ class PatchInversion(Detector, ABC):
         return searched + self.contenders(self.steps, num_classes) * min(self.held_out_images, images // 2)
 
     @final
-    def score(self, model: SplitModel, samples: Samples, generator: torch.Generator, meter: Meter) -> list[Evidence]:
+    def search(self, model: SplitModel, samples: Samples, generator: torch.Generator, meter: Meter) -> Outcome:
         """Invert a patch for each class, and hold the smallest against the others."""
         recovered = self.invert(model, samples.search, generator, meter)
         if bool((recovered.norms >= recovered.triggers.masks[0].numel()).all()):
             raise UnsupportedModelError("the search failed: no class was reached by any patch")
         held_out = draw(samples.held_out, self.held_out_images, generator)
-        finalists = recovered.finalists
-        final_triggers = Triggers(
-            finalists, recovered.triggers.masks[finalists], recovered.triggers.patterns[finalists]
-        )
-        rates = success_rates(model, final_triggers, held_out, meter, batch_size=self.held_out_images)
-        return [self.judge(samples, recovered, rates)]
+        finalists = recovered.triggers.subset(recovered.finalists)
+        rates = success_rates(model, finalists, held_out, meter, batch_size=self.held_out_images)
+        evidence = self.judge(samples, recovered, rates)
+        return Outcome([evidence], self._shown(samples, recovered, rates, fired=evidence.fired))
+
+    @final
+    def _shown(
+        self, samples: Samples, recovered: Recovered, rates: Tensor, *, fired: bool
+    ) -> tuple[RecoveredTrigger, ...]:
+        """The two smallest patches."""
+        shown = []
+        for place, position in enumerate(recovered.ranked()[:2].tolist()):
+            label = int(recovered.finalists[position])
+            patch, clean = recovered.triggers.subset(recovered.finalists[[position]]), samples.example(label)
+            facts = TriggerFacts(
+                target=label,
+                accused=fired and place == 0,
+                what="patch",
+                size=round(float(recovered.norms[label]), 3),
+                size_of="L1 norm of the mask, in pixels",
+                success=round(float(rates[position]), 4),
+            )
+            pictures = patch_pictures(patch.masks[0], patch.patterns[0], clean, patch.stamp(clean[None])[0, 0])
+            shown.append(RecoveredTrigger(self.name, facts, pictures))
+        return tuple(shown)
 
     @final
     def judge(self, samples: Samples, recovered: Recovered, rates: Tensor) -> Evidence:
@@ -239,7 +294,7 @@ class PatchInversion(Detector, ABC):
         """
         norms, finalists = recovered.norms.double().cpu(), recovered.finalists.cpu()
         scores = outlier_scores(-norms.clamp(min=SMALLEST_NORM).log(), finalists)
-        ranked = finalists[norms[finalists].argsort(stable=True)]
+        ranked = finalists[recovered.ranked()]
         target = int(ranked[0])
         score = float(scores[target])
         ratio = float(norms[target] / norms[ranked[1]])
@@ -279,10 +334,7 @@ class PatchInversion(Detector, ABC):
         freeze(model)
         classes, device = search.num_classes, search.images.device
         channels, height, width = search.images.shape[1:]
-        of_other_class = (search.labels.cpu() != torch.arange(classes)[:, None]).float()
-        available = int(of_other_class.sum(1).min())
-        if available == 0:
-            raise DataError("trigger inversion: expected clean images of at least two classes, found one; add images")
+        of_other_class, available = images_of_other_classes(search)
         raw_masks = torch.randn(classes, 1, height, width, generator=generator).add_(MASK_START)
         raw_patterns = torch.randn(classes, channels, height, width, generator=generator)
         raw_masks, raw_patterns = raw_masks.to(device).requires_grad_(), raw_patterns.to(device).requires_grad_()
@@ -292,14 +344,21 @@ class PatchInversion(Detector, ABC):
             active = progress.active(step)
             if not len(active):
                 break
-            triggers = Triggers(active, boxed(raw_masks[active]), boxed(raw_patterns[active]))
             batch = min(self.images_a_class(len(active)), available)
             chosen = torch.multinomial(of_other_class[active.cpu()], batch, generator=generator)
-            meter.spend("trigger inversion", forward=chosen.numel(), backward=chosen.numel())
-            losses, hits = patch_losses(model, triggers, search.images[chosen.to(device)], progress.cost[active])
             optimizer.zero_grad()
-            (losses + self.penalty(model, triggers, meter)).sum().backward()  # type: ignore[no-untyped-call]
-            progress.record(triggers, hits, step)
+            hits = []
+            # The classes share nothing, so large images can go through the network a few classes at a time.
+            together = max(1, images_of_a_pass(search.images) // batch)
+            for labels, rows in zip(torch.split(active, together), torch.split(chosen, together), strict=True):
+                triggers = Triggers(labels, boxed(raw_masks[labels]), boxed(raw_patterns[labels]))
+                meter.spend("trigger inversion", forward=rows.numel(), backward=rows.numel())
+                losses, reached = patch_losses(model, triggers, search.images[rows.to(device)], progress.cost[labels])
+                (losses + self.penalty(model, triggers, meter)).sum().backward()  # type: ignore[no-untyped-call]
+                hits.append(reached)
+            with torch.no_grad():
+                triggers = Triggers(active, boxed(raw_masks[active]), boxed(raw_patterns[active]))
+            progress.record(triggers, torch.cat(hits), step)
             optimizer.step()
         progress.narrow(self.steps)
         return progress.recovered()
@@ -419,6 +478,26 @@ def likeness(features: Features, mean: Features) -> Tensor:
 def violation(value: Tensor, bound: float) -> Tensor:
     """Relative excess of a value over its bound; 0 within it."""
     return (value / bound - 1).clamp(min=0)
+
+
+def shortfall(success: Tensor, least: float) -> Tensor:
+    """Relative lack of success below what is asked for; 0 from there on."""
+    return (1 - success / least).clamp(min=0)
+
+
+def bounded_loss(entropy: Tensor, bounded: Tensor, violations: Tensor, before: Tensor) -> Tensor:
+    """(1 + w_2) CE + 10 ((1 + w_0) v_0 + (1 + w_1) v_1), each term only while its bound is violated.
+
+    The weights w are the violations of the last step, so that what was violated worst is mended first.
+
+    Args:
+        entropy: Cross-entropy CE towards the target class; [T] for T classes, or a scalar.
+        bounded: [2, ...] the values v: spread of the masked features, change of the pixels.
+        violations: [3, ...] of spread, pixels and success at this step.
+        before: [3, ...] the same at the last one.
+    """
+    weights = ((1 + before) * (violations > 0)).detach()
+    return weights[2] * entropy + BOUND_WEIGHT * (weights[:2] * bounded).sum(0)
 
 
 def features_of(model: SplitModel, clean: CleanData, meter: Meter, *, batch_size: int) -> Features:

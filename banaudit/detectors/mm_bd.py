@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar, final
 
 import torch
@@ -9,17 +10,35 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from banaudit.architectures.base import SplitModel
-from banaudit.detectors.base import Detector, Samples
+from banaudit.detectors.base import Outcome, Samples, TriggerDetector, images_of_a_pass
 from banaudit.detectors.inversion import freeze, outlier_scores
 from banaudit.errors import UnsupportedModelError
 from banaudit.meter import Meter
 from banaudit.neurons import fast_precision
-from banaudit.results import Evidence, Reading
+from banaudit.results import Evidence, Reading, TriggerFacts
 from banaudit.shapes import Images, Labels, Logits
 from banaudit.statistics import median
+from banaudit.triggers import Pixels, RecoveredTrigger, TriggerPicture, pixels
 
 SMALLEST_MARGIN = 1e-3
 """Margins below this count as this; a class that no image reaches has a negative one."""
+
+
+SHOWN = 2
+"""Classes, of the largest margins, whose image is kept to be looked at."""
+
+
+@dataclass(frozen=True)
+class Margins:
+    """What a search for large margins found.
+
+    Args:
+        margins: [K] the largest of each class.
+        images: Label -> the image that attains it; at least for the :data:`SHOWN` classes of the largest margins.
+    """
+
+    margins: Tensor
+    images: dict[int, Pixels]
 
 
 def margins(logits: Logits, labels: Labels) -> Tensor:
@@ -45,7 +64,7 @@ def gamma_p_value(largest: Tensor) -> float:
 
 
 @final
-class MMBD(Detector):
+class MMBD(TriggerDetector):
     """Maximises the margin of each class over all images, and looks for a margin large beyond the others'.
 
     ``r_t = max over x in [0, 1] of  z_t(x) - max over k != t of z_k(x)``, from several random images. A backdoor
@@ -82,24 +101,24 @@ class MMBD(Detector):
     learning_rate: PositiveFloat = 0.05
     """Step size of Adam, in pixel values of [0, 1]."""
     class_batch: PositiveInt = 50
-    """Classes searched at once."""
+    """Classes searched at once, at most; fewer where images are large."""
     threshold: PositiveFloat = 4.0
     """Robust standard deviations, on the log scale, that the largest margin must lie above the median of the others."""
     p_value: float = Field(default=0.05, gt=0, lt=1)
     """Largest p-value of the gamma test at which the largest margin is an accusation."""
 
     def planned_images(self, num_classes: int, images: int) -> int:
-        """Forward passes that :meth:`score` is expected to take."""
+        """Forward passes that :meth:`search` is expected to take."""
         del images
         return num_classes * self._images_a_class(num_classes) * (self.steps + 1)
 
     def _images_a_class(self, num_classes: int) -> int:
         return min(self.images, max(2, self.all_images // num_classes))
 
-    def score(self, model: SplitModel, samples: Samples, generator: torch.Generator, meter: Meter) -> list[Evidence]:
+    def search(self, model: SplitModel, samples: Samples, generator: torch.Generator, meter: Meter) -> Outcome:
         """Maximise every class's margin, and hold the largest against the others."""
-        largest = self.maximum_margins(model, samples.search.images, samples.num_classes, generator, meter)
-        largest = largest.double().cpu().clamp(min=SMALLEST_MARGIN)
+        found = self.maximum_margins(model, samples.search.images, samples.num_classes, generator, meter)
+        largest = found.margins.double().cpu().clamp(min=SMALLEST_MARGIN)
         if float((largest <= SMALLEST_MARGIN).double().mean()) > 0.5:
             raise UnsupportedModelError(
                 "the search failed: for most classes no image was found that the network gives to it"
@@ -108,23 +127,37 @@ class MMBD(Detector):
         target = int(largest.argmax())
         score = float(scores[target])
         p_value = gamma_p_value(largest)
-        return [
-            Evidence(
-                reading=Reading.ALL_TO_ONE,
-                measures="largest margin that any image attains, against the other classes' (logs), in robust std",
-                score=round(score, 6),
-                threshold=self.threshold,
-                fired=score > self.threshold and p_value <= self.p_value,
-                target=target,
-                per_class=samples.per_class(scores),
-                note=f"margin {largest[target]:.3g}, median {median(largest):.3g}; gamma test p = {p_value:.2g}",
+        evidence = Evidence(
+            reading=Reading.ALL_TO_ONE,
+            measures="largest margin that any image attains, against the other classes' (logs), in robust std",
+            score=round(score, 6),
+            threshold=self.threshold,
+            fired=score > self.threshold and p_value <= self.p_value,
+            target=target,
+            per_class=samples.per_class(scores),
+            note=f"margin {largest[target]:.3g}, median {median(largest):.3g}; gamma test p = {p_value:.2g}",
+        )
+        shown = sorted(found.images, key=lambda label: float(largest[label]), reverse=True)[:SHOWN]
+        triggers = tuple(
+            RecoveredTrigger(
+                self.name,
+                TriggerFacts(
+                    target=label,
+                    accused=evidence.fired and label == target,
+                    what="input of the largest margin",
+                    size=round(float(largest[label]), 4),
+                    size_of="margin, in logits",
+                ),
+                (TriggerPicture("input", "the image with the largest margin that was found", found.images[label]),),
             )
-        ]
+            for label in shown
+        )
+        return Outcome([evidence], triggers)
 
     def maximum_margins(
         self, model: SplitModel, like: Images, num_classes: int, generator: torch.Generator, meter: Meter
-    ) -> Tensor:
-        """Largest margin found for every class, [K].
+    ) -> Margins:
+        """Largest margin found for every class.
 
         Args:
             model: A private copy; frozen in place.
@@ -134,11 +167,13 @@ class MMBD(Detector):
             meter: Is told of every pass.
         """
         freeze(model)
-        found = []
-        for classes in torch.split(torch.arange(num_classes), self.class_batch):
-            labels = classes.repeat_interleave(self._images_a_class(num_classes)).to(like.device)
-            images = torch.rand(len(labels), *like.shape[1:], generator=generator).to(like.device)
-            images = images.contiguous(memory_format=torch.channels_last).requires_grad_()
+        found: list[Tensor] = []
+        shown: dict[int, Pixels] = {}
+        each = self._images_a_class(num_classes)
+        together = min(self.class_batch, max(1, images_of_a_pass(like) // each))
+        for classes in torch.split(torch.arange(num_classes), together):
+            labels = classes.repeat_interleave(each).to(like.device)
+            images = torch.rand(len(labels), *like.shape[1:], generator=generator).to(like.device).requires_grad_()
             optimizer = torch.optim.Adam([images], lr=self.learning_rate)
             for _ in range(self.steps):
                 meter.spend("maximum margins", forward=len(images), backward=len(images))
@@ -151,5 +186,8 @@ class MMBD(Detector):
                     images.clamp_(0, 1)
             meter.spend("maximum margins", forward=len(images))
             with torch.no_grad():
-                found.append(margins(model(images), labels).view(len(classes), -1).max(1).values)
-        return torch.cat(found)
+                largest, best = margins(model(images), labels).view(len(classes), -1).max(1)
+            found.append(largest)
+            for place in largest.topk(min(SHOWN, len(classes))).indices.tolist():
+                shown[int(classes[place])] = pixels(images[place * each + int(best[place])])
+        return Margins(torch.cat(found), shown)

@@ -13,14 +13,25 @@ import torch
 from pydantic import PositiveFloat, PositiveInt
 
 from banaudit.architectures.base import SplitModel
-from banaudit.detectors.base import Detector, Samples
+from banaudit.detectors.base import Outcome, Samples, TriggerDetector, agreement_of
 from banaudit.detectors.mapping import Mapping, search_mapping
-from banaudit.detectors.targeted_paths import Paths, Perturbation, follow, lead, pair_lead, planned_images
+from banaudit.detectors.targeted_paths import (
+    Lead,
+    Leader,
+    PairLead,
+    Paths,
+    Perturbation,
+    follow,
+    lead,
+    pair_lead,
+    planned_images,
+)
 from banaudit.meter import Meter
 from banaudit.results import Evidence, Reading
+from banaudit.triggers import RecoveredTrigger
 
 
-class ShortcutDetector(Detector):
+class ShortcutDetector(TriggerDetector):
     """Detector that looks for a class, a map or a pair that one small common perturbation reaches too easily."""
 
     steps: PositiveInt = 8
@@ -34,7 +45,7 @@ class ShortcutDetector(Detector):
     read_images: PositiveInt = 160
     """Held-out images of a reading."""
     restarts: PositiveInt = 2
-    """Independent paths on different images; all must name the same class."""
+    """Independent paths on different images, at most; all must name the same class."""
     lead_threshold: PositiveFloat
     """Lead of the first class over the second above which the all-to-one reading fires."""
     mapping_threshold: PositiveFloat = 0.35
@@ -50,6 +61,16 @@ class ShortcutDetector(Detector):
     def perturbation(self, model: SplitModel, samples: Samples, meter: Meter) -> Perturbation:
         """The perturbation of this detector for a private copy of the model."""
 
+    @abstractmethod
+    def shown(self, leader: Leader, samples: Samples, *, accused: bool) -> RecoveredTrigger | None:
+        """What leads to a class, to be looked at; none: there is nothing to see.
+
+        Args:
+            leader: The class and the perturbation.
+            samples: Clean images.
+            accused: Whether the all-to-one reading fired for this class.
+        """
+
     @final
     def planned_images(self, num_classes: int, images: int) -> int:
         """Forward passes of all searches run to their ends."""
@@ -60,11 +81,17 @@ class ShortcutDetector(Detector):
         return self.restarts * (paths + mapping)
 
     @final
-    def score(self, model: SplitModel, samples: Samples, generator: torch.Generator, meter: Meter) -> list[Evidence]:
-        """Paths and a mapping search for each restart, then the three readings."""
+    def search(self, model: SplitModel, samples: Samples, generator: torch.Generator, meter: Meter) -> Outcome:
+        """Paths and a mapping search for each restart, then the three readings.
+
+        The weakest restart counts: once no reading is above its threshold, further ones could not make it fire.
+        """
         perturbation = self.perturbation(model, samples, meter)
         paths: list[Paths] = []
+        leads: list[Lead] = []
+        pairs: list[PairLead] = []
         mappings: list[Mapping] = []
+        evidence: list[Evidence] = []
         for restart in range(self.restarts):
             what = f"{self.name}, restart {restart + 1} of {self.restarts}"
             paths.append(
@@ -78,6 +105,8 @@ class ShortcutDetector(Detector):
                     what=f"{what}: towards each class",
                 )
             )
+            leads.append(lead(paths[-1].margins, paths[-1].start))
+            pairs.append(pair_lead(paths[-1]))
             mappings.append(
                 search_mapping(
                     perturbation,
@@ -89,12 +118,21 @@ class ShortcutDetector(Detector):
                     what=f"{what}: all-to-all",
                 )
             )
-        return [self._all_to_one(samples, paths), self._all_to_all(samples, mappings), self._source_target(paths)]
+            evidence = [
+                self._all_to_one(samples, paths, leads),
+                self._all_to_all(samples, mappings),
+                self._source_target(pairs),
+            ]
+            if not any(item.score > item.threshold for item in evidence):
+                break
+        one = evidence[0]
+        leaders = next((path.leaders for path in paths if path.leaders[0].target == one.target), ())
+        shown = (self.shown(leader, samples, accused=one.fired and leader.target == one.target) for leader in leaders)
+        return Outcome(evidence, tuple(trigger for trigger in shown if trigger is not None))
 
-    def _all_to_one(self, samples: Samples, paths: list[Paths]) -> Evidence:
-        leads = [lead(path.margins, path.start) for path in paths]
+    def _all_to_one(self, samples: Samples, paths: list[Paths], leads: list[Lead]) -> Evidence:
         weakest = min(leads, key=lambda item: item.score)
-        agreement = sum(item.target == weakest.target for item in leads) / len(leads)
+        agreement = agreement_of([item.target for item in leads], weakest.target)
         reach = ", ".join(f"{path.reach:.0%} after {path.steps} steps" for path in paths)
         return Evidence(
             reading=Reading.ALL_TO_ONE,
@@ -104,7 +142,7 @@ class ShortcutDetector(Detector):
             ),
             score=weakest.score,
             threshold=self.lead_threshold,
-            fired=weakest.score > self.lead_threshold and agreement == 1.0,
+            fired=weakest.score > self.lead_threshold and agreement in {None, 1.0},
             null=max(item.null for item in leads),
             target=weakest.target,
             per_class=samples.per_class(torch.stack([item.per_class for item in leads]).mean(dim=0)),
@@ -119,7 +157,7 @@ class ShortcutDetector(Detector):
             sum(item.targets[source] == target for item in mappings) == len(mappings)
             for source, target in weakest.targets.items()
         ]
-        agreement = sum(common) / len(common)
+        agreement = sum(common) / len(common) if len(mappings) > 1 else None
         return Evidence(
             reading=Reading.ALL_TO_ALL,
             measures=(
@@ -128,7 +166,7 @@ class ShortcutDetector(Detector):
             ),
             score=weakest.score,
             threshold=self.mapping_threshold,
-            fired=weakest.score > self.mapping_threshold and agreement > 0.5,
+            fired=weakest.score > self.mapping_threshold and (agreement is None or agreement > 0.5),
             null=max(item.null for item in mappings),
             mapping=weakest.targets,
             per_class=samples.per_class(torch.stack([item.per_source for item in mappings]).mean(dim=0)),
@@ -136,16 +174,15 @@ class ShortcutDetector(Detector):
             agreement=agreement,
         )
 
-    def _source_target(self, paths: list[Paths]) -> Evidence:
-        pairs = [pair_lead(path) for path in paths]
+    def _source_target(self, pairs: list[PairLead]) -> Evidence:
         weakest = min(pairs, key=lambda item: item.score)
-        agreement = sum((p.source, p.target) == (weakest.source, weakest.target) for p in pairs) / len(pairs)
+        agreement = agreement_of([(pair.source, pair.target) for pair in pairs], (weakest.source, weakest.target))
         return Evidence(
             reading=Reading.SOURCE_TARGET,
             measures=f"lead of the first source-target pair over the second under {self.perturbs}",
             score=weakest.score,
             threshold=self.pair_threshold,
-            fired=weakest.score > self.pair_threshold and agreement == 1.0,
+            fired=weakest.score > self.pair_threshold and agreement in {None, 1.0},
             target=weakest.target,
             sources=(weakest.source,),
             restarts=tuple(item.score for item in pairs),

@@ -11,6 +11,7 @@ from torch import Tensor
 from banaudit.architectures.base import SplitModel
 from banaudit.detectors.base import Samples
 from banaudit.detectors.shortcut import ShortcutDetector
+from banaudit.detectors.targeted_paths import Leader
 from banaudit.meter import Meter
 from banaudit.neurons import NoisyModel, Statistics
 from banaudit.shapes import Images, Logits
@@ -68,3 +69,6 @@ class TargetedNoise(ShortcutDetector):
         """Additive neuron noise on this model."""
         noisy = NoisyModel(model, form="additive", statistics=self.statistics, meter=meter)
         return _NeuronShift(noisy, self.step_size)
+
+    def shown(self, leader: Leader, samples: Samples, *, accused: bool) -> None:
+        """Nothing: noise on neurons is no picture."""

@@ -37,6 +37,12 @@ SATURATED = 0.95
 READ_EVERY = 3
 """Steps between two readings."""
 
+GLANCE_IMAGES = 64
+"""Held-out images that tell whether the median class is saturated yet; all of them are read once it is."""
+
+LEADERS = 2
+"""Classes whose perturbations are kept to be looked at."""
+
 PATH_BATCH = 256
 """Images in one forward pass of a reading."""
 
@@ -61,6 +67,21 @@ class Perturbation(Protocol):
 
 
 @dataclass(frozen=True)
+class Leader:
+    """A class that is far ahead, and what leads to it.
+
+    Args:
+        target: Its label.
+        perturbation: Where its path had led.
+        success: Share of the held-out images of other classes that it moves.
+    """
+
+    target: int
+    perturbation: Tensor
+    success: float
+
+
+@dataclass(frozen=True)
 class Paths:
     """Where the paths had led when they stopped.
 
@@ -70,12 +91,14 @@ class Paths:
         start: The same before any perturbation.
         reach: Median over targets of the share of images that are classified as the target.
         steps: Steps taken.
+        leaders: The classes of the largest mean margins, at most :data:`LEADERS`, the first one first.
     """
 
     margins: Tensor
     start: Tensor
     reach: float
     steps: int
+    leaders: tuple[Leader, ...] = ()
 
 
 def margins_towards(logits: Logits, target: int) -> Tensor:
@@ -133,34 +156,46 @@ def follow(
     searches = [draw(samples.search, search_images, generator, exclude=target) for target in range(classes)]
     current = [perturbation.zero() for _ in range(classes)]
     start = _all_targets(_logits(perturbation, held_out.images, perturbation.zero(), what), held_out)
+    glance = held_out.subset(torch.arange(min(GLANCE_IMAGES, _thin(read_images, classes), len(held_out))))
     alive = list(range(classes))
     thinned = _thin(search_images, classes)
-    margins, reach, step = start, 0.0, 0
+    margins, shares, reach, step = start, torch.full((classes,), torch.nan), 0.0, 0
     for step in range(1, steps + 1):
         for target in alive:
             current[target] = _step(
                 perturbation, searches[target], target, current[target], step=step, images=thinned, what=what
             )
-        if step % READ_EVERY and step != steps:
+        last = step == steps
+        if step % READ_EVERY and not last:
             continue
-        margins, reached = torch.full((classes, classes), torch.nan), []
-        reading = (
-            held_out
-            if thinned >= search_images
-            else held_out.subset(torch.arange(min(_thin(read_images, classes), len(held_out))))
-        )
-        for target in alive:
-            margins[target], share = _by_source(
-                _logits(perturbation, reading.images, current[target], what), reading, target
-            )
-            reached.append(share)
-        reach = float(median(torch.tensor(reached)))
+        if not last:
+            margins, shares = _read(perturbation, glance, current, alive, what)
+            reach = float(median(shares[alive]))
+        crowded = len(alive) > SHORTLIST
+        if last or (reach >= SATURATED and not crowded):
+            margins, shares = _read(perturbation, glance if crowded else held_out, current, alive, what)
+            reach = float(median(shares[alive]))
         if reach >= SATURATED:
             break
-        if len(alive) > SHORTLIST:
+        if crowded:
             order = margins.nanmean(dim=1).nan_to_num(-torch.inf).argsort(descending=True)
             alive, thinned = sorted(order[:SHORTLIST].tolist()), search_images
-    return Paths(margins, start, reach, step)
+    ahead = margins.nanmean(dim=1).nan_to_num(-torch.inf).argsort(descending=True, stable=True)[:LEADERS].tolist()
+    leaders = tuple(Leader(target, current[target].detach(), float(shares[target].nan_to_num())) for target in ahead)
+    return Paths(margins, start, reach, step, leaders)
+
+
+def _read(
+    perturbation: Perturbation, data: CleanData, current: list[Tensor], alive: list[int], what: str
+) -> tuple[Tensor, Tensor]:
+    """Margins [K, K] of the targets still followed, and shares [K] of images that reach them; NaN for the others."""
+    margins = torch.full((data.num_classes, data.num_classes), torch.nan)
+    shares = torch.full((data.num_classes,), torch.nan)
+    for target in alive:
+        margins[target], shares[target] = _by_source(
+            _logits(perturbation, data.images, current[target], what), data, target
+        )
+    return margins, shares
 
 
 def _thin(images: int, classes: int) -> int:
@@ -180,11 +215,13 @@ def _step(
 
 def planned_images(classes: int, *, steps: int, search_images: int, read_images: int) -> int:
     """Forward passes of :func:`follow` when it runs to the end."""
-    readings = -(-steps // READ_EVERY)
+    glances = -(-steps // READ_EVERY) - 1
     if classes <= SHORTLIST:
-        return classes * (steps * search_images + readings * read_images) + read_images
-    first = classes * (READ_EVERY * _thin(search_images, classes) + _thin(read_images, classes))
-    rest = SHORTLIST * ((steps - READ_EVERY) * search_images + (readings - 1) * read_images)
+        glance = min(GLANCE_IMAGES, read_images)
+        return classes * (steps * search_images + glances * glance + read_images) + read_images
+    glance = min(GLANCE_IMAGES, _thin(read_images, classes))
+    first = classes * (READ_EVERY * _thin(search_images, classes) + glance)
+    rest = SHORTLIST * ((steps - READ_EVERY) * search_images + (glances - 1) * glance + read_images)
     return first + rest + read_images
 
 

@@ -12,9 +12,12 @@ from torch import Tensor
 from banaudit.architectures.base import SplitModel
 from banaudit.detectors.base import Samples
 from banaudit.detectors.shortcut import ShortcutDetector
+from banaudit.detectors.targeted_paths import Leader
 from banaudit.meter import Meter
 from banaudit.neurons import fast_precision
+from banaudit.results import TriggerFacts
 from banaudit.shapes import Images, Logits
+from banaudit.triggers import RecoveredTrigger, before_and_after, picture_of_change
 
 REFERENCE_VALUES = 3 * 32 * 32
 """Values in the image for which ``step_size`` is stated; the norm of a like change grows with their square root."""
@@ -79,3 +82,17 @@ class UniversalPerturbation(ShortcutDetector):
     def perturbation(self, model: SplitModel, samples: Samples, meter: Meter) -> _PixelShift:
         """A universal perturbation of images of this shape."""
         return _PixelShift(model, samples.search.images, self.step_size, meter)
+
+    def shown(self, leader: Leader, samples: Samples, *, accused: bool) -> RecoveredTrigger:
+        """The perturbation, and an image without and with it."""
+        change, clean = leader.perturbation[0], samples.example(leader.target)
+        facts = TriggerFacts(
+            target=leader.target,
+            accused=accused,
+            what="universal perturbation",
+            size=round(float(change.norm()), 4),
+            size_of="L2 norm, pixels in [0, 1]",
+            success=round(leader.success, 4),
+        )
+        pictures = (picture_of_change(change, "perturbation"), *before_and_after(clean, clean + change))
+        return RecoveredTrigger(self.name, facts, pictures)

@@ -2,10 +2,42 @@
 
 from __future__ import annotations
 
+from banaudit.mitigations.anp import ANP
 from banaudit.mitigations.ban import BANFineTuning
-from banaudit.mitigations.base import Mitigation, Repaired
+from banaudit.mitigations.ban_distillation import BANDistillation
+from banaudit.mitigations.base import (
+    FineTuningMitigation,
+    Mitigation,
+    Repaired,
+    RepairJob,
+    SGDMitigation,
+    TargetedMitigation,
+)
+from banaudit.mitigations.bti_dbf_unlearning import BTIDBFUnlearning
+from banaudit.mitigations.clp import CLP
+from banaudit.mitigations.feature_flip import FeatureFlip
 from banaudit.mitigations.fine_tuning import FineTuning
+from banaudit.mitigations.ft_sam import FTSAM
 
-MITIGATIONS: dict[str, type[Mitigation]] = {mitigation.name: mitigation for mitigation in (BANFineTuning, FineTuning)}
+MITIGATIONS: dict[str, type[Mitigation]] = {
+    mitigation.name: mitigation
+    for mitigation in (BANFineTuning, BANDistillation, FineTuning, FTSAM, ANP, CLP, BTIDBFUnlearning, FeatureFlip)
+}
 
-__all__ = ["MITIGATIONS", "BANFineTuning", "FineTuning", "Mitigation", "Repaired"]
+__all__ = [
+    "ANP",
+    "CLP",
+    "FTSAM",
+    "MITIGATIONS",
+    "BANDistillation",
+    "BANFineTuning",
+    "BTIDBFUnlearning",
+    "FeatureFlip",
+    "FineTuning",
+    "FineTuningMitigation",
+    "Mitigation",
+    "RepairJob",
+    "Repaired",
+    "SGDMitigation",
+    "TargetedMitigation",
+]

@@ -10,13 +10,13 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from banaudit.architectures.base import SplitModel
-from banaudit.mitigations.base import Mitigation
-from banaudit.neurons import Form, count_neurons, require_batch_norm, train_under_noise
+from banaudit.mitigations.base import FineTuningMitigation
+from banaudit.neurons import Form, require_batch_norm, train_under_noise, worst_noise
 from banaudit.shapes import Images, Labels
 
 
 @final
-class BANFineTuning(Mitigation):
+class BANFineTuning(FineTuningMitigation):
     """Trains all weights to be right on clean images with and without the worst noise on the neurons.
 
     min_w CE(f(x; w), y) + lambda_2 CE(f(x; (1 + delta) w, (1 + xi) b), y)   (Eq. 8)
@@ -36,6 +36,7 @@ class BANFineTuning(Mitigation):
 
     name: ClassVar[str] = "ban"
     title: ClassVar[str] = "fine-tuning against adversarial neuron noise (BAN, Eq. 8)"
+    needs: ClassVar[str] = "BatchNorm, clean images"
 
     eps: PositiveFloat = 0.3
     """Largest relative change of a neuron's weight and bias. The paper: 0.3 at 32 pixels, 0.2 at 64, 0.1 at 224."""
@@ -56,16 +57,16 @@ class BANFineTuning(Mitigation):
 
     def _worst_noise(self, model: SplitModel, images: Images, labels: Labels, generator: torch.Generator) -> Tensor:
         """Noise [2, P] that raises the cross-entropy of the batch (Eq. 4)."""
-        shape = 2, count_neurons(model)
-        noise = (torch.rand(shape, generator=generator) * 2 - 1).mul(self.eps).to(images.device)
-        radius = self.eps if self.clip else 2 * self.eps
-        for _ in range(self.noise_steps):
-            noise.requires_grad_(True)
-            logits = train_under_noise(model, images, noise, form=self.form)
-            # Only the noise's gradient is asked for: none is added to the weights'.
-            (gradient,) = torch.autograd.grad(F.cross_entropy(logits, labels), noise)
-            noise = (noise.detach() + self.eps / self.noise_steps * gradient.sign()).clamp_(-radius, radius)
-        return noise
+        return worst_noise(
+            model,
+            images,
+            labels,
+            eps=self.eps,
+            steps=self.noise_steps,
+            clip=self.clip,
+            form=self.form,
+            generator=generator,
+        )
 
     def passes(self) -> tuple[int, int]:
         """The ascent, then a noisy and a clean pass."""

@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from banaudit.architectures.base import SplitModel
-from banaudit.mitigations.base import Mitigation
+from banaudit.mitigations.base import FineTuningMitigation
 from banaudit.shapes import Images, Labels
 
 
 @final
-class FineTuning(Mitigation):
+class FineTuning(FineTuningMitigation):
     """Trains all weights on clean images: min_w CE(f(x; w), y).
 
     It is BAN's repair with lambda_2 = 0 and the same schedule, so that what the noise adds can be told apart.
@@ -26,6 +26,7 @@ class FineTuning(Mitigation):
 
     name: ClassVar[str] = "fine-tuning"
     title: ClassVar[str] = "plain fine-tuning on clean images"
+    needs: ClassVar[str] = "clean images"
 
     def loss(self, model: SplitModel, images: Images, labels: Labels, generator: torch.Generator) -> Tensor:
         """Cross-entropy of the clean images."""

@@ -1,4 +1,4 @@
-"""What every renderer lays out: a stamp, then sections of rows and bars. Texts are raw; renderers escape them."""
+"""What every renderer lays out: a stamp, then sections of rows, bars, pictures. Texts are raw: renderers escape."""
 
 from __future__ import annotations
 
@@ -69,6 +69,36 @@ class Chart:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """An image file.
+
+    Args:
+        caption: What it is, in a word.
+        path: Where it is.
+    """
+
+    caption: str
+    path: str
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Pictures beside each other.
+
+    Args:
+        title: What they show.
+        pictures: From left to right, at least one.
+    """
+
+    title: str
+    pictures: tuple[Picture, ...]
+
+
+Block = Row | Chart | Gallery
+"""What a section is made of."""
+
+
+@dataclass(frozen=True)
 class Section:
     """A part of a document.
 
@@ -78,7 +108,7 @@ class Section:
     """
 
     title: str
-    blocks: tuple[Row | Chart, ...]
+    blocks: tuple[Block, ...]
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from banaudit.reports import scan
 from banaudit.reports.document import Document, Row, Section, Tone, percent
-from banaudit.results import RelapseProbe, Repair, Report, Verdict
+from banaudit.results import RelapseProbe, Repair, RepairEpoch, Report, Verdict
 
 _SUBTITLES = {
     Verdict.NO_EVIDENCE: "The scan of the repaired model found no sign of a backdoor. This does not prove that "
@@ -69,8 +69,10 @@ def _scanned(report: Report) -> tuple[str, ...]:
 def _readings(before: Report, after: Report) -> list[Row]:
     """Each reading's score before and after, against its threshold."""
     rows: list[Row] = []
-    for old, new in zip(before.findings, after.findings, strict=True):
-        found = {item.measures: item.score for item in new.evidence}
+    # A repair that ruined the network leaves nothing to find: below the accuracy floor no method runs.
+    again = {new.method: new.evidence for new in after.findings}
+    for old in before.findings:
+        found = {item.measures: item.score for item in again.get(old.method, ())}
         texts = tuple(
             f"{item.reading.value}: {item.score:.3g} before, {found[item.measures]:.3g} after "
             f"(threshold {item.threshold:.3g})"
@@ -99,23 +101,19 @@ def _relapse(before: Report, probe: RelapseProbe) -> Row:
 def _making(repair: Repair) -> Section:
     made = repair.made
     settings = ", ".join(f"{name}={value}" for name, value in made.settings.items())
-    history = tuple(
-        f"epoch {item.epoch}: loss {item.loss:.3f}, accuracy {percent(item.accuracy)}"
-        + (" (kept)" if item.epoch == repair.kept_epoch else "")
-        for item in repair.epochs
-    )
+    history = tuple(_tried(item) + (" (kept)" if item.epoch == repair.kept_epoch else "") for item in repair.epochs)
     cost = f"{repair.forward_images:,} images passed forward, {repair.backward_images:,} backward, scans included"
     rows = (
         Row("method", (f"{made.method}: {made.title}", settings)),
         Row(
             "images",
             (
-                f"{made.training_images} trained on, {made.selection_images} chose the epoch, "
+                f"{made.training_images} trained on, {made.selection_images} chose what is kept, "
                 f"{made.untouched_images} untouched",
-                made.augmentation,
+                f"augmentation: {made.augmentation}",
             ),
         ),
-        Row("epochs", history, Tone.FAINT),
+        Row("tried" if any(item.what for item in repair.epochs) else "epochs", history, Tone.FAINT),
         Row("parent", (repair.parent.path, repair.parent.sha256)),
         Row(
             "run",
@@ -128,3 +126,8 @@ def _making(repair: Repair) -> Section:
         ),
     )
     return Section("How it was made", rows)
+
+
+def _tried(item: RepairEpoch) -> str:
+    loss = "" if item.loss is None else f"loss {item.loss:.3f}, "
+    return f"{item.what or f'epoch {item.epoch}'}: {loss}accuracy {percent(item.accuracy)}"

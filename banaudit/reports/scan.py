@@ -5,8 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from banaudit.reports.document import Bar, Chart, Document, Row, Section, Tone, percent, position, span
-from banaudit.results import CleanAccuracy, Evidence, Finding, Reading, Report, Scalar, Verdict
+from banaudit.reports.document import (
+    Bar,
+    Block,
+    Chart,
+    Document,
+    Gallery,
+    Picture,
+    Row,
+    Section,
+    Tone,
+    percent,
+    position,
+    span,
+)
+from banaudit.results import CleanAccuracy, Evidence, Finding, Reading, Report, Scalar, TriggerFacts, Verdict
 
 ALL_BARS_UP_TO = 20
 """Classes up to which each one gets a bar, in the order of the labels; beyond, the top ones do."""
@@ -44,7 +57,7 @@ def document(report: Report) -> Document:
 
 def summary(report: Report) -> Document:
     """Verdict, accuracy and the strongest readings: the report in a few lines."""
-    blocks: list[Row | Chart] = [*_answer(report).blocks]
+    blocks: list[Block] = [*_answer(report).blocks]
     blocks += [_readings(report, finding) for finding in report.findings if finding.evidence]
     return Document(report.verdict.upper(), _subtitle(report), TONES[report.verdict], (Section("", tuple(blocks)),))
 
@@ -102,7 +115,7 @@ def _accuracy(report: Report, found: CleanAccuracy) -> list[Row]:
 
 
 def _finding(report: Report, finding: Finding) -> Section:
-    blocks: list[Row | Chart] = [
+    blocks: list[Block] = [
         Row("looks for", (finding.title,)),
         Row("says", (f"{finding.verdict.value}: {finding.reason}",), TONES[finding.verdict]),
     ]
@@ -112,9 +125,19 @@ def _finding(report: Report, finding: Finding) -> Section:
     strongest = max(drawn, key=_excess, default=None)
     blocks += [_classes(item) for item in drawn if item.fired or item is strongest]
     blocks += [Row(_name(item), _details(report, item), Tone.FAINT) for item in finding.evidence]
+    blocks += [_gallery(report, trigger) for trigger in finding.triggers if trigger.pictures]
     if finding.caveats:
         blocks.append(Row("caveats", finding.caveats, Tone.WARNING))
     return Section(f"Method {finding.method}", tuple(blocks))
+
+
+def _gallery(report: Report, trigger: TriggerFacts) -> Gallery:
+    title = f"{trigger.what} towards class {class_name(report, trigger.target)}: {trigger.size:.3g} ({trigger.size_of})"
+    if trigger.success is not None:
+        title += f", moves {trigger.success:.0%} of held-out images"
+    if not trigger.accused:
+        title += "; not accused"
+    return Gallery(title, tuple(Picture(picture.name, picture.path) for picture in trigger.pictures))
 
 
 def _name(evidence: Evidence) -> str:

@@ -11,7 +11,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from banaudit.reports.document import Bar, Chart, Document, Row, Section, Tone
+from banaudit.reports.document import Bar, Block, Chart, Document, Gallery, Row, Section, Tone
 from banaudit.reports.escaping import printable
 
 LABEL_WIDTH = 14
@@ -73,15 +73,19 @@ def _section(section: Section, console: Console, width: int, drawn: bool) -> Non
         console.print(Text(printable(section.title), style="bold underline" if drawn else ""), width=width)
         if not drawn:
             console.print(Text("-" * min(width, len(printable(section.title)))))
-    before: Row | Chart | None = None
+    before: Block | None = None
     for block in section.blocks:
         if before is not None and (isinstance(block, Chart) or isinstance(before, Chart)):
             console.print()
-        if isinstance(block, Row):
-            console.print(_row(block), width=width)
-        else:
+        if isinstance(block, Chart):
             _chart(block, console, width, drawn)
+        else:
+            console.print(_row(_files(block) if isinstance(block, Gallery) else block), width=width)
         before = block
+
+
+def _files(gallery: Gallery) -> Row:
+    return Row("pictures", (gallery.title, *(picture.path for picture in gallery.pictures)))
 
 
 def _row(row: Row) -> Table:

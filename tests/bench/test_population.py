@@ -1,3 +1,4 @@
+import hashlib
 from collections import Counter
 
 from banaudit.bench.attacks import IAD, AdapPatch, BadNets
@@ -40,7 +41,7 @@ def test_the_test_is_as_large_and_as_mixed_as_promised():
     sealed = sealed_test()
     attacks = Counter((r.attack.name, r.labelling.kind) for r in sealed if r.attack)
     singles = {name: n for (name, kind), n in attacks.items() if kind in ("all-to-one", "source-target")}
-    assert len(singles) == 10
+    assert len(singles) == 11
     assert set(singles.values()) == {20}
     assert all(n >= 10 for n in attacks.values())
     clean = [r for r in sealed if r.attack is None]
@@ -50,6 +51,21 @@ def test_the_test_is_as_large_and_as_mixed_as_promised():
     for group in (clean, [r for r in sealed if r.attack]):
         assert max(Counter(r.dataset for r in group).values()) <= 0.4 * len(group)
         assert max(Counter(r.architecture for r in group).values()) <= 0.4 * len(group)
+
+
+def digest(recipes):
+    return hashlib.sha256("\n".join(recipe.key for recipe in recipes).encode()).hexdigest()[:16]
+
+
+def test_recipes_never_change_and_new_ones_come_last():
+    assert digest(development()[:50]) == "7340e32398087190"
+    assert digest(sealed_test()[:380]) == "fdd1a8400103336e"
+    assert digest(sealed_test(5)[:95]) == "1366d68b168a992e"
+    assert {recipe.attack.name for recipe in development()[50:] + sealed_test()[380:]} == {"evasive"}
+
+
+def test_victims_added_at_the_end_are_the_same_however_many_come_before():
+    assert [recipe.key for recipe in sealed_test(5)[95:]] == [recipe.key for recipe in sealed_test()[380:385]]
 
 
 def test_every_recipe_can_be_built():

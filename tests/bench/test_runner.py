@@ -13,6 +13,8 @@ from banaudit.bench.attacks import SSDT, BadNets
 from banaudit.bench.attacks.labelling import AllToAll, AllToOne, SourceTarget
 from banaudit.bench.datasets import attacker_and_pool, load_split
 from banaudit.bench.runner import BenchmarkResults, Outcome, Truth, draw_clean, hold_against, read_results
+from banaudit.bench.studies import run_study
+from banaudit.bench.tables import render
 from banaudit.bench.victims import Victim, VictimFacts, VictimRecipe, victim_folder
 from banaudit.errors import UsageError
 from banaudit.results import Reading, Verdict
@@ -170,3 +172,50 @@ def test_a_verdict_is_held_against_the_truth(truth, verdict, said, outcome):
 )
 def test_the_truth_comes_from_the_recipe(recipe, truth):
     assert runner.truth_of(facts_of(recipe)) == truth
+
+
+def test_parts_of_the_clean_images_are_disjoint_and_even(cache):
+    parts = [draw_clean("cifar10", "test", 1000, seed=0, part=part, parts=4, cache=cache) for part in range(4)]
+    assert [len(part) for part in parts] == [20] * 4
+    assert all(torch.bincount(part.labels).tolist() == [2] * 10 for part in parts)
+    images = [image.numpy().tobytes() for part in parts for image in part.images]
+    assert len(set(images)) == 80
+
+
+def test_images_that_victims_were_trained_on_can_be_drawn(cache):
+    data = load_split("cifar10", "train", cache=cache)
+    attacker, _ = attacker_and_pool(data)
+    allowed = {image.numpy().tobytes() for image in data.pixels[attacker].contiguous()}
+    clean = draw_clean("cifar10", "trained on", 25, seed=0, cache=cache)
+    assert {image.mul(255).round().byte().numpy().tobytes() for image in clean.images} <= allowed
+
+
+def test_what_another_process_adds_meanwhile_is_neither_lost_nor_made_again(cache, tmp_path, monkeypatch):
+    path = tmp_path / "development.json"
+    elsewhere = tmp_path / "elsewhere.json"
+    whole, _ = scan_all(elsewhere, cache)
+    original = runner.judge
+
+    def judge_while_another_writes(*arguments, **settings):
+        path.write_bytes(elsewhere.read_bytes())
+        return original(*arguments, **settings)
+
+    monkeypatch.setattr(runner, "judge", judge_while_another_writes)
+    results, told = scan_all(path, cache)
+    assert len(told) == 1
+    assert {entry.key for entry in results.entries} == {entry.key for entry in whole.entries}
+
+
+def test_a_study_is_resumed_and_keeps_to_its_conditions(cache, tmp_path):
+    path = tmp_path / "study.json"
+    told = []
+    options = {"split": "development", "detectors": [Accuser()], "images": 40, "device": "cpu", "cache": cache}
+    results = run_study("recompressed", RECIPES, path, progress=told.append, **options)
+    assert [entry.condition for entry in results.entries] == ["plain", "JPEG 75", "JPEG 50"] * 2
+    assert run_study("recompressed", RECIPES, path, progress=told.append, **options) == results
+    assert len(told) == 6
+    assert "JPEG-compressed again" in render(path)
+    with pytest.raises(UsageError, match="give another --output"):
+        run_study("seeds", RECIPES, path, **options)
+    one = run_study("trained-on", RECIPES, tmp_path / "one.json", limit=1, **options)
+    assert {entry.key for entry in one.entries} == {RECIPES[0].key}

@@ -6,7 +6,8 @@ from stand_ins import Accuser
 
 from banaudit.architectures.base import SplitModel
 from banaudit.bench.networks import build_network
-from banaudit.bench.speed import EPS, _noise_steps, compare, plain_released, synthetic_images
+from banaudit.bench.speed import EPS, _noise_steps, compare, plain_released
+from banaudit.bench.synthetic import synthetic_images
 from banaudit.data import CleanData
 from banaudit.errors import UsageError
 
@@ -72,4 +73,6 @@ def test_both_sides_are_timed_on_one_model():
     assert result.ratio == pytest.approx(result.plain.seconds / result.scan.seconds, rel=0.05)
     assert [method.method for method in result.methods] == ["accuser"]
     assert min(result.plain.peak_bytes, result.scan.peak_bytes) > 2**20
-    assert len(told) == 4
+    assert len(told) == 5
+    assert {item.name for item in result.economies} >= {"weights frozen", "features computed once"}
+    assert all(item.without > 0 and item.with_it > 0 for item in result.economies if "shortlist" not in item.name)

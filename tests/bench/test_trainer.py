@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from banaudit.bench.attacks.base import Batch
 from banaudit.bench.trainer import TrainingSettings, adversarial_images, augment, train
 
 
@@ -65,6 +66,56 @@ def test_training_repeats_under_a_seed():
         train(model, pixels, labels, settings, flips=True, poisoner=None, generator=seeded(4))
         weights.append(model.state_dict())
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+class Persuader:
+    """Leaves the images alone and asks that the classifier's logits of label 1 be large."""
+
+    augments_first = False
+
+    def prepare(self, pixels):
+        pass
+
+    def poison(self, images, labels):
+        def objective(model, logits):
+            assert model.training
+            assert logits.shape == (len(images), 2)
+            return -20 * logits[:, 1].float().mean()
+
+        return Batch(images, labels, objective=objective)
+
+    def step(self):
+        pass
+
+    def end_epoch(self, model):
+        pass
+
+    def tensors(self):
+        return {}
+
+
+def test_what_an_attacker_adds_to_the_loss_trains_the_classifier():
+    pixels, labels = bright_and_dark(64)
+    logits = []
+    for poisoner in (None, Persuader()):
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            model = small_model()
+        losses = []
+        train(
+            model,
+            pixels,
+            labels,
+            TrainingSettings(epochs=2, batch_size=16),
+            flips=True,
+            poisoner=poisoner,
+            generator=seeded(4),
+            listener=lambda epoch, loss, told=losses: told.append(loss),
+        )
+        assert min(losses) > 0  # the classifier's own loss alone is told
+        with torch.no_grad():
+            logits.append(model(pixels.float() / 255)[:, 1].mean())
+    assert logits[1] > logits[0] + 1
 
 
 def test_standard_augmentation_shifts_and_mirrors():

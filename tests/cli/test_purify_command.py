@@ -100,7 +100,7 @@ def test_json_is_the_record(asked, run):
 @pytest.mark.parametrize(
     ("more", "expected"),
     [
-        (("--method", "magic"), "--method magic: no such method; there are ban, fine-tuning"),
+        (("--method", "magic"), "--method magic: no such method; there are anp, ban, "),
         (("--set", "fine-tuning.epochs=2"), "--set fine-tuning.epochs: fine-tuning does not run; ban does"),
         (("--set", "ban.magic=2"), "--set ban.magic: no such setting"),
         (("--set", "ban.epochs=2", "--epochs", "3"), "--epochs is given too"),

@@ -210,6 +210,7 @@ def test_options_reach_the_audit(audit, run):
         "device": "cpu",
         "time_limit": 60.0,
         "listener": None,
+        "triggers": None,
     }
 
 

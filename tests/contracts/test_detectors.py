@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import string
 from functools import cache
 
 import numpy as np
@@ -30,6 +31,8 @@ SMALL = {
     "bti-dbf": GENERATOR,
     "bti-dbf-star": GENERATOR,
     "feature-re": {"warm_up": 2, "steps": 4, "batch_size": 8, "width": 4, "depth": 1, "held_out_images": 24},
+    "unicorn": {"steps": 4, "rung": 2, "mask_steps": 2, "batch_size": 8, "width": 4, "depth": 1, "held_out_images": 24},
+    "free-eagle": {"steps": 40},
 }
 """One entry for each detector; a new one belongs here."""
 
@@ -68,6 +71,42 @@ def test_the_default_verdict_is_made_of_registered_detectors():
     names = [detector.name for detector in default_detectors()]
     assert len(set(names)) == len(names)
     assert all(detector == DETECTORS[detector.name]() for detector in default_detectors())
+
+
+SHOWS_TRIGGERS = set(DETECTORS) - {"ban", "targeted-noise", "free-eagle"}
+"""The others have something to look at."""
+
+
+@every_detector
+def test_recovered_triggers_go_to_who_wants_them_and_change_nothing(name, finding_of, planted, clean_data):
+    found = []
+    finding = small(name)(planted, clean_data, seed=3, triggers=found.append)
+    assert timeless(finding) == timeless(finding_of(name))
+    assert finding.triggers == tuple(item.facts for item in found)
+    assert bool(found) == (name in SHOWS_TRIGGERS)
+    assert len({item.facts.target for item in found}) == len(found)
+    for item in found:
+        assert item.method == name
+        assert item.facts.target in range(toys.CLASSES)
+        assert item.facts.pictures == ()
+        assert item.facts.accused <= (finding.verdict is Verdict.BACKDOORED)
+        assert item.facts.success is None or 0 <= item.facts.success <= 1
+        assert all(math.isfinite(number) for number in (item.facts.size, item.facts.success or 0.0))
+        assert len({picture.name for picture in item.pictures}) == len(item.pictures) > 0
+        for picture in item.pictures:
+            assert picture.pixels.dtype == np.uint8
+            assert picture.pixels.shape in {(toys.SIDE, toys.SIDE), (toys.SIDE, toys.SIDE, 3)}
+            assert set(picture.name) <= set(string.ascii_lowercase)
+    if found:
+        strongest = max(finding.evidence, key=lambda item: (item.fired, item.reading is Reading.ALL_TO_ONE))
+        assert found[0].facts.target == strongest.target or strongest.reading is not Reading.ALL_TO_ONE
+
+
+@every_detector
+def test_at_the_time_limit_no_trigger_is_handed_out(name, planted, clean_data):
+    found = []
+    small(name)(planted, clean_data, meter=Meter(time_limit=0.0), triggers=found.append)
+    assert found == []
 
 
 @every_detector

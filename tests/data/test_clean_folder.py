@@ -90,6 +90,37 @@ def test_a_class_may_be_called_train(tmp_path):
     assert _read(_class_folders(tmp_path, ["boat", "car", "train"])).class_names[2] == "train"
 
 
+def _inner_folders(root: Path, names: list[str]) -> Path:
+    for name in names:
+        _class_folders(root / name, ["images"])
+        (root / name / f"{name}_boxes.txt").write_text("0.JPEG 0 0 7 7")
+    return root
+
+
+def test_class_folders_with_their_images_in_an_inner_folder(tmp_path):
+    images = _read(_inner_folders(tmp_path, ["n02", "n01", "n03"]))
+    assert images.class_names == ("n01", "n02", "n03")
+    assert {path.parent.parent.name for path in images.paths} == {"n01", "n02", "n03"}
+    assert (images.facts.layout, images.facts.found) == ("class folders", 30)
+
+
+def test_the_whole_of_tiny_imagenet_is_read_where_its_labels_are(tmp_path):
+    _inner_folders(tmp_path / "train", ["n01", "n02", "n03"])
+    _inner_folders(tmp_path, ["val", "test"])
+    assert {path.parents[2].name for path in _read(tmp_path).paths} == {"train"}
+
+
+def test_inner_folders_named_like_splits_are_no_classes(tmp_path):
+    assert "2 of its folders hold class folders" in _refusal(_inner_folders(tmp_path, ["val", "test"]))
+
+
+def test_an_inner_folder_beside_a_csv_is_read_by_the_csv(tmp_path):
+    _class_folders(tmp_path / "part", ["images"], each=30)
+    rows = [f"images/{index}.png,{index % 3}" for index in range(30)]
+    (tmp_path / "part" / "labels.csv").write_text("\n".join(["file,label", *rows]))
+    assert _read(tmp_path).facts.layout == "csv"
+
+
 @pytest.mark.parametrize(
     ("header", "row"),
     [

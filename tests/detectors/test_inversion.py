@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from banaudit.data import CleanData
+from banaudit.detectors import base
 from banaudit.detectors.base import Samples
 from banaudit.detectors.inversion import (
     SPREAD_FLOOR,
@@ -128,3 +129,21 @@ def test_one_class_of_images_is_refused(planted, clean_data):
     single = clean_data.subset((clean_data.labels == 1).nonzero().flatten())
     with pytest.raises(DataError, match="at least two classes"):
         NeuralCleanse().invert(planted, single, torch.Generator(), Meter())
+
+
+def test_large_images_pass_in_parts_and_nothing_else_changes(planted, clean_data, monkeypatch):
+    passes = []
+    inner = type(planted).forward
+
+    def forward(model, images):
+        passes.append(len(images))
+        return inner(model, images)
+
+    monkeypatch.setattr(type(planted), "forward", forward)
+    found = []
+    for pixels in (base.PASS_PIXELS, 20 * 16 * 16):
+        monkeypatch.setattr(base, "PASS_PIXELS", pixels)
+        detector = NeuralCleanse(steps=3, batch_size=8)
+        found.append(detector.invert(planted, clean_data, torch.Generator().manual_seed(0), Meter()))
+    assert passes == [48] * 3 + [16] * 9
+    torch.testing.assert_close(found[0].triggers.masks, found[1].triggers.masks, rtol=0.02, atol=0.02)

@@ -27,7 +27,13 @@ def test_equal_margins_are_no_outlier():
 
 def test_finds_the_largest_margin_there_is(untinted, tiled_data):
     found = MMBD().maximum_margins(untinted, tiled_data.images, 6, torch.Generator().manual_seed(0), Meter())
-    torch.testing.assert_close(found, torch.full((6,), 20.0), rtol=0.01, atol=0)  # its tile white, all others black
+    # its tile white, all others black
+    torch.testing.assert_close(found.margins, torch.full((6,), 20.0), rtol=0.01, atol=0)
+    label, shown = next(iter(found.images.items()))
+    row, column = 6 * (label // 3), 4 * (label % 3)
+    assert shown.shape == (12, 12, 3)
+    assert shown[row : row + 6, column : column + 4].mean() > 250
+    assert shown.mean() < 60
 
 
 def test_finds_the_planted_backdoor(tinted, tiled_data):

@@ -7,88 +7,21 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
-from banaudit.architectures.base import SplitModel, SplitNetwork
 from banaudit.data import CleanData
 from banaudit.errors import BanauditError, DataError, UnsupportedModelError
 from banaudit.meter import Meter
-from banaudit.mitigations import MITIGATIONS, BANFineTuning, FineTuning
+from banaudit.mitigations import BANFineTuning, FineTuning
 from banaudit.neurons import NoisyModel, count_neurons, train_under_noise
 from banaudit.training import Augmentation, Schedule, choose_augmentation, random_crop
-
-SIDE, CLASSES = 8, 3
-
-
-class Tiny(SplitNetwork):
-    def __init__(self, *, normalised=True, dropout=0.0):
-        super().__init__()
-        self.conv = nn.Conv2d(3, 6, 3, 2, 1, bias=False)
-        self.norm = nn.BatchNorm2d(6) if normalised else nn.Identity()
-        self.dropout = nn.Dropout(dropout)
-        self.linear = nn.Linear(6 * 16, CLASSES)
-
-    def features(self, inputs):
-        return F.relu(self.norm(self.conv(inputs)))
-
-    def head(self, features):
-        return self.linear(self.dropout(features.flatten(1)))
+from mitigations.tiny import make_data, make_model, same_weights
 
 
-def make_model(**settings):
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return SplitModel(Tiny(**settings), (0.5,) * 3, (0.25,) * 3).eval()
+def test_the_paper_trains_for_25_epochs():
+    assert BANFineTuning().epochs == FineTuning().epochs == 25
 
 
-def make_data(count=60, classes=CLASSES):
-    """The left, the middle or the right third is bright."""
-    generator = torch.Generator().manual_seed(1)
-    labels = torch.arange(count) % classes
-    images = 0.5 * torch.rand(count, 3, SIDE, SIDE, generator=generator)
-    for label in range(classes):
-        images[labels == label, :, :, 3 * label : 3 * label + 2] += 0.5
-    return CleanData(images, labels, tuple("abc"[:classes]))
-
-
-def snapshot(model):
-    return (
-        {name: value.clone() for name, value in model.state_dict().items()},
-        [module.training for module in model.modules()],
-        [parameter.requires_grad for parameter in model.parameters()],
-    )
-
-
-def same_weights(one, other):
-    return all(torch.equal(one[name], other[name]) for name in one)
-
-
-@pytest.mark.parametrize("mitigation", MITIGATIONS.values())
-def test_contract(mitigation):
-    method = mitigation(epochs=2, batch_size=16)
-    assert mitigation.model_validate_json(method.model_dump_json()) == method
-    assert mitigation().epochs == 25
-    model, data = make_model(dropout=0.3), make_data()
-    model.network.linear.weight.requires_grad_(False)
-    before, random = snapshot(model), torch.random.get_rng_state()
-    meter = Meter()
-    first = method(model, data, max_drop=1.0, seed=3, meter=meter)
-    second = method(model, data, max_drop=1.0, seed=3)
-    other = method(model, data, max_drop=1.0, seed=4)
-    after = snapshot(model)
-    assert same_weights(before[0], after[0])
-    assert before[1:] == after[1:]
-    assert torch.equal(random, torch.random.get_rng_state())
-    assert same_weights(first.model.state_dict(), second.model.state_dict())
-    assert not same_weights(first.model.state_dict(), other.model.state_dict())
-    assert not first.model.training
-    assert [item.epoch for item in first.epochs] == [1, 2]
-    assert first.training_images + first.selection_images == len(data)
-    assert first.forward_images == meter.forward_images == meter.planned_images
-    assert meter.backward_images == method.passes()[1] * 2 * first.training_images
-
-
-@pytest.mark.parametrize("mitigation", MITIGATIONS.values())
+@pytest.mark.parametrize("mitigation", [BANFineTuning, FineTuning])
 def test_it_learns_and_works_for_two_classes(mitigation):
     data = make_data(64, classes=2)
     repaired = mitigation(epochs=8, batch_size=16, learning_rate=0.05)(make_model(), data, max_drop=1.0, flips=False)
@@ -120,35 +53,6 @@ def test_pruned_weights_stay_pruned():
     repaired = BANFineTuning(epochs=2)(model, make_data(), max_drop=1.0)
     assert torch.equal(repaired.model.network.conv.weight == 0, pruned)
     assert torch.equal(repaired.model.network.norm.weight == 0, torch.arange(6) == 2)
-
-
-class Stop(Exception):  # noqa: N818 - stands for the end of the process
-    pass
-
-
-@pytest.mark.parametrize("mitigation", MITIGATIONS.values())
-def test_interrupted_run_goes_on_to_the_same_weights(mitigation, tmp_path):
-    method, data, state = mitigation(epochs=4, batch_size=16), make_data(), tmp_path / "state"
-    whole = method(make_model(dropout=0.3), data, max_drop=1.0)
-
-    def stop(what, _):
-        if what.startswith("epoch 3/4") and "loss" in what:
-            raise Stop
-
-    with pytest.raises(Stop):
-        method(make_model(dropout=0.3), data, max_drop=1.0, meter=Meter(listener=stop), state=state)
-    assert [path.name for path in tmp_path.iterdir()] == ["state"]
-    told = []
-    resumed = method(
-        make_model(dropout=0.3),
-        data,
-        max_drop=1.0,
-        meter=Meter(listener=lambda what, _: told.append(what)),
-        state=state,
-    )
-    assert not any(what.startswith(("epoch 1/4", "epoch 2/4")) for what in told)
-    assert same_weights(whole.model.state_dict(), resumed.model.state_dict())
-    assert [item.loss for item in resumed.epochs] == [item.loss for item in whole.epochs]
 
 
 @pytest.mark.parametrize("damage", [b"", b"rubbish", None])

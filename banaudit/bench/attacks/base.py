@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from banaudit.bench.attacks.labelling import Labelling
-from banaudit.shapes import Images, Labels, Weights
+from banaudit.shapes import Images, Labels, Logits, Weights
 
 Shape = tuple[int, int, int]
 """Channels C, height H, width W of one image."""
@@ -124,11 +124,14 @@ class Batch:
         images: [B, C, H, W] in [0, 1]; may carry a gradient to a learned trigger.
         labels: [B] labels to train on.
         penalty: Scalar added to the classifier's loss for a learned trigger; none: nothing is added.
+        objective: Gives, from the classifier in training and its logits [B, K] of this batch, a scalar that is added to
+            its loss; none: nothing is added.
     """
 
     images: Images
     labels: Labels
     penalty: Tensor | None = None
+    objective: Callable[[nn.Module, Logits], Tensor] | None = None
 
 
 class BatchPoisoner(Protocol):

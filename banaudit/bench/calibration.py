@@ -1,0 +1,250 @@
+"""Thresholds refitted from the recorded scores of development victims, and what the joint verdict would then say.
+
+The rule.  A reading can fire on only a share q of the clean victims: its restarts have to agree, and the like.  Let m
+be the median of its scores on those, and s the mean by which the scores above m exceed it.  If the upper half falls off
+exponentially, the reading fires on a share a of all clean models at the threshold
+
+    m + s log(0.5 q / a),
+
+and that is the proposal, or the largest clean score where that is higher.  The share a is the false-alarm rate aimed
+at, divided by the number of readings, since one fired reading accuses.  Whatever the distribution, at the largest score
+of n clean models the reading fires on a new one drawn like them with probability at most 1 / (n + 1) (the conformal
+bound): what n victims can vouch for, whatever is aimed at.
+
+The thresholds depend on the clean victims alone, so the verdict on a clean victim is out of sample when the thresholds
+are fitted without it, and on a backdoored one always.  Leaving out the victim's whole data set and network besides asks
+whether the thresholds carry over to others.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+
+from banaudit.bench.population import TEST_SEED
+from banaudit.bench.runner import BenchmarkResults, Number, Outcome, ScanSettings, ScoredReading, VictimEntry
+from banaudit.bench.strata import counted, network_of, stratum_of
+from banaudit.bench.verdicts import Thresholds, is_certain, may_fire, rejudge
+from banaudit.detectors import default_detectors
+from banaudit.errors import UsageError
+from banaudit.results import Reading, Record
+from banaudit.statistics import median
+
+FEWEST_CLEAN = 4
+"""With fewer clean victims on which a reading could have fired, its threshold stays as it is."""
+
+LEAST_SHARE = 0.1
+"""A threshold never falls below this share of the one it replaces: it divides the scores, so it must stay positive."""
+
+AIMED_RATE = 0.02
+"""False-alarm rate of the joint verdict that thresholds are aimed at."""
+
+Variant = Literal["frozen", "proposed", "left out", "setup left out"]
+"""Which thresholds a verdict was made with."""
+
+VARIANTS: tuple[Variant, ...] = ("frozen", "proposed", "left out", "setup left out")
+
+
+class ReadingFit(Record):
+    """One reading's scores and thresholds."""
+
+    key: str
+    reading: Reading
+    frozen: float = Field(description="The threshold that the scans were made with.")
+    proposed: float = Field(description="The refitted one; the frozen one where there was too little to fit it on.")
+    fitted: bool = Field(description="Whether there were enough clean victims to fit the threshold.")
+    clean: int = Field(description="Clean victims with a score.")
+    clean_able: int = Field(description="Those of them on which the reading could have fired.")
+    clean_median: Number = Field(default=None, description="Of those on which it could have fired, as the next two.")
+    clean_largest: Number = None
+    clean_largest_victim: str = ""
+    clean_largest_of_all: Number = Field(default=None, description="Also where restarts disagreed or the like.")
+    own: int = Field(description="Victims of the kind of backdoor that the reading is meant for, with a score.")
+    own_able: int = Field(description="Those of them on which the reading could have fired.")
+    own_smallest: Number = Field(default=None, description="Of those on which it could have fired, as the next two.")
+    own_median: Number = None
+    own_above_frozen: int = 0
+    own_above_proposed: int = 0
+    uncertain: int = Field(description="Victims on which the record does not say whether it fires as proposed.")
+
+
+class VictimVerdicts(Record):
+    """One victim's outcome at each choice of thresholds."""
+
+    key: str
+    stratum: str
+    setup: str
+    backdoored: bool
+    outcomes: dict[Variant, Outcome]
+
+
+class Calibration(Record):
+    """Thresholds refitted from a results file."""
+
+    schema_version: Literal["1.0"] = "1.0"
+    kind: Literal["calibration"] = "calibration"
+    split: str
+    aimed_rate: float
+    reading_rate: float = Field(description="The aimed rate divided by the number of readings.")
+    current_settings: bool = Field(description="Whether all scans were made with the settings in the code now.")
+    excluded: tuple[str, ...] = Field(description="Victims below their floor, left out.")
+    readings: tuple[ReadingFit, ...]
+    victims: tuple[VictimVerdicts, ...]
+
+
+def fit_threshold(scores: Sequence[float], rate: float) -> float:
+    """The threshold that a share ``rate`` of such scores exceeds, if their upper half falls off exponentially.
+
+    Args:
+        scores: At least one.
+        rate: Aimed share, above 0.
+
+    Returns:
+        The threshold, never below the largest score.
+
+    Raises:
+        ValueError: No scores, or no such rate.
+    """
+    if not scores or rate <= 0:
+        raise ValueError(f"expected scores and a rate above 0, got {len(scores)} scores and rate {rate}")
+    values = torch.tensor(scores, dtype=torch.float64)
+    middle = float(median(values))
+    above = values[values > middle]
+    excess = float((above - middle).mean()) if len(above) else 0.0
+    return max(float(values.max()), middle + excess * math.log(0.5 / rate))
+
+
+def calibrate(results: BenchmarkResults, *, aimed_rate: float = AIMED_RATE) -> Calibration:
+    """Refit every threshold and judge every victim anew; no model is needed.
+
+    Args:
+        results: Of development victims.
+        aimed_rate: False-alarm rate aimed at, in (0, 0.5).
+
+    Raises:
+        UsageError: The victims are of the test, none of them counts, or the rate is not as above.
+    """
+    if results.split == "test" or any(entry.victim.recipe.seed >= TEST_SEED for entry in results.entries):
+        raise UsageError(
+            f"split {results.split}: thresholds are never fitted on test victims; give results of development victims"
+        )
+    if not 0 < aimed_rate < 0.5:
+        raise UsageError(f"--rate {aimed_rate:g}: expected a share between 0 and 0.5, e.g. --rate {AIMED_RATE}")
+    entries = counted(results.entries)
+    if not any(not entry.truth.backdoored for entry in entries):
+        raise UsageError(f"split {results.split}: holds no clean victim to fit thresholds on; scan some")
+    readings = {item.key: item for entry in entries for item in entry.scan.readings}
+    if not readings:
+        raise UsageError(f"split {results.split}: its scans hold no scores; scan again")
+    rate = aimed_rate / len(readings)
+
+    proposed = _thresholds(entries, readings, rate)
+    setups = dict.fromkeys(map(_setup, entries))
+    without_setup = {
+        setup: _thresholds([other for other in entries if _setup(other) != setup], readings, rate) for setup in setups
+    }
+    # Backdoored victims fit no threshold, so nothing has to be left out for them.
+    without = {
+        entry.key: proposed
+        if entry.truth.backdoored
+        else _thresholds([other for other in entries if other.key != entry.key], readings, rate)
+        for entry in entries
+    }
+    counting = {entry.key for entry in entries}
+    return Calibration(
+        split=results.split,
+        aimed_rate=aimed_rate,
+        reading_rate=rate,
+        current_settings=_current(results.settings),
+        excluded=tuple(entry.key for entry in results.entries if entry.key not in counting),
+        readings=tuple(_fit(key, readings[key], entries, proposed) for key in readings),
+        victims=tuple(
+            VictimVerdicts(
+                key=entry.key,
+                stratum=stratum_of(entry.victim.recipe),
+                setup=_setup(entry),
+                backdoored=entry.truth.backdoored,
+                outcomes={
+                    "frozen": rejudge(entry, {}),
+                    "proposed": rejudge(entry, proposed),
+                    "left out": rejudge(entry, without[entry.key]),
+                    "setup left out": rejudge(entry, without_setup[_setup(entry)]),
+                },
+            )
+            for entry in entries
+        ),
+    )
+
+
+def _setup(entry: VictimEntry) -> str:
+    return f"{entry.victim.recipe.dataset}, {network_of(entry.victim.recipe)}"
+
+
+def _current(settings: dict[str, ScanSettings]) -> bool:
+    return all(
+        ScanSettings.of(default_detectors(), item.images, item.seed).detectors == item.detectors
+        for item in settings.values()
+    )
+
+
+def _items(
+    entries: Sequence[VictimEntry], key: str, wanted: Callable[[VictimEntry], bool]
+) -> list[tuple[str, ScoredReading, float]]:
+    """Victim, reading and score of the victims that are wanted and have one."""
+    return [
+        (entry.key, item, item.score)
+        for entry in entries
+        if wanted(entry)
+        for item in entry.scan.readings
+        if item.key == key and item.score is not None
+    ]
+
+
+def _thresholds(entries: Sequence[VictimEntry], readings: dict[str, ScoredReading], rate: float) -> dict[str, float]:
+    """The threshold of each reading that has enough clean victims."""
+    found: dict[str, float] = {}
+    for key, some in readings.items():
+        clean = _items(entries, key, lambda entry: not entry.truth.backdoored)
+        scores = [score for _, item, score in clean if may_fire(item)]
+        if len(scores) >= FEWEST_CLEAN:
+            threshold = fit_threshold(scores, rate * len(clean) / len(scores))
+            found[key] = float(f"{max(LEAST_SHARE * some.threshold, threshold):.6g}")
+    return found
+
+
+def _fit(key: str, some: ScoredReading, entries: Sequence[VictimEntry], proposed: Thresholds) -> ReadingFit:
+    threshold = proposed.get(key, some.threshold)
+    every = _items(entries, key, lambda _: True)
+    clean = _items(entries, key, lambda entry: not entry.truth.backdoored)
+    own = _items(entries, key, lambda entry: entry.truth.reading is some.reading)
+    clean_able = [(score, victim) for victim, item, score in clean if may_fire(item)]
+    own_able = [score for _, item, score in own if may_fire(item)]
+    largest, largest_victim = max(clean_able, default=(None, ""))
+    return ReadingFit(
+        key=key,
+        reading=some.reading,
+        frozen=some.threshold,
+        proposed=threshold,
+        fitted=key in proposed,
+        clean=len(clean),
+        clean_able=len(clean_able),
+        clean_median=_median([score for score, _ in clean_able]),
+        clean_largest=largest,
+        clean_largest_victim=largest_victim,
+        clean_largest_of_all=max((score for _, _, score in clean), default=None),
+        own=len(own),
+        own_able=len(own_able),
+        own_smallest=min(own_able, default=None),
+        own_median=_median(own_able),
+        own_above_frozen=sum(score > some.threshold for score in own_able),
+        own_above_proposed=sum(score > threshold for score in own_able),
+        uncertain=sum(not is_certain(item, threshold) for _, item, _ in every),
+    )
+
+
+def _median(scores: Sequence[float]) -> Number:
+    return float(median(torch.tensor(scores, dtype=torch.float64))) if scores else None

@@ -1,0 +1,265 @@
+"""What neuron noise and the feature mask do to victims: the numbers behind the paper's Figures 1 to 3.
+
+Noise and mask are those of the default ``ban`` detector, found on one half of the clean images and read on the other.
+
+Source: Xu et al., "BAN", NeurIPS 2024, Figures 1 (features under growing noise), 2 (accuracy under noise with and
+without the negative mask, Eq. 6) and 3 (cross-entropy through the mask and through its negative, Eq. 5).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from banaudit.audit import pick_device
+from banaudit.bench.datasets import default_cache
+from banaudit.bench.embedding import tsne
+from banaudit.bench.runner import CODE, Progress, Truth, draw_clean, read_results, truth_of, write_results
+from banaudit.bench.strata import kind_of, network_of, stratum_of
+from banaudit.bench.victims import Victim, VictimRecipe, load_victim, victim_folder
+from banaudit.data import CleanData
+from banaudit.detectors.ban import BAN
+from banaudit.detectors.base import SEARCH_SHARE, draw
+from banaudit.errors import UsageError
+from banaudit.neurons import NoisyModel, fit_feature_mask
+from banaudit.results import Reading, Record
+
+LEVELS = (0.0, 0.1, 0.2, 0.3, 0.4)
+"""Sizes eps of the noise."""
+
+PICTURED = (0.0, 0.2, 0.3, 0.4)
+"""Those at which the features of one backdoored victim and its clean twin are laid out in the plane."""
+
+POINTS = 200
+"""Images in such a picture."""
+
+READ_BATCH = 250
+"""Images in one forward pass."""
+
+
+class Layout(Record):
+    """Features under noise, laid out in the plane by t-SNE."""
+
+    eps: float
+    points: tuple[tuple[float, float], ...]
+    labels: tuple[int, ...]
+    predicted: tuple[int, ...]
+
+
+class NoiseLevel(Record):
+    """Predictions on held-out images under noise of one size."""
+
+    eps: float
+    accuracy: float
+    target_share: float | None = Field(description="Share of other-class images that go to the true target.")
+    top: int = Field(description="Class that most mistakes go to.")
+    top_share: float = Field(description="Share of the images of other classes that go there.")
+
+
+class VictimNoise(Record):
+    """One victim under noise and mask."""
+
+    key: str
+    stratum: str
+    setup: str
+    truth: Truth
+    code: str
+    levels: tuple[NoiseLevel, ...]
+    noisy_accuracy: float = Field(description="Under noise of the detector's size.")
+    masked_accuracy: float = Field(description="Under the same noise, through the negative mask (Eq. 6).")
+    kept_loss: float = Field(description="Cross-entropy through the mask, without noise.")
+    removed_loss: float = Field(description="Cross-entropy through the negative mask, without noise.")
+    mask_mean: float = Field(description="Mean of the mask's entries.")
+    layouts: tuple[Layout, ...] = ()
+
+
+class NoiseResults(Record):
+    """Victims of one split under noise and mask."""
+
+    schema_version: Literal["1.0"] = "1.0"
+    kind: Literal["noise"] = "noise"
+    split: str
+    images: int
+    seed: int
+    eps: float = Field(description="Size of the detector's noise.")
+    entries: tuple[VictimNoise, ...] = ()
+
+
+def run_noise(
+    recipes: Sequence[VictimRecipe],
+    path: Path,
+    *,
+    split: str,
+    images: int = 500,
+    seed: int = 0,
+    root: Path | None = None,
+    cache: Path | None = None,
+    device: str = "auto",
+    fresh: bool = False,
+    progress: Progress | None = None,
+) -> NoiseResults:
+    """Measure every trained victim under noise and mask; the results file is whole after each.
+
+    Args:
+        recipes: Victims; those that are not in the cache yet are left out.
+        path: Results file; victims in it are not measured again.
+        split: Name of the list of recipes.
+        images: Most clean images, of the held-out split.
+        seed: Of images, noise and mask.
+        root: Folder of the data sets; not needed once they are decoded into the cache.
+        cache: Where data and victims are kept; none: the user's.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        fresh: Measure again.
+        progress: Told of each victim.
+
+    Raises:
+        UsageError: The file is of another split, number of images or seed.
+        DataError: A data set is missing.
+    """
+    empty = NoiseResults(split=split, images=images, seed=seed, eps=BAN().eps)
+    results = read_results(path, NoiseResults) or empty
+    if results.model_copy(update={"entries": ()}) != empty:
+        raise UsageError(
+            f"{path}: holds {results.images} images and seed {results.seed} of split {results.split}, "
+            f"not {images} and {seed} of {split}; give another --output"
+        )
+    cache = cache or default_cache()
+    where = pick_device(device)
+    trained = [recipe for recipe in recipes if (victim_folder(recipe, cache) / "victim.json").exists()]
+    pictured = _pictured(trained)
+    done = set() if fresh else {entry.key for entry in results.entries}
+    for number, recipe in enumerate(trained, start=1):
+        if recipe.key in done:
+            continue
+        clean = draw_clean(recipe.dataset, "test", images, seed, root=root, cache=cache).to(where)
+        entry = measure_noise(load_victim(victim_folder(recipe, cache)), clean, seed=seed, picture=recipe in pictured)
+        others = [other for other in (read_results(path, NoiseResults) or results).entries if other.key != recipe.key]
+        results = results.model_copy(update={"entries": (*others, entry)})
+        write_results(path, results)
+        if progress is not None:
+            progress(
+                f"{number} of {len(trained)}: {recipe.key}: accuracy {entry.noisy_accuracy:.1%} under noise, "
+                f"{entry.masked_accuracy:.1%} through the negative mask"
+            )
+    return results
+
+
+def _pictured(recipes: Sequence[VictimRecipe]) -> list[VictimRecipe]:
+    """The first all-to-one victim that has a plain clean twin of the same data set and network, and that twin."""
+    for recipe in recipes:
+        if recipe.labelling is None or recipe.labelling.kind != "all-to-one":
+            continue
+        for twin in recipes:
+            if twin.attack is None and kind_of(twin) == "plain" and _setup(twin) == _setup(recipe):
+                return [recipe, twin]
+    return []
+
+
+def _setup(recipe: VictimRecipe) -> str:
+    return f"{recipe.dataset}, {network_of(recipe)}"
+
+
+def measure_noise(victim: Victim, clean: CleanData, *, seed: int = 0, picture: bool = False) -> VictimNoise:
+    """One victim under noise of every size, and through mask and negative mask.
+
+    Args:
+        victim: Its model is not changed.
+        clean: Clean images, on the device to compute on.
+        seed: Of noise and mask.
+        picture: Whether to lay out features in the plane as well.
+    """
+    settings = BAN()
+    generator = torch.Generator().manual_seed(seed)
+    model = copy.deepcopy(victim.model).to(clean.images.device).eval()
+    search, held_out = clean.split(SEARCH_SHARE, generator)
+    noisy = NoisyModel(model, form="relative", statistics=settings.statistics)
+    noise = {eps: _find_noise(noisy, search, eps, settings, generator) for eps in sorted({*LEVELS, settings.eps})}
+    features = {eps: _features(noisy, held_out, found) for eps, found in noise.items()}
+    fitted_on = draw(search, settings.search_images, generator)
+    mask = fit_feature_mask(
+        model,
+        _features(noisy, fitted_on, noisy.no_noise()),
+        fitted_on.labels,
+        steps=settings.mask_steps,
+        learning_rate=settings.mask_learning_rate,
+        mask_weight=settings.mask_weight,
+        batch_size=settings.mask_batch,
+        clamp_late=settings.clamp_late,
+        generator=generator,
+    )
+    truth, recipe = truth_of(victim.facts), victim.facts.recipe
+    with torch.no_grad():
+        predicted = {eps: model.head(found).argmax(dim=1) for eps, found in features.items()}
+        masked = model.head(features[settings.eps] * (1 - mask)).argmax(dim=1)
+        kept = F.cross_entropy(model.head(features[0.0] * mask), held_out.labels)
+        removed = F.cross_entropy(model.head(features[0.0] * (1 - mask)), held_out.labels)
+    return VictimNoise(
+        key=recipe.key,
+        stratum=stratum_of(recipe),
+        setup=_setup(recipe),
+        truth=truth,
+        code=CODE,
+        levels=tuple(_level(eps, predicted[eps], held_out, truth) for eps in LEVELS),
+        noisy_accuracy=_share(predicted[settings.eps] == held_out.labels),
+        masked_accuracy=_share(masked == held_out.labels),
+        kept_loss=round(float(kept), 4),
+        removed_loss=round(float(removed), 4),
+        mask_mean=round(float(mask.mean()), 4),
+        layouts=tuple(_layout(eps, features[eps], predicted[eps], held_out) for eps in PICTURED) if picture else (),
+    )
+
+
+def _find_noise(noisy: NoisyModel, search: CleanData, eps: float, settings: BAN, generator: torch.Generator) -> Tensor:
+    """Noise [2, P] of one size that raises the loss (Eq. 4)."""
+    if eps == 0:
+        return noisy.no_noise()
+    batch = draw(search, settings.noise_images, generator)
+    noise = noisy.random_noise(eps, generator)
+    for _ in range(settings.noise_steps):
+        noise = noisy.ascend(
+            batch.images, batch.labels, noise, step=eps / settings.noise_steps, radius=eps, what="noise"
+        )
+    return noise
+
+
+def _features(noisy: NoisyModel, data: CleanData, noise: Tensor) -> Tensor:
+    return torch.cat([noisy.features(batch, noise) for batch in torch.split(data.images, READ_BATCH)])
+
+
+def _level(eps: float, predicted: Tensor, held_out: CleanData, truth: Truth) -> NoiseLevel:
+    labels = held_out.labels
+    wrong = predicted[predicted != labels]
+    top = int(torch.bincount(wrong, minlength=held_out.num_classes).argmax()) if len(wrong) else 0
+    target = truth.target if truth.reading is Reading.ALL_TO_ONE else None
+    return NoiseLevel(
+        eps=eps,
+        accuracy=_share(predicted == labels),
+        target_share=None if target is None else _share(predicted[labels != target] == target),
+        top=top,
+        top_share=_share(predicted[labels != top] == top),
+    )
+
+
+def _share(hits: Tensor) -> float:
+    return round(float(hits.double().mean()), 4)
+
+
+def _layout(eps: float, features: Tensor, predicted: Tensor, held_out: CleanData) -> Layout:
+    # Held-out images come class by class; every so manieth keeps all classes in the picture.
+    chosen = torch.linspace(0, len(held_out) - 1, min(POINTS, len(held_out))).round().long().to(features.device)
+    pooled = features[chosen].flatten(2).mean(dim=2) if features.dim() > 2 else features[chosen]
+    places = tsne(pooled)
+    places = places / places.abs().max().clamp_min(1e-12)
+    return Layout(
+        eps=eps,
+        points=tuple((round(x, 3), round(y, 3)) for x, y in places.tolist()),
+        labels=tuple(held_out.labels[chosen].tolist()),
+        predicted=tuple(predicted[chosen].tolist()),
+    )

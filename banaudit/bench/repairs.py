@@ -1,0 +1,604 @@
+"""Mitigations x victims: what a repair leaves of a known backdoor and of clean accuracy, and what it is then called.
+
+An entry of the results file has two parts. The repair is measured on the held-out split, which plays no part in it; the
+second scan, with the relapse probe, can be made later, since the repaired weights stay in the cache.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import hashlib
+import itertools
+import math
+import re
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Self
+
+import safetensors
+import safetensors.torch
+import torch
+from pydantic import Field
+from torch import Tensor
+
+import banaudit
+from banaudit.architectures.base import SplitModel
+from banaudit.audit import pick_device
+from banaudit.bench.cost import Cost, device_name
+from banaudit.bench.datasets import default_cache, load_split
+from banaudit.bench.runner import (
+    CODE,
+    Number,
+    Progress,
+    ScanSettings,
+    draw_clean,
+    read_results,
+    record_scan,
+    truth_of,
+    write_results,
+)
+from banaudit.bench.trigger import Trigger, attack_success, clean_accuracy
+from banaudit.bench.victims import Victim, VictimFacts, VictimRecipe, load_victim, victim_folder
+from banaudit.data import CleanData
+from banaudit.detectors import Detector, default_detectors
+from banaudit.errors import BanauditError, UsageError
+from banaudit.meter import Meter
+from banaudit.mitigations import Mitigation
+from banaudit.mitigations.base import MAX_DROP
+from banaudit.purify import MAX_SCAN_IMAGES, MIN_SCAN_IMAGES, compare, judge_repaired, missed_budget
+from banaudit.relapse import probe_relapse, wanted_labels
+from banaudit.results import Reading, Record, RelapseProbe, Scalar, Verdict
+from banaudit.shapes import Labels
+from banaudit.whole_files import write_whole
+
+TEST_IMAGES = 2000
+"""Held-out images on which accuracy and attack success are measured, unless the user says otherwise."""
+
+TEST_SEED = 0
+"""Of the drawing of these: the same ones for every repair."""
+
+WHOLE = 10**9
+"""More images than any data set has."""
+
+
+@dataclass(frozen=True)
+class Amount:
+    """How many clean images a repair gets: a number, or a share of the training set.
+
+    Args:
+        number: Of images, or per cent of the training set.
+        percent: Which of the two.
+    """
+
+    number: float
+    percent: bool
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read ``500`` or ``0.5%``.
+
+        Raises:
+            UsageError: It is neither.
+        """
+        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(%?)\s*", text)
+        number = float(found[1]) if found else 0.0
+        percent = bool(found and found[2])
+        if number <= 0 or (not percent and number != int(number)) or (percent and number > 100):
+            raise UsageError(f"--images {text}: expected a number of images or a share such as 5%, or a list: 5%,1%")
+        return cls(number, percent)
+
+    def images(self, training_set: int) -> int:
+        """The number of images.
+
+        Args:
+            training_set: Images in the whole training set.
+        """
+        return max(1, round(self.number / 100 * training_set)) if self.percent else int(self.number)
+
+    def __str__(self) -> str:
+        """As :meth:`parse` reads it."""
+        return f"{self.number:g} %" if self.percent else f"{self.number:.0f}"
+
+
+class RepairSetup(Record):
+    """All that decides a repair, but for victim, images, seed and code."""
+
+    method: str
+    settings: dict[str, Scalar]
+    max_drop: float
+    test_images: int = Field(description="Most held-out images that it is measured on.")
+    tool_version: str
+
+    @property
+    def digest(self) -> str:
+        """A short name for this setup."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:8]
+
+
+class Behaviour(Record):
+    """What a model does on the held-out images."""
+
+    accuracy: float
+    attack_success: Number = Field(default=None, description="Of the images whose wanted label is another than theirs.")
+    leak_rate: Number = Field(default=None, description="Source-specific: as attack success, of the other classes.")
+
+
+class RepairMeasured(Cost):
+    """A repair: what it led to on held-out images, and what it took."""
+
+    code: str = Field(description="Digest of the code that repaired.")
+    before: Behaviour
+    after: Behaviour
+    test_images: int
+    success_images: int = Field(description="Those of them that attack success is a share of.")
+    within_budget: bool = Field(description="By the rule of purify; if not, it would have written nothing.")
+    kept_epoch: int
+    kept_what: str = Field(default="", description="What was kept where no epochs were tried.")
+    losses: tuple[Number, ...] = Field(description="Of each epoch, mean over the batches.")
+    accuracies: tuple[float, ...] = Field(description="Of each epoch, on the images that choose.")
+    accuracy_before: float = Field(description="On the images that choose, before the repair.")
+    augmentation: str
+    training_images: int
+    selection_images: int
+    device: str
+    threads: int
+
+
+class Relapse(Record):
+    """What the relapse probe found, aimed at what the attacker wanted, or at arbitrary classes of a clean victim."""
+
+    reading: Reading
+    before_repair: float
+    after_repair: float
+    relapsed: float
+    control: Number = None
+
+    @classmethod
+    def of(cls, reading: Reading, probe: RelapseProbe) -> Self:
+        """The probe's shares."""
+        return cls(
+            reading=reading,
+            before_repair=_round(probe.before_repair),
+            after_repair=_round(probe.after_repair),
+            relapsed=_round(probe.relapsed),
+            control=None if probe.control is None else _round(probe.control),
+        )
+
+
+class Rescan(Cost):
+    """What the tool says of its own repair."""
+
+    settings: str = Field(description="Digest of the settings of the scan.")
+    code: str = Field(description="Digest of the code that scanned.")
+    verdict: Verdict = Field(description="What purify would have said; the scan's, as the probe decides nothing yet.")
+    reason: str
+    target: int | None = None
+    scores: dict[str, Number] = Field(description="By reading.")
+    fired: tuple[str, ...] = ()
+    images: int
+    images_apart: bool = Field(description="Whether none of them was used by the repair.")
+    relapse: tuple[Relapse, ...] = ()
+
+
+class RepairEntry(Record):
+    """One repair of one victim."""
+
+    victim: str = Field(description="Key.")
+    setup: str = Field(description="Digest.")
+    amount: str = Field(description="Clean images as they were asked for.")
+    images: int = Field(description="Clean images that the repair got: the pool may hold fewer.")
+    asked: int
+    seed: int
+    problem: str = Field(default="", description="Why there is no repair.")
+    repair: RepairMeasured | None = None
+    rescan: Rescan | None = Field(default=None, description="None also where purify would have written nothing.")
+
+    @property
+    def identity(self) -> tuple[str, str, str, int]:
+        """What no two entries of a file have in common."""
+        return self.victim, self.setup, self.amount, self.seed
+
+
+class RepairResults(Record):
+    """Mitigations x victims of one split."""
+
+    schema_version: Literal["1.0"] = "1.0"
+    kind: Literal["repairs"] = "repairs"
+    split: str
+    setups: dict[str, RepairSetup] = Field(default_factory=dict, description="By digest.")
+    scans: dict[str, ScanSettings] = Field(default_factory=dict, description="By digest.")
+    victims: tuple[VictimFacts, ...] = ()
+    entries: tuple[RepairEntry, ...] = ()
+
+
+def run_repairs(
+    recipes: Sequence[VictimRecipe],
+    path: Path,
+    *,
+    split: str,
+    mitigations: Sequence[Mitigation],
+    amounts: Sequence[Amount],
+    runs: int = 1,
+    max_drop: float = MAX_DROP,
+    test_images: int = TEST_IMAGES,
+    rescan: bool = True,
+    detectors: Sequence[Detector] | None = None,
+    root: Path | None = None,
+    cache: Path | None = None,
+    device: str = "auto",
+    fresh: bool = False,
+    progress: Progress | None = None,
+) -> RepairResults:
+    """Repair every victim that is trained by every mitigation, and keep the results file whole after each part.
+
+    Args:
+        recipes: Victims; those that are not in the cache yet are left out.
+        path: Results file; what is in it with the same settings is kept and not made again. Several processes may work
+            on one file.
+        split: Name of the list of recipes.
+        mitigations: To compare; none twice.
+        amounts: Clean images of a repair, out of the pool that no victim was trained on.
+        runs: Repairs of each victim, with seeds from 0 on; each draws images of its own.
+        max_drop: Clean accuracy that a repair may cost.
+        test_images: Most held-out images to measure on.
+        rescan: Whether to scan and probe the repaired models too.
+        detectors: Methods of that scan; none: the default ones.
+        root: Folder of the data sets; not needed once they are decoded into the cache.
+        cache: Where data, victims and repaired weights are kept; none: the user's.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        fresh: Make again what was made with the same settings.
+        progress: Told of each part.
+
+    Raises:
+        UsageError: The file is of another split, or cannot be written.
+        DataError: A data set is missing.
+    """
+    results = read_results(path, RepairResults) or RepairResults(split=split)
+    if results.split != split:
+        raise UsageError(f"{path}: holds repairs of split {results.split}, not of {split}; give another --output")
+    cache = cache or default_cache()
+    detectors = tuple(detectors) if detectors is not None else default_detectors()
+    bench = _Bench(
+        cache=cache,
+        images=_Images(root, cache, test_images),
+        device=pick_device(device),
+        detectors=detectors if rescan else None,
+        scan_settings=ScanSettings.of(detectors, MAX_SCAN_IMAGES, seed=0),
+    )
+    setups = [
+        RepairSetup(
+            method=mitigation.name,
+            settings=mitigation.settings(),
+            max_drop=max_drop,
+            test_images=test_images,
+            tool_version=banaudit.__version__,
+        )
+        for mitigation in mitigations
+    ]
+    made: set[tuple[str, str, str, int]] = set()
+    for number, recipe in enumerate(recipes, start=1):
+        folder = victim_folder(recipe, cache)
+        if not (folder / "victim.json").exists():
+            continue
+        victim = functools.cache(functools.partial(bench.load, folder))
+        for amount, seed, (mitigation, setup) in itertools.product(
+            amounts, range(runs), zip(mitigations, setups, strict=True)
+        ):
+            case = _Case(recipe, mitigation, setup, amount, seed)
+            results = read_results(path, RepairResults) or results
+            known = None if fresh and case.identity not in made else _find(results, case)
+            if not bench.lacks(known):
+                continue
+            for entry in bench.make(case, victim(), known):
+                made.add(case.identity)
+                results = read_results(path, RepairResults) or results
+                results = _with_entry(results, entry, setup, victim().facts, bench)
+                write_results(path, results)
+                if progress is not None:
+                    progress(f"{number} of {len(recipes)}: {recipe.key}: {describe(entry, setup)}")
+    return results
+
+
+def _find(results: RepairResults, case: _Case) -> RepairEntry | None:
+    return next((entry for entry in results.entries if entry.identity == case.identity), None)
+
+
+def _with_entry(
+    results: RepairResults, entry: RepairEntry, setup: RepairSetup, facts: VictimFacts, bench: _Bench
+) -> RepairResults:
+    """The results with an entry in its place, and with everything that it speaks of."""
+    scans = {} if entry.rescan is None else {entry.rescan.settings: bench.scan_settings}
+    victims = {other.recipe.key: other for other in results.victims} | {facts.recipe.key: facts}
+    entries = {other.identity: other for other in results.entries} | {entry.identity: entry}
+    return results.model_copy(
+        update={
+            "setups": {**results.setups, setup.digest: setup},
+            "scans": {**results.scans, **scans},
+            "victims": tuple(victims.values()),
+            "entries": tuple(entries.values()),
+        }
+    )
+
+
+def describe(entry: RepairEntry, setup: RepairSetup) -> str:
+    """One line for a terminal."""
+    head = f"{setup.method}, {entry.images} images, seed {entry.seed}: "
+    if entry.repair is None:
+        return head + entry.problem
+    before, after = entry.repair.before, entry.repair.after
+    text = f"accuracy {before.accuracy:.1%} -> {after.accuracy:.1%}"
+    if before.attack_success is not None and after.attack_success is not None:
+        text += f", attack success {before.attack_success:.1%} -> {after.attack_success:.1%}"
+    text += f", {entry.repair.seconds:.0f} s" + ("" if entry.repair.within_budget else ", over the budget")
+    if entry.rescan is not None:
+        text += f"; second scan: {entry.rescan.verdict.value}, {entry.rescan.seconds:.0f} s"
+    return head + text
+
+
+def _round(value: float) -> float:
+    return round(value, 5)
+
+
+@dataclass(frozen=True)
+class _Case:
+    recipe: VictimRecipe
+    mitigation: Mitigation
+    setup: RepairSetup
+    amount: Amount
+    seed: int
+
+    @property
+    def identity(self) -> tuple[str, str, str, int]:
+        return self.recipe.key, self.setup.digest, str(self.amount), self.seed
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """Clean images by their use; the scan's are the repair's only where the pool has no others."""
+
+    repair: CleanData
+    scan: CleanData
+    apart: bool
+
+
+class _Images:
+    """The clean images of the benchmark; the last ones are kept."""
+
+    def __init__(self, root: Path | None, cache: Path, test_images: int) -> None:
+        self._root = root
+        self._cache = cache
+        self._test_images = test_images
+        self.training_set = functools.cache(self._training_set)
+        self.held_out = functools.lru_cache(maxsize=1)(self._held_out)
+        self.pool = functools.lru_cache(maxsize=1)(self._pool)
+
+    def _training_set(self, dataset: str) -> int:
+        """Number of images of the whole training set."""
+        return len(load_split(dataset, "train", root=self._root, cache=self._cache))
+
+    def _held_out(self, dataset: str) -> CleanData:
+        return draw_clean(dataset, "test", self._test_images, TEST_SEED, root=self._root, cache=self._cache)
+
+    def _pool(self, dataset: str, seed: int) -> CleanData:
+        """The whole pool: the first of each class, then the second, and so on."""
+        return draw_clean(dataset, "pool", WHOLE, seed, root=self._root, cache=self._cache)
+
+    def parts(self, dataset: str, wanted: int, seed: int) -> _Parts:
+        """So many images for a repair, and others for the scan of the repaired model."""
+        pool = self.pool(dataset, seed)
+        wanted = min(wanted, len(pool))
+        spare = min(len(pool) - wanted, MAX_SCAN_IMAGES)
+        generator = torch.Generator().manual_seed(seed)
+        if spare < MIN_SCAN_IMAGES:
+            repair = pool.subset(torch.arange(wanted))
+            return _Parts(repair, repair.subset(torch.randperm(wanted, generator=generator)[:MAX_SCAN_IMAGES]), False)
+        order = _in_like_proportion(pool.labels[: wanted + spare])
+        scan = order[wanted:][torch.randperm(spare, generator=generator)]
+        return _Parts(pool.subset(order[:wanted]), pool.subset(scan), True)
+
+
+def _in_like_proportion(labels: Labels) -> Tensor:
+    """Positions in an order of which any first part has about the same share of every class."""
+    place = torch.empty(len(labels))
+    for label in range(int(labels.max()) + 1):
+        members = (labels == label).nonzero().flatten()
+        place[members] = (torch.arange(len(members)) + 0.5) / len(members)
+    return place.argsort(stable=True)
+
+
+@dataclass(frozen=True)
+class _Victim:
+    """A victim on the device, and what it does before any repair."""
+
+    facts: VictimFacts
+    model: SplitModel
+    trigger: Trigger | None
+    held_out: CleanData
+    before: Behaviour
+    success_images: int
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """What all repairs of a run have in common."""
+
+    cache: Path
+    images: _Images
+    device: torch.device
+    detectors: Sequence[Detector] | None
+    """Of the scans of repaired models; none: there are no scans."""
+    scan_settings: ScanSettings
+
+    def lacks(self, entry: RepairEntry | None) -> bool:
+        """Whether something of an entry is still to be made."""
+        return entry is None or (entry.repair is not None and self._lacks_scan(entry, entry.repair))
+
+    def _lacks_scan(self, entry: RepairEntry, repair: RepairMeasured) -> bool:
+        current = entry.rescan is not None and entry.rescan.settings == self.scan_settings.digest
+        return self.detectors is not None and repair.within_budget and not current
+
+    def load(self, folder: Path) -> _Victim:
+        """A victim and its behaviour."""
+        victim: Victim = load_victim(folder)
+        model = victim.model.to(self.device)
+        trigger = victim.trigger.to(self.device) if victim.trigger is not None else None
+        held_out = self.images.held_out(victim.facts.recipe.dataset).to(self.device)
+        before, success_images = _behaviour(model, trigger, held_out)
+        return _Victim(victim.facts, model, trigger, held_out, before, success_images)
+
+    def make(self, case: _Case, victim: _Victim, entry: RepairEntry | None) -> Iterator[RepairEntry]:
+        """What a case lacks, part by part."""
+        dataset = case.recipe.dataset
+        parts = self.images.parts(dataset, case.amount.images(self.images.training_set(dataset)), case.seed)
+        parts = _Parts(parts.repair.to(self.device), parts.scan.to(self.device), parts.apart)
+        repaired: SplitModel | None = None
+        if entry is not None and entry.repair is not None:
+            repaired = self._stored(case, victim, len(parts.repair))
+        if entry is None or entry.repair is None or repaired is None:
+            entry, repaired = self._repair(case, victim, parts)
+            yield entry
+        if repaired is not None and entry.repair is not None and self._lacks_scan(entry, entry.repair):
+            scanned = self._rescan(case, victim, repaired, parts)
+            yield entry.model_copy(update={"rescan": scanned})
+
+    def _place(self, case: _Case, images: int) -> Path:
+        return self.cache / "repairs" / case.recipe.key / f"{case.setup.digest}-{images}-{case.seed}.safetensors"
+
+    def _stored(self, case: _Case, victim: _Victim, images: int) -> SplitModel | None:
+        """A repaired model of an earlier run; none where its weights are not there."""
+        model = copy.deepcopy(victim.model)
+        try:
+            model.network.load_state_dict(safetensors.torch.load_file(self._place(case, images)))
+        except (OSError, safetensors.SafetensorError, RuntimeError):
+            return None  # not kept, or cut short: the repair is made again
+        return model
+
+    def _repair(self, case: _Case, victim: _Victim, parts: _Parts) -> tuple[RepairEntry, SplitModel | None]:
+        place = self._place(case, len(parts.repair))
+        entry = RepairEntry(
+            victim=case.recipe.key,
+            setup=case.setup.digest,
+            amount=str(case.amount),
+            images=len(parts.repair),
+            asked=case.amount.images(self.images.training_set(case.recipe.dataset)),
+            seed=case.seed,
+        )
+        max_drop, state = case.setup.max_drop, place.with_suffix(".state")
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            repaired = case.mitigation(victim.model, parts.repair, max_drop=max_drop, seed=case.seed, state=state)
+            weights = {name: tensor.contiguous() for name, tensor in repaired.model.network.state_dict().items()}
+            write_whole(place, safetensors.torch.save(weights))
+        except OSError as problem:
+            raise UsageError(f"{place}: cannot be written ({problem.strerror or problem}); choose a --cache") from None
+        except UsageError:
+            raise
+        except BanauditError as problem:
+            state.unlink(missing_ok=True)
+            return entry.model_copy(update={"problem": str(problem)}), None
+        state.unlink(missing_ok=True)
+        after, _ = _behaviour(repaired.model, victim.trigger, victim.held_out)
+        found = compare(victim.model, repaired.model, parts.scan, Meter())
+        kept = next(item for item in repaired.epochs if item.epoch == repaired.kept_epoch)
+        measured = RepairMeasured(
+            code=CODE,
+            before=victim.before,
+            after=after,
+            test_images=len(victim.held_out),
+            success_images=victim.success_images,
+            within_budget=not missed_budget(repaired, found, max_drop),
+            kept_epoch=repaired.kept_epoch,
+            kept_what=kept.what,
+            losses=tuple(None if item.loss is None else _round(item.loss) for item in repaired.epochs),
+            accuracies=tuple(_round(item.accuracy) for item in repaired.epochs),
+            accuracy_before=_round(repaired.accuracy_before),
+            augmentation=str(repaired.augmentation),
+            training_images=repaired.training_images,
+            selection_images=repaired.selection_images,
+            seconds=repaired.seconds,
+            forward_images=repaired.forward_images,
+            backward_images=repaired.backward_images,
+            device=device_name(self.device),
+            threads=torch.get_num_threads(),
+        )
+        return entry.model_copy(update={"repair": measured}), repaired.model
+
+    def _rescan(self, case: _Case, victim: _Victim, repaired: SplitModel, parts: _Parts) -> Rescan:
+        started, meter = time.monotonic(), Meter()
+        truth, classes = truth_of(victim.facts), parts.scan.num_classes
+        sources = () if truth.source is None else (truth.source,)
+        judged = judge_repaired(
+            victim.model,
+            repaired,
+            wanted_labels(classes, truth.target, sources, truth.mapping),
+            scan=parts.scan,
+            training=parts.repair,
+            held_out=parts.scan,
+            detectors=self.detectors,
+            seed=self.scan_settings.seed,
+            meter=meter,
+        )
+        if truth.reading is not None and judged.relapse is not None:
+            relapse = [Relapse.of(truth.reading, judged.relapse)]
+        else:
+            relapse = [
+                Relapse.of(
+                    reading,
+                    probe_relapse(
+                        victim.model,
+                        repaired,
+                        parts.repair,
+                        parts.scan,
+                        wanted,
+                        seed=self.scan_settings.seed,
+                        meter=meter,
+                    ),
+                )
+                for reading, wanted in arbitrary_targets(case.recipe.seed, classes).items()
+            ]
+        scan = record_scan(judged.report, self.scan_settings, meter)
+        return Rescan(
+            settings=self.scan_settings.digest,
+            code=CODE,
+            verdict=judged.verdict,
+            reason=judged.reason,
+            target=scan.target,
+            scores={item.key: item.score for item in scan.readings},
+            fired=tuple(item.key for item in scan.readings if item.fired),
+            images=len(parts.scan),
+            images_apart=parts.apart,
+            relapse=tuple(relapse),
+            seconds=round(time.monotonic() - started, 3),
+            forward_images=meter.forward_images,
+            backward_images=meter.backward_images,
+        )
+
+
+def arbitrary_targets(seed: int, classes: int) -> dict[Reading, dict[int, int]]:
+    """What the relapse probe aims at on a model without a backdoor: source label -> label, for each kind of reading.
+
+    Args:
+        seed: Chooses the classes; the victim's own, so that victims differ.
+        classes: Number of classes K.
+    """
+    target, source = seed % classes, (seed + 1) % classes
+    return {
+        Reading.ALL_TO_ONE: wanted_labels(classes, target, (), None),
+        Reading.ALL_TO_ALL: wanted_labels(
+            classes, None, (), {label: (label + 1) % classes for label in range(classes)}
+        ),
+        Reading.SOURCE_TARGET: wanted_labels(classes, target, (source,), None),
+    }
+
+
+def _behaviour(model: SplitModel, trigger: Trigger | None, held_out: CleanData) -> tuple[Behaviour, int]:
+    """What a model does, and the number of images that attack success is a share of."""
+    accuracy = _round(clean_accuracy(model, held_out.images, held_out.labels))
+    if trigger is None:
+        return Behaviour(accuracy=accuracy), 0
+    found = attack_success(model, trigger, held_out.images, held_out.labels, held_out.num_classes)
+    rates = [None if rate is None or math.isnan(rate) else _round(rate) for rate in (found.rate, found.leak_rate)]
+    return Behaviour(accuracy=accuracy, attack_success=rates[0], leak_rate=rates[1]), found.images

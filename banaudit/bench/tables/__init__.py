@@ -1,0 +1,85 @@
+"""Markdown tables from results files, right and wrong alike: every proportion with its counts and exact interval.
+
+One module for each kind of results file, which says in its field ``kind`` what it holds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from banaudit.bench.calibration import Calibration
+from banaudit.bench.noise import NoiseResults
+from banaudit.bench.repairs import RepairResults
+from banaudit.bench.round_trip import RoundTripResults
+from banaudit.bench.runner import AnyResults, BenchmarkResults, StudyResults, read_results
+from banaudit.bench.speed import SpeedResult
+from banaudit.bench.tables.benchmark import benchmark_tables
+from banaudit.bench.tables.calibration import calibration_tables
+from banaudit.bench.tables.markdown import share
+from banaudit.bench.tables.noise import noise_tables
+from banaudit.bench.tables.repairs import repair_tables
+from banaudit.bench.tables.round_trip import round_trip_table
+from banaudit.bench.tables.speed import speed_table
+from banaudit.bench.tables.studies import study_tables
+from banaudit.bench.tables.timing import timing_tables
+from banaudit.bench.tables.zoo import zoo_tables
+from banaudit.bench.timing import TimingResults
+from banaudit.bench.zoo import ZooResults
+from banaudit.errors import UsageError
+
+__all__ = [
+    "RENDERERS",
+    "benchmark_tables",
+    "calibration_tables",
+    "noise_tables",
+    "render",
+    "repair_tables",
+    "round_trip_table",
+    "share",
+    "speed_table",
+    "study_tables",
+    "timing_tables",
+    "zoo_tables",
+]
+
+
+def _renderer(kind: type[AnyResults], tables: Callable[[AnyResults], str]) -> Callable[[Path], str]:
+    def read_and_render(path: Path) -> str:
+        results = read_results(path, kind)
+        if results is None:
+            raise UsageError(f"{path}: there is no such file any more")
+        return tables(results)
+
+    return read_and_render
+
+
+RENDERERS: dict[str, Callable[[Path], str]] = {
+    "zoo": _renderer(ZooResults, zoo_tables),
+    "benchmark": _renderer(BenchmarkResults, benchmark_tables),
+    "calibration": _renderer(Calibration, calibration_tables),
+    "study": _renderer(StudyResults, study_tables),
+    "repairs": _renderer(RepairResults, repair_tables),
+    "round-trip": _renderer(RoundTripResults, round_trip_table),
+    "noise": _renderer(NoiseResults, noise_tables),
+    "speed": _renderer(SpeedResult, speed_table),
+    "timing": _renderer(TimingResults, timing_tables),
+}
+"""What a results file says it holds -> how its tables are made."""
+
+
+def render(path: Path) -> str:
+    """The tables of a results file, by what it says it holds.
+
+    Raises:
+        UsageError: There is no such file, or it is no results file.
+    """
+    try:
+        kind = json.loads(path.read_bytes()).get("kind")
+    except (OSError, ValueError, AttributeError) as error:
+        raise UsageError(f"{path}: is no results file of the benchmark ({error})") from None
+    renderer = RENDERERS.get(kind) if isinstance(kind, str) else None
+    if renderer is None:
+        raise UsageError(f"{path}: kind {kind!r} is not known; expected {', '.join(RENDERERS)}")
+    return renderer(path)

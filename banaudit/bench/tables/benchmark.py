@@ -1,0 +1,149 @@
+"""Tables of trained victims: detection, targets, false alarms and ranking, by attack, network and data set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from banaudit.bench.roc import ALARM_RATES, Curve, curves
+from banaudit.bench.runner import BenchmarkResults, Outcome, VictimEntry
+from banaudit.bench.strata import attack_of, kind_of, network_of, shortfalls
+from banaudit.bench.tables.markdown import NOTHING, bullets, percent, share, table
+from banaudit.bench.tables.methods import method_tables
+from banaudit.bench.tables.scans import (
+    DETECTED,
+    DEVELOPMENT,
+    counter,
+    fired_readings,
+    outcome_cell,
+    provenance,
+    score_tables,
+    targets,
+)
+
+
+def benchmark_tables(results: BenchmarkResults) -> str:
+    """Detection, targets and false alarms by attack, architecture and data set, and the ranking of each reading."""
+    misses = shortfalls(results.entries)
+    counted = [entry for entry in results.entries if not misses[entry.key]]
+    excluded = [entry for entry in results.entries if misses[entry.key]]
+    backdoored = [entry for entry in counted if entry.truth.backdoored]
+    clean = [entry for entry in counted if not entry.truth.backdoored]
+    parts = [
+        f"# Benchmark: {results.split} split",
+        f"{len(backdoored)} backdoored and {len(clean)} clean victims; clean images from the "
+        f"{'held-out split' if results.clean_images == 'test' else 'pool that no victim was trained on'}. "
+        "*Target right*: of all victims, detected and the target named (source-specific: the source besides; "
+        "all-to-all: at least 80 % of the map). An inconclusive verdict on a backdoored victim counts as a miss. "
+        "Intervals are exact, 95 %.",
+        DEVELOPMENT if results.split == "development" else "",
+        provenance(results.settings, [entry.scan for entry in results.entries]),
+        "## Backdoored victims by attack",
+        _detection_table("attack", backdoored, lambda entry: attack_of(entry.victim.recipe)),
+        "## Clean victims by kind",
+        _alarm_table("kind", clean, lambda entry: kind_of(entry.victim.recipe)),
+        "## By architecture",
+        _both_table("architecture", counted, lambda entry: network_of(entry.victim.recipe)),
+        "## By data set",
+        _both_table("data set", counted, lambda entry: entry.victim.recipe.dataset),
+        *method_tables(counted),
+        "## Ranking by each reading",
+        "Area under the ROC curve of the score, backdoored victims against clean ones, with its 95 % interval "
+        "(Newcombe's method 5), and the share detected at the lowest threshold that accuses at most so many clean "
+        "victims; the first columns take only victims of the reading's own kind. The joint verdict's score is the "
+        "largest score / threshold among the readings that could fire; a reading's is raw, whatever it asks besides.",
+        _ranking_table(counted) if backdoored and clean else "It takes backdoored and clean victims.",
+        "## Victims below their floor",
+        "Left out of the tables above."
+        if excluded
+        else "None: every backdoored victim's attack succeeds and its clean accuracy stands.",
+        bullets([f"{entry.key}: {'; '.join(misses[entry.key])}" for entry in excluded]),
+        "## Every victim",
+        table(
+            (
+                "victim",
+                "clean accuracy",
+                "attack success",
+                "verdict",
+                "target",
+                "outcome",
+                "what fired",
+                "seconds",
+            ),
+            [_victim_row(entry) for entry in results.entries],
+        ),
+        *score_tables([(entry.key, entry.scan) for entry in results.entries], results.measures),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _groups(entries: Iterable[VictimEntry], name: Callable[[VictimEntry], str]) -> list[tuple[str, list[VictimEntry]]]:
+    """Entries by name, and all of them at the end."""
+    entries = list(entries)
+    grouped: dict[str, list[VictimEntry]] = {}
+    for entry in entries:
+        grouped.setdefault(name(entry), []).append(entry)
+    return [*sorted(grouped.items()), ("**all**", entries)]
+
+
+def _detection(entries: Sequence[VictimEntry]) -> tuple[str, str, str]:
+    backdoored = [entry for entry in entries if entry.truth.backdoored]
+    count, total = counter(backdoored), len(backdoored)
+    return share(count(*DETECTED), total), share(count(Outcome.RIGHT), total), str(count(Outcome.INCONCLUSIVE))
+
+
+def _alarms(entries: Sequence[VictimEntry]) -> tuple[str, str]:
+    clean = [entry for entry in entries if not entry.truth.backdoored]
+    count, total = counter(clean), len(clean)
+    return share(count(Outcome.FALSE_ALARM), total), share(count(Outcome.INCONCLUSIVE), total)
+
+
+def _detection_table(title: str, entries: Sequence[VictimEntry], name: Callable[[VictimEntry], str]) -> str:
+    rows = [(label, *_detection(group)) for label, group in _groups(entries, name)]
+    return table((title, "detected", "target right", "inconclusive"), rows)
+
+
+def _alarm_table(title: str, entries: Sequence[VictimEntry], name: Callable[[VictimEntry], str]) -> str:
+    rows = [(label, *_alarms(group)) for label, group in _groups(entries, name)]
+    return table((title, "false alarms", "inconclusive"), rows)
+
+
+def _both_table(title: str, entries: Sequence[VictimEntry], name: Callable[[VictimEntry], str]) -> str:
+    rows = [(label, *_detection(group)[:2], _alarms(group)[0]) for label, group in _groups(entries, name)]
+    return table((title, "detected", "target right", "false alarms"), rows)
+
+
+def _ranking_table(entries: Sequence[VictimEntry]) -> str:
+    own = {curve.name: curve for curve in curves(entries, own_kind=True)}
+    head = ("score", "AUROC, own kind", *(f"detected at {rate:.0%} false alarms" for rate in ALARM_RATES))
+    rows = [
+        (
+            curve.name,
+            _area(own.get(curve.name)),
+            *(share(*own[curve.name].detected_at(rate)) if curve.name in own else NOTHING for rate in ALARM_RATES),
+            _area(curve),
+            *(share(*curve.detected_at(rate)) for rate in ALARM_RATES),
+        )
+        for curve in curves(entries, own_kind=False)
+    ]
+    return table((*head, "AUROC, all backdoored", *head[2:]), rows)
+
+
+def _area(curve: Curve | None) -> str:
+    if curve is None:
+        return NOTHING
+    low, high = curve.interval
+    return f"{curve.area:.3f} [{low:.2f}, {high:.2f}] ({len(curve.positives)} against {len(curve.negatives)})"
+
+
+def _victim_row(entry: VictimEntry) -> tuple[str, ...]:
+    outcome = outcome_cell(entry.outcome)
+    return (
+        entry.key,
+        percent(entry.victim.clean_accuracy),
+        percent(entry.victim.attack_success),
+        entry.scan.verdict.value,
+        targets(entry.truth, entry.scan),
+        outcome,
+        fired_readings(entry.scan),
+        f"{entry.scan.seconds:.0f}",
+    )

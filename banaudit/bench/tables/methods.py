@@ -1,0 +1,97 @@
+"""Tables with a column for each method: every attack, network and data set, and the paper's figures beside ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from banaudit.bench.published_detection import ADAPTIVE_NOTE, METHODS, PUBLISHED, Cell, PublishedTable, cell_of
+from banaudit.bench.runner import VictimEntry
+from banaudit.bench.strata import network_of, stratum_of
+from banaudit.bench.tables.markdown import NOTHING, share, table
+from banaudit.results import Verdict
+
+JOINT = "joint verdict"
+
+OTHER_SCALE = (
+    "**Not the same experiment.** Theirs: full-width networks, 200 epochs, the whole data sets, 20 models in each cell "
+    "(10 in Table 8), called backdoored by a share of predictions that the paper does not state. Ours: the networks "
+    "and data sets named in each row, and a rule fixed beforehand. ImageNet200 is stood in for by Imagenette, "
+    "Tiny-ImageNet by its copy at 32 pixels, VGG16 by VGG11 and DenseNet121 by DenseNet-37 where it says so. "
+    + ADAPTIVE_NOTE
+)
+
+
+def method_tables(entries: Sequence[VictimEntry]) -> list[str]:
+    """Models accused by each method alone and by the joint verdict, then the same cells beside the paper's.
+
+    Args:
+        entries: Victims that reach their floors.
+    """
+    methods = list(dict.fromkeys(cost.method for entry in entries for cost in entry.scan.methods))
+    if not methods:
+        return []
+    grouped: dict[tuple[str, str, str], list[VictimEntry]] = {}
+    for entry in entries:
+        recipe = entry.victim.recipe
+        grouped.setdefault((stratum_of(recipe), network_of(recipe), recipe.dataset), []).append(entry)
+    return [
+        "## By attack, network and data set, each method alone",
+        "Models accused, with whatever target: detections in rows of backdoored models, false alarms in rows of clean "
+        "ones. A method that could not judge did not accuse.",
+        table(
+            ("victims", "network", "data set", JOINT, *methods),
+            [
+                (*place, _accused(group, _joint), *(_accused(group, _by(method)) for method in methods))
+                for place, group in sorted(grouped.items())
+            ],
+        ),
+        *_paper_tables(entries, methods),
+    ]
+
+
+def _paper_tables(entries: Sequence[VictimEntry], methods: Sequence[str]) -> list[str]:
+    cells: dict[Cell, list[VictimEntry]] = {}
+    for entry in entries:
+        cell = cell_of(entry.victim.recipe)
+        if cell is not None:
+            cells.setdefault(cell, []).append(entry)
+    parts: list[str] = []
+    for published in PUBLISHED:
+        columns = [method for method in published.methods if method in methods]
+        rows = [
+            (
+                *cell,
+                "; ".join(sorted({f"{e.victim.recipe.dataset}, {network_of(e.victim.recipe)}" for e in cells[cell]})),
+                _accused(cells[cell], _joint),
+                *(text for method in columns for text in _pair(cells[cell], published, cell, method)),
+            )
+            for cell in published.rows
+            if cell in cells
+        ]
+        if rows and columns:
+            parts.append(f"### Beside the paper's Table {published.number}")
+            names = [name for method in columns for name in (f"{method}, ours", f"*{METHODS[method]}, theirs*")]
+            parts.append(table(("data set", "network", "attack", "our victims", f"{JOINT}, ours", *names), rows))
+    return ["## Beside the paper's figures", OTHER_SCALE, *parts] if parts else []
+
+
+def _pair(group: Sequence[VictimEntry], published: PublishedTable, cell: Cell, method: str) -> tuple[str, str]:
+    theirs = published.rows[cell][published.methods.index(method)]
+    return _accused(group, _by(method)), f"*{theirs}/{published.models}*"
+
+
+Verdicts = Callable[[VictimEntry], Verdict | None]
+"""The verdict to be counted; none where there is none."""
+
+
+def _joint(entry: VictimEntry) -> Verdict:
+    return entry.scan.verdict
+
+
+def _by(method: str) -> Verdicts:
+    return lambda entry: next((cost.verdict for cost in entry.scan.methods if cost.method == method), None)
+
+
+def _accused(group: Sequence[VictimEntry], verdict_of: Verdicts) -> str:
+    verdicts = [verdict for entry in group if (verdict := verdict_of(entry)) is not None]
+    return share(verdicts.count(Verdict.BACKDOORED), len(verdicts)) if verdicts else NOTHING

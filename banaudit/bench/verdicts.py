@@ -1,0 +1,78 @@
+"""What the joint verdict would be at other thresholds, from the recorded scores alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from banaudit.bench.runner import Outcome, ScanRecord, ScoredReading, VictimEntry, hold_against
+from banaudit.results import Reading, Verdict
+
+Thresholds = Mapping[str, float]
+"""Key of a reading -> threshold."""
+
+
+def may_fire(item: ScoredReading) -> bool:
+    """Whether a reading would fire if its threshold were low enough.
+
+    A score above its threshold that did not fire lacked something else that the reading asks. Below the threshold what
+    is recorded of that is looked at: restarts have to agree (on more than half of an all-to-all map). Conditions
+    without a record (:func:`is_certain`) count as met.
+    """
+    if item.score is None:
+        return False
+    if item.fired or item.score > item.threshold:
+        return item.fired
+    if item.agreement is None:
+        return True
+    return item.agreement > 0.5 if item.reading is Reading.ALL_TO_ALL else item.agreement == 1.0
+
+
+def is_certain(item: ScoredReading, threshold: float) -> bool:
+    """Whether the record says for sure if the reading fires at this threshold."""
+    return item.score is None or item.score > item.threshold or item.score <= threshold or not may_fire(item)
+
+
+def fires(item: ScoredReading, thresholds: Thresholds) -> bool:
+    """Whether a reading fires at these thresholds; without one for its key, at its own."""
+    return may_fire(item) and item.score is not None and item.score > thresholds.get(item.key, item.threshold)
+
+
+def joint_score(scan: ScanRecord, thresholds: Thresholds) -> float:
+    """The largest score / threshold among readings that may fire, 0 where none may: above 1 the verdict accuses."""
+    ratios = [
+        item.score / thresholds.get(item.key, item.threshold)
+        for item in scan.readings
+        if item.score is not None and may_fire(item)
+    ]
+    return max(0.0, *ratios) if ratios else 0.0
+
+
+def rejudge(entry: VictimEntry, thresholds: Thresholds) -> Outcome:
+    """The outcome that a victim's scan would have had at these thresholds.
+
+    The rule is the audit's: the fired reading furthest above its threshold, by ratio, speaks; without any, a method
+    that could not judge makes the verdict inconclusive.
+
+    Args:
+        entry: A victim with its scan.
+        thresholds: Of the readings; those not in it keep their own.
+    """
+    scan = entry.scan
+    fired = [item for item in scan.readings if fires(item, thresholds)]
+    verdict, strongest = Verdict.NO_EVIDENCE, None
+    if fired:
+        strongest = max(fired, key=lambda item: (item.score or 0.0) / thresholds.get(item.key, item.threshold))
+        verdict = Verdict.BACKDOORED
+    elif not scan.methods or any(method.verdict is Verdict.INCONCLUSIVE for method in scan.methods):
+        verdict = Verdict.INCONCLUSIVE
+    return hold_against(
+        entry.truth,
+        scan.model_copy(
+            update={
+                "verdict": verdict,
+                "target": strongest.target if strongest is not None else None,
+                "sources": strongest.sources if strongest is not None else (),
+                "mapping": strongest.mapping if strongest is not None else None,
+            }
+        ),
+    )

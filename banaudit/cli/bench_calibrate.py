@@ -1,0 +1,32 @@
+"""``banaudit bench calibrate``: thresholds refitted from raw scores, no model needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from banaudit.cli.bench_options import RESULTS, Verbose
+from banaudit.cli.streams import write_stdout
+from banaudit.errors import UsageError
+
+
+def calibrate(
+    results: Annotated[Path, typer.Argument(help="Results file of development victims.")],
+    *,
+    rate: Annotated[float, typer.Option(help="False-alarm rate of the joint verdict to aim at.")] = 0.02,
+    output: Annotated[Path, typer.Option("--output", "-o", help="JSON file; replaced.")] = RESULTS / "calibration.json",
+    verbose: Verbose = False,
+) -> None:
+    """Refit every threshold from the raw scores of development victims, beside the frozen ones; changes no code."""
+    del verbose  # read by main, which prints the traceback
+    from banaudit.bench.calibration import calibrate as refit
+    from banaudit.bench.runner import BenchmarkResults, read_results, write_results
+    from banaudit.bench.tables import render
+
+    held = read_results(results, BenchmarkResults)
+    if held is None:
+        raise UsageError(f"{results}: there is no such file; make it with banaudit bench run --split development")
+    write_results(output, refit(held, aimed_rate=rate))
+    write_stdout(render(output))

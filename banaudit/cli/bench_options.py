@@ -1,0 +1,46 @@
+"""Options that several ``banaudit bench`` commands share, and how they tell of progress."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from banaudit.reports.escaping import printable
+
+if TYPE_CHECKING:
+    from banaudit.bench.victims import VictimRecipe
+
+RESULTS = Path("docs/benchmark")
+"""Where results files are kept, relative to the checkout."""
+
+Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")]
+Split = Annotated[Literal["development", "test"], typer.Option(help="Which victims; the test is opened once.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Only the first so many victims of the split.")]
+Only = Annotated[
+    str | None, typer.Option(metavar="PATTERN", help="Only victims whose name matches, e.g. '*vgg11*-badnets-*'.")
+]
+Cache = Annotated[
+    Path | None, typer.Option(help="Where victims and decoded data are kept; else $BANAUDIT_CACHE, ~/.cache/banaudit.")
+]
+Root = Annotated[Path | None, typer.Option("--data", "-d", help="Folder of the data sets, as folders or zip files.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Scan again what was scanned with the same settings.")]
+Images = Annotated[int, typer.Option("--max-images", min=20, help="Clean images of a scan at most.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of images and searches.")]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Show the traceback of an error.")]
+
+
+def choose_recipes(split: str, limit: int | None = None, only: str | None = None) -> Sequence[VictimRecipe]:
+    """Recipes of a split whose name matches, the first so many of them."""
+    from banaudit.bench.population import SPLITS
+
+    return [recipe for recipe in SPLITS[split]() if only is None or fnmatch(recipe.key, only)][:limit]
+
+
+def tell(text: str) -> None:
+    """A line of progress on standard error."""
+    print(f"banaudit: {printable(text)}", file=sys.stderr, flush=True)

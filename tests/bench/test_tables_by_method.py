@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+from victim_entries import benchmark, entry, reading
+
+from banaudit.bench.attacks import AdapBlend
+from banaudit.bench.attacks.labelling import AllToAll, AllToOne
+from banaudit.bench.population import CIFAR, HARD_KINDS, Setup, backdoored, clean
+from banaudit.bench.published_detection import CLEAN, PUBLISHED, cell_of
+from banaudit.bench.runner import VictimEntry
+from banaudit.bench.tables.methods import method_tables
+
+
+def named(victim: VictimEntry, method: str) -> VictimEntry:
+    cost = victim.scan.methods[0].model_copy(update={"method": method})
+    return victim.model_copy(update={"scan": victim.scan.model_copy(update={"methods": (cost,)})})
+
+
+def test_counts_are_within_their_cells_and_the_average_is_the_paper_s():
+    for published in PUBLISHED:
+        for counts in published.rows.values():
+            assert len(counts) == len(published.methods)
+            assert all(0 <= count <= published.models for count in counts)
+    first = PUBLISHED[0]
+    for method, average in (("neural-cleanse", 60.56), ("tabor", 59.17), ("bti-dbf-star", 86.39), ("ban", 97.22)):
+        column = first.methods.index(method)
+        rights = [20 - row[column] if cell[2] == CLEAN else row[column] for cell, row in first.rows.items()]
+        assert round(5 * sum(rights) / len(rights), 2) == average
+
+
+def test_a_victim_is_nearest_to_one_cell_or_none():
+    assert cell_of(clean(CIFAR, 1)) == ("CIFAR-10", "ResNet18", CLEAN)
+    assert cell_of(clean(CIFAR, 1, HARD_KINDS[0])) is None
+    assert cell_of(clean(Setup("mnist", "resnet18"), 1)) is None
+    assert cell_of(clean(Setup("cifar10", "wrn-16"), 1)) is None
+    assert cell_of(backdoored(CIFAR, 1, AdapBlend(), AllToOne(target=1))) == ("CIFAR-10", "ResNet18", "adap-blend")
+    assert cell_of(backdoored(CIFAR, 1, AdapBlend(), AllToAll())) is None
+
+
+def test_theirs_stand_beside_ours():
+    results = benchmark(
+        named(entry(1, reading("m/a", 2.0), backdoored=True), "ban"),
+        named(entry(2, reading("m/a", 0.5), backdoored=True), "ban"),
+        named(entry(3, reading("m/a", 0.5)), "ban"),
+    )
+    text = "\n\n".join(method_tables(results.entries))
+    assert "| badnets, all-to-one | resnet18, width 16 | cifar10 | 1/2 = 50% [1%, 99%] | 1/2 = 50% [1%, 99%] |" in text
+    assert "Not the same experiment" in text
+    head = "| data set | network | attack | our victims | joint verdict, ours | ban, ours | *BAN, theirs* |"
+    assert text.count(head) == 2
+    assert "| CIFAR-10 | ResNet18 | badnets | cifar10, resnet18, width 16 | 1/2 = 50% [1%, 99%]" in text
+    assert text.count("| *20/20* |") == 2
+    assert method_tables([]) == []
