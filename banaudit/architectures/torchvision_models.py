@@ -14,7 +14,6 @@ from typing import final
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision import models
 
 from banaudit.architectures.base import SplitNetwork, WrappedNetwork
 from banaudit.architectures.family import Family, Recognition, shape
@@ -207,6 +206,8 @@ def _builder(name: str, series: _Series, weights: Weights, classes: int) -> Call
         settings["image_size"] = math.isqrt(positions[1] - 1) * patch[-1]
 
     def build() -> SplitNetwork:
+        from torchvision import models  # takes seconds, and only these networks need it
+
         module = models.get_model(name, weights=None, **settings)
         if series.trunk:
             classifier = series.head.partition(".")[0]

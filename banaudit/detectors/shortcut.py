@@ -40,6 +40,8 @@ class ShortcutDetector(TriggerDetector):
     """How much a perturbation grows with each step; the unit is the subclass's."""
     search_images: PositiveInt = 48
     """Images of other classes that each step towards a class descends on."""
+    mapping_steps: PositiveInt = 6
+    """Steps of the all-to-all search; with two more, networks that are easily steered (digits) follow some map too."""
     mapping_images: PositiveInt = 128
     """Images that each step of the all-to-all search descends on."""
     read_images: PositiveInt = 160
@@ -48,7 +50,7 @@ class ShortcutDetector(TriggerDetector):
     """Independent paths on different images, at most; all must name the same class."""
     lead_threshold: PositiveFloat
     """Lead of the first class over the second above which the all-to-one reading fires."""
-    mapping_threshold: PositiveFloat = 0.35
+    mapping_threshold: PositiveFloat = 0.45
     """Share of images that follow the map above which the all-to-all reading fires."""
     pair_threshold: PositiveFloat
     """Lead of the first source -> target pair over the next above which the source-target reading fires."""
@@ -77,7 +79,7 @@ class ShortcutDetector(TriggerDetector):
         half = images // 2
         search, read = min(self.search_images, half), min(self.read_images, half)
         paths = planned_images(num_classes, steps=self.steps, search_images=search, read_images=read)
-        mapping = self.steps * min(self.mapping_images, half) + 2 * read
+        mapping = self.mapping_steps * min(self.mapping_images, half) + 2 * read
         return self.restarts * (paths + mapping)
 
     @final
@@ -111,7 +113,7 @@ class ShortcutDetector(TriggerDetector):
                 search_mapping(
                     perturbation,
                     samples,
-                    steps=self.steps,
+                    steps=self.mapping_steps,
                     search_images=self.mapping_images,
                     read_images=self.read_images,
                     generator=generator,

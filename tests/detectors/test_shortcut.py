@@ -69,14 +69,14 @@ def test_no_reading_fires_without_cause():
 
 
 def test_all_passes_are_planned():
-    detector, meter = Shifts(gain=(1.0, 1.0, 3.0, 1.0), restarts=3, steps=2, lead_threshold=0.01), Meter()
+    detector, meter = Shifts(gain=(1.0, 1.0, 3.0, 1.0), restarts=3, steps=2, mapping_steps=2, lead_threshold=0.01), Meter()
     read(detector, meter)
     # Each half of the samples has 80 images here, where real ones are halves of one set
     assert meter.forward_images == detector.planned_images(4, 160)
 
 
 def test_a_restart_that_could_make_nothing_fire_is_not_run():
-    detector, meter = Shifts(restarts=3, steps=2, mapping_threshold=1.0), Meter()
+    detector, meter = Shifts(restarts=3, steps=2, mapping_steps=2, mapping_threshold=1.0), Meter()
     readings = read(detector, meter)
     assert all(len(item.restarts) == 1 and item.agreement is None for item in readings.values())
     assert 3 * meter.forward_images == detector.planned_images(4, 160)
