@@ -1,9 +1,9 @@
-"""Distillation under neuron noise: BAN's repair with the suspect model itself as the teacher."""
+"""Distillation under neuron noise: BAN's repair with the suspect model as the teacher, and a patch to unlearn."""
 
 from __future__ import annotations
 
 import copy
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import torch
 import torch.nn.functional as F
@@ -11,10 +11,15 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from banaudit.architectures.base import SplitModel
+from banaudit.detectors.inversion import freeze
+from banaudit.detectors.neural_cleanse import NeuralCleanse
 from banaudit.mitigations.base import RepairJob, SGDMitigation
-from banaudit.neurons import Form, require_batch_norm, train_under_noise, worst_noise
+from banaudit.neurons import Form, count_neurons, require_batch_norm, train_under_noise, worst_noise
 from banaudit.shapes import Images, Labels, Logits
-from banaudit.training import Tuned
+from banaudit.training import EPOCH_SEEDS, Tuned
+
+REPEATED_AT = 0.4
+"""Share of the run after which the patch is searched a second time, on the network as it is then."""
 
 
 def distillation_loss(logits: Logits, teacher: Logits, temperature: float) -> Tensor:
@@ -35,27 +40,33 @@ def distillation_loss(logits: Logits, teacher: Logits, temperature: float) -> Te
 
 @final
 class BANDistillation(SGDMitigation):
-    """Trains all weights to answer clean images as before, with and without the worst noise on the neurons.
+    """Trains all weights to answer clean images as before, under the worst noise on the neurons and under a patch.
 
-    min_w (1 - a) CE(f(x; w), y) + a KD(f(x; w), f(x; w_0)) + lambda_2 CE(f(x; w under noise), y)
+    min_w (1 - a) CE(f(x; w), y) + a KD(f(x; w), f(x; w_0)) + lambda_2 CE(f(x; w under noise), y) + c CE(f(x'; w), y)
 
-    with the noise of BAN (Eq. 3-4, found anew for each batch), w_0 the weights as they came, and KD the distillation
-    loss at a temperature. On clean images the suspect model is right and its backdoor is silent, so that its own
-    answers there hand on what it knows beyond the labels of the few images, and nothing of the backdoor. They hold the
-    accuracy while a larger learning rate moves the weights far enough to lose the backdoor.
+    with the noise of BAN (Eq. 3-4, found anew for each batch), w_0 the weights as they came, KD the distillation loss
+    at a temperature, and x' a share of the images with a patch on them, while there is one that stands out.
+
+    Why these terms. On clean images the suspect model is right and its backdoor is silent: its own answers there hand
+    on what it knows beyond the labels of the few images, and nothing of the backdoor. They hold the accuracy while a
+    larger learning rate than BAN's moves the weights far enough. Noise takes away what neurons amplify, but patches can
+    survive it, most of all in networks without skip connections; patches are what inversion finds. The smallest patch
+    of all classes (Neural Cleanse) is unlearned if its mask is far smaller than the runner-up's. It is searched again
+    later, on the network as it is then.
 
     Source:
-        Ours, on top of Xu et al., "BAN", NeurIPS 2024, Eq. 8. Distillation against backdoors: Li et al., "Neural
-        Attention Distillation", ICLR 2021, whose teacher is a fine-tuned copy and which matches attention maps.
+        Ours, on top of Xu et al., "BAN", NeurIPS 2024, Eq. 8. Unlearning a reversed patch: Wang et al., "Neural
+        Cleanse", IEEE S&P 2019, Section VI. Distillation against backdoors: Li et al., "Neural Attention
+        Distillation", ICLR 2021, whose teacher is a fine-tuned copy and which matches attention maps.
     """
 
     name: ClassVar[str] = "ban-distillation"
-    title: ClassVar[str] = "fine-tuning against neuron noise, held to the model's own answers on clean images"
+    title: ClassVar[str] = "fine-tuning against neuron noise and the smallest patch, held to its own clean answers"
     needs: ClassVar[str] = "BatchNorm, clean images"
 
     epochs: PositiveInt = 10
     """Passes over the training images."""
-    learning_rate: PositiveFloat = 0.03
+    learning_rate: PositiveFloat = 0.05
     """Of SGD, at the start."""
     anneal: bool = True
     """Let the learning rate fall to zero as half a cosine."""
@@ -72,19 +83,35 @@ class BANDistillation(SGDMitigation):
     temperature: PositiveFloat = 2.0
     """T of the distillation."""
 
+    patch_weight: NonNegativeFloat = 0.5
+    """c, the weight of the loss on stamped images."""
+    patch_share: float = Field(default=0.25, gt=0, le=1)
+    """Share of a batch that is stamped."""
+    patch_ratio: float = Field(default=0.5, gt=0, le=1)
+    """Largest norm of the smallest mask, as a share of the runner-up's, at which its patch is unlearned."""
+
     def repair(self, job: RepairJob) -> Tuned:
         """Fine-tune with a frozen copy of the model as it came in as the teacher, and keep an epoch."""
         teacher = copy.deepcopy(job.model).eval().requires_grad_(False)
+        patch = SmallestPatch(self, job)
 
         def objective(model: SplitModel, images: Images, labels: Labels, generator: torch.Generator) -> Tensor:
-            return self.loss(model, teacher, images, labels, generator)
+            loss = self.loss(model, teacher, images, labels, generator)
+            count = max(2, round(self.patch_share * len(images)))
+            stamped = patch.stamp(images[:count])
+            if stamped is None:
+                return loss
+            still = torch.zeros(2, count_neurons(model), device=images.device)
+            # Without noise, but apart from the running statistics, which come from the clean pass alone.
+            answers = train_under_noise(model, stamped, still, form=self.form)
+            return loss + self.patch_weight * F.cross_entropy(answers, labels[:count])
 
-        return self.tune(job, objective, passes=self._passes())
+        return self.tune(job, objective, passes=self._passes(), companion=patch)
 
     def loss(
         self, model: SplitModel, teacher: SplitModel, images: Images, labels: Labels, generator: torch.Generator
     ) -> Tensor:
-        """Loss of a batch, a scalar with gradients for the weights.
+        """Loss of a batch without a patch, a scalar with gradients for the weights.
 
         Args:
             model: In train mode.
@@ -111,8 +138,12 @@ class BANDistillation(SGDMitigation):
         return kept + self.noise_weight * F.cross_entropy(noisy, labels)
 
     def planned_images(self, training: int, selection: int) -> int:
-        """Those of the fine-tuning."""
+        """Those of the fine-tuning; the searches for a patch depend on the number of classes and come on top."""
         return self.planned_tuning(training, selection, forward=self._passes()[0])
+
+    def searched_before(self, epoch: int) -> bool:
+        """Whether the patch is searched before this epoch, from 1."""
+        return epoch in {1, 1 + round(REPEATED_AT * self.epochs)}
 
     def check(self, model: SplitModel) -> None:
         """The network must have BatchNorm."""
@@ -121,3 +152,46 @@ class BANDistillation(SGDMitigation):
     def _passes(self) -> tuple[int, int]:
         """The ascent, a noisy and a clean pass, and the teacher's, which has no way back."""
         return self.noise_steps + 3, self.noise_steps + 2
+
+
+@final
+class SmallestPatch:
+    """The patch with the smallest mask of all classes, if it stands out; searched on the network as it is.
+
+    Args:
+        settings: When it stands out, and when it is searched.
+        job: Images, seed and meter.
+    """
+
+    def __init__(self, settings: BANDistillation, job: RepairJob) -> None:
+        self._settings = settings
+        self._job = job
+        self._patch: tuple[Tensor, Tensor] | None = None
+
+    def stamp(self, images: Images) -> Images | None:
+        """Images [B, C, H, W] with the patch on them; none where there is no patch to unlearn."""
+        if self._patch is None:
+            return None
+        mask, pattern = self._patch
+        return (1 - mask) * images + mask * pattern
+
+    def before_epoch(self, epoch: int, model: SplitModel) -> None:
+        """Search where the epoch asks for it; a patch stays until a later search finds another."""
+        training = self._job.training
+        method = NeuralCleanse()
+        if not self._settings.searched_before(epoch) or training.num_classes < method.fewest_classes:
+            return
+        draws = torch.Generator().manual_seed(self._job.seed * EPOCH_SEEDS + epoch)
+        frozen = freeze(copy.deepcopy(model)).lay_out_fast(training.images)
+        recovered = method.invert(frozen, training, draws, self._job.meter)
+        first, second = (int(label) for label in recovered.norms.argsort()[:2])
+        if float(recovered.norms[first]) <= self._settings.patch_ratio * float(recovered.norms[second]):
+            self._patch = recovered.triggers.masks[first], recovered.triggers.patterns[first]
+
+    def dump(self) -> dict[str, Any]:
+        """The patch, for an interrupted repair."""
+        return {"patch": None if self._patch is None else list(self._patch)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`dump` gave."""
+        self._patch = None if state["patch"] is None else (state["patch"][0], state["patch"][1])

@@ -69,7 +69,10 @@ def test_no_reading_fires_without_cause():
 
 
 def test_all_passes_are_planned():
-    detector, meter = Shifts(gain=(1.0, 1.0, 3.0, 1.0), restarts=3, steps=2, mapping_steps=2, lead_threshold=0.01), Meter()
+    detector, meter = (
+        Shifts(gain=(1.0, 1.0, 3.0, 1.0), restarts=3, steps=2, mapping_steps=2, lead_threshold=0.01),
+        Meter(),
+    )
     read(detector, meter)
     # Each half of the samples has 80 images here, where real ones are halves of one set
     assert meter.forward_images == detector.planned_images(4, 160)

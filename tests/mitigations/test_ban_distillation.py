@@ -6,9 +6,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from banaudit.mitigations import BANDistillation
-from banaudit.mitigations.ban_distillation import distillation_loss
+from banaudit.data import CleanData
+from banaudit.detectors.inversion import Triggers
+from banaudit.detectors.neural_cleanse import NeuralCleanse
+from banaudit.meter import Meter
+from banaudit.mitigations import BANDistillation, RepairJob
+from banaudit.mitigations.ban_distillation import SmallestPatch, distillation_loss
 from banaudit.neurons import train_under_noise, worst_noise
+from banaudit.training import UNCHANGED, Progress
 from mitigations.tiny import make_data, make_model
 
 
@@ -65,3 +70,67 @@ def test_the_teacher_is_the_model_as_it_came(monkeypatch):
     assert len(seen) > 2
     for state in seen:
         assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in state.items())
+
+
+class Found:
+    """What a search would have found: the norms of the masks, one pattern for each class."""
+
+    def __init__(self, norms):
+        classes = len(norms)
+        self.norms = torch.tensor(norms)
+        masks = torch.zeros(classes, 1, 8, 8)
+        masks[:, :, :2, :2] = torch.arange(1, classes + 1).view(-1, 1, 1, 1) / classes
+        self.triggers = Triggers(torch.arange(classes), masks, torch.ones(classes, 3, 8, 8))
+
+
+@pytest.mark.parametrize(("norms", "stands_out"), [((9.0, 2.0, 8.0, 7.0), True), ((9.0, 5.0, 8.0, 7.0), False)])
+def test_a_patch_is_unlearned_only_where_it_stands_out(monkeypatch, norms, stands_out):
+    monkeypatch.setattr(NeuralCleanse, "invert", lambda self, *rest: Found(norms))
+    settings = BANDistillation(epochs=10)
+    images = torch.zeros(4, 3, 8, 8)
+    clean = CleanData(images, torch.arange(4), tuple("abcd"))
+    job = RepairJob(
+        model=make_model(),
+        training=clean,
+        selection=clean,
+        augmentation=UNCHANGED,
+        max_drop=1.0,
+        seed=0,
+        meter=Meter(),
+        progress=Progress(None, ""),
+    )
+    patch = SmallestPatch(settings, job)
+    assert patch.stamp(images) is None
+    patch.before_epoch(2, make_model())  # no search is due
+    assert patch.stamp(images) is None
+    patch.before_epoch(1, make_model())
+    stamped = patch.stamp(images)
+    assert (stamped is not None) is stands_out
+    again = SmallestPatch(settings, job)
+    again.restore(patch.dump())
+    if stands_out:
+        # Class 1's mask is 2/4 in the corner, its pattern white.
+        assert stamped[0, :, 0, 0].tolist() == [0.5] * 3
+        assert float(stamped[..., 2:, 2:].abs().max()) == 0
+        assert torch.equal(again.stamp(images), stamped)
+    else:
+        assert again.stamp(images) is None
+
+
+def test_the_patch_is_searched_at_the_start_and_once_again():
+    assert [epoch for epoch in range(1, 11) if BANDistillation(epochs=10).searched_before(epoch)] == [1, 5]
+    assert [epoch for epoch in range(1, 2) if BANDistillation(epochs=1).searched_before(epoch)] == [1]
+
+
+def test_stamped_images_leave_the_running_statistics_alone(monkeypatch):
+    monkeypatch.setattr(NeuralCleanse, "fewest_classes", 1)
+
+    def run(norms):
+        monkeypatch.setattr(NeuralCleanse, "invert", lambda self, *rest: Found(norms))
+        return BANDistillation(epochs=1, batch_size=64, patch_weight=1e-12)(make_model(), make_data(), max_drop=1.0)
+
+    with_patch, without = run((1.0, 9.0, 9.0)), run((9.0, 9.0, 9.0))
+    for (name, one), other in zip(
+        with_patch.model.named_buffers(), dict(without.model.named_buffers()).values(), strict=True
+    ):
+        assert torch.allclose(one, other, atol=1e-5), name
