@@ -94,6 +94,8 @@ class BANDistillation(SGDMitigation):
         """Fine-tune with a frozen copy of the model as it came in as the teacher, and keep an epoch."""
         teacher = copy.deepcopy(job.model).eval().requires_grad_(False)
         patch = SmallestPatch(self, job)
+        searches = sum(self.searched_before(epoch) for epoch in range(1, self.epochs + 1))
+        job.meter.planned_images += searches * NeuralCleanse().planned_images(job.training.num_classes, 0)
 
         def objective(model: SplitModel, images: Images, labels: Labels, generator: torch.Generator) -> Tensor:
             loss = self.loss(model, teacher, images, labels, generator)
@@ -138,7 +140,7 @@ class BANDistillation(SGDMitigation):
         return kept + self.noise_weight * F.cross_entropy(noisy, labels)
 
     def planned_images(self, training: int, selection: int) -> int:
-        """Those of the fine-tuning; the searches for a patch depend on the number of classes and come on top."""
+        """Those of the fine-tuning; :meth:`repair` adds the searches for a patch, which depend on the classes."""
         return self.planned_tuning(training, selection, forward=self._passes()[0])
 
     def searched_before(self, epoch: int) -> bool:
