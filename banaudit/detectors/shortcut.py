@@ -50,7 +50,7 @@ class ShortcutDetector(TriggerDetector):
     """Independent paths on different images, at most; all must name the same class."""
     lead_threshold: PositiveFloat
     """Lead of the first class over the second above which the all-to-one reading fires."""
-    mapping_threshold: PositiveFloat = 0.45
+    mapping_threshold: PositiveFloat = 0.36
     """Share of images that follow the map above which the all-to-all reading fires."""
     pair_threshold: PositiveFloat
     """Lead of the first source -> target pair over the next above which the source-target reading fires."""

@@ -77,7 +77,6 @@ class UniversalPerturbation(ShortcutDetector):
     step_size: PositiveFloat = 0.6
     """Growth of the L2 norm with each step, for 3 x 32 x 32 images in [0, 1]."""
     mapping_steps: PositiveInt = 8
-    mapping_threshold: PositiveFloat = 0.35
     lead_threshold: PositiveFloat = 0.4
     pair_threshold: PositiveFloat = 0.8
 
