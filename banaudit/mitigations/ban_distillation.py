@@ -76,9 +76,9 @@ class BANDistillation(SGDMitigation):
     """Steps of the ascent, each of eps / noise_steps."""
     form: Form = "relative"
     """How the noise enters."""
-    noise_weight: NonNegativeFloat = 0.5
+    noise_weight: NonNegativeFloat = 0.25
     """lambda_2, the weight of the loss under noise."""
-    distillation: float = Field(default=0.5, ge=0, le=1)
+    distillation: float = Field(default=0.9, ge=0, le=1)
     """Share a of the clean loss that is distillation."""
     temperature: PositiveFloat = 2.0
     """T of the distillation."""
