@@ -112,8 +112,8 @@ def test_a_method_that_cannot_judge_is_not_taken_for_one_that_was_stopped(tmp_pa
 
 
 def test_a_budget_that_ends_before_the_first_batch_is_refused(tmp_path):
-    with pytest.raises(UsageError, match=r"--budget 0\.01: slow"):
-        run(tmp_path / "timing.json", classes=(3,), budget=0.01, detectors={"slow": Slow(seconds_a_batch=0.5)})
+    with pytest.raises(UsageError, match=r"--budget 1e-09: slow"):
+        run(tmp_path / "timing.json", classes=(3,), budget=1e-9, detectors={"slow": Slow(seconds_a_batch=0.5)})
 
 
 def test_a_model_that_learned_too_little_is_refused(tmp_path, monkeypatch):
