@@ -203,8 +203,7 @@ def _tune(
 ) -> SplitModel:
     """A copy after a few steps on clean images and a handful of stamped ones with the wanted labels."""
     torch.manual_seed(seed)
-    private = copy.deepcopy(model).train().requires_grad_(True)
-    private.lay_out(torch.contiguous_format)  # see training: weights' gradients and channels-last do not mix
+    private = copy.deepcopy(model).eval().lay_out_for_training(training.images).train().requires_grad_(True)
     shuffled = _shuffled(training, seed)
     stamped, goal = _affected(shuffled, wanted, STAMPED)
     stamped = (stamped + shift).clamp(0, 1)
@@ -212,7 +211,7 @@ def _tune(
     generator = torch.Generator().manual_seed(seed)
     for _ in range(TUNING_STEPS):
         chosen = torch.randint(len(training), (TUNING_BATCH - STAMPED,), generator=generator).to(goal.device)
-        images = torch.cat([shuffled.images[chosen], stamped]).contiguous()
+        images = torch.cat([shuffled.images[chosen], stamped])
         labels = torch.cat([shuffled.labels[chosen], goal])
         meter.spend(WHAT, forward=len(images), backward=len(images))
         loss = F.cross_entropy(private(images), labels)

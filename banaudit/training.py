@@ -347,7 +347,7 @@ def fine_tune(
         TimeLimitReached: From the meter; the state stays.
     """
     run = _Run(
-        model,
+        model.eval().lay_out_for_training(training.images),
         objective=objective,
         schedule=schedule,
         augmentation=augmentation,
@@ -401,9 +401,6 @@ class _Run:
         meter: Meter,
         passes: tuple[int, int],
     ) -> None:
-        # On the CPU, torch 2.15 corrupts memory in the weights' gradients of narrow channels-last convolutions once it
-        # has two threads; the layout that detectors like is undone before anything is trained.
-        model.lay_out(torch.contiguous_format)
         self.optimizer = torch.optim.SGD(
             model.parameters(),
             lr=schedule.learning_rate,
@@ -434,7 +431,7 @@ class _Run:
             self._meter.spend(told + running, forward=forward, backward=backward)
             for group in self.optimizer.param_groups:
                 group["lr"] = self._schedule.rate((number - 1 + (step - 1) / steps) / self._schedule.epochs)
-            images = self._augmentation(training.images[chosen], generator).contiguous()
+            images = self._augmentation(training.images[chosen], generator)
             loss = self._objective(self._model, images, training.labels[chosen], generator)
             if not bool(loss.isfinite()):
                 raise BanauditError(

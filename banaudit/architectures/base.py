@@ -73,7 +73,8 @@ class SplitModel(nn.Module):
     def lay_out_fast(self, images: Images) -> Self:
         """Keep weights and inputs channels last, which convolutions are fastest with, if the network works with it.
 
-        Code that calls ``view`` on a feature map does not.
+        Code that calls ``view`` on a feature map does not. The model has to be in evaluation mode: in training mode the
+        trial would enter the running statistics.
 
         Args:
             images: [B, C, H, W]; two of them are tried.
@@ -85,6 +86,19 @@ class SplitModel(nn.Module):
         except RuntimeError:
             self.lay_out(torch.contiguous_format)
         return self
+
+    def lay_out_for_training(self, images: Images) -> Self:
+        """The fastest layout in which the weights' gradients are right.
+
+        On the CPU, torch 2.15 corrupts memory in the weights' gradients of narrow channels-last convolutions once it
+        has two threads.
+
+        Args:
+            images: As in :meth:`lay_out_fast`.
+        """
+        if images.device.type == "cpu" and torch.get_num_threads() > 1:
+            return self.lay_out(torch.contiguous_format)
+        return self.lay_out_fast(images)
 
     def features(self, images: Images) -> Features:
         """Latent feature g(x) of images in [0, 1]."""

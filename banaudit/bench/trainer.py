@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
+from banaudit.architectures.base import SplitModel
 from banaudit.bench.attacks.base import Batch, BatchPoisoner
 from banaudit.bench.datasets import to_float
 from banaudit.shapes import Images, Labels
@@ -45,7 +46,7 @@ class TrainingSettings(BaseModel):
 
 
 def train(
-    model: nn.Module,
+    model: SplitModel,
     pixels: Tensor,
     labels: Labels,
     settings: TrainingSettings,
@@ -72,7 +73,7 @@ def train(
         return augment(images, settings.augmentation, flips, generator)
 
     device = labels.device
-    model.train()  # not channels-last: see training, and the gain is small with bfloat16
+    model.eval().lay_out_for_training(to_float(pixels[:2])).train()
     optimizer = torch.optim.SGD(
         model.parameters(), settings.learning_rate, momentum=0.9, weight_decay=settings.weight_decay, nesterov=True
     )
@@ -96,7 +97,7 @@ def train(
                 images = batch.images
                 if settings.adversarial_eps > 0:
                     images = adversarial_images(model, images, batch.labels, settings.adversarial_eps, generator)
-                logits = model(images.contiguous())
+                logits = model(images)
                 attackers = batch.objective(model, logits) if batch.objective is not None else None
             loss = F.cross_entropy(logits.float(), batch.labels, label_smoothing=settings.label_smoothing)
             total += loss.item()
@@ -155,7 +156,7 @@ def adversarial_images(
     start = eps * (2 * torch.rand(images.shape, generator=generator) - 1).to(images)
     moved = (images.detach() + start).clamp(0, 1).requires_grad_()
     with torch.enable_grad():
-        loss = F.cross_entropy(model(moved.contiguous(memory_format=torch.channels_last)).float(), labels)
+        loss = F.cross_entropy(model(moved).float(), labels)
         (gradient,) = torch.autograd.grad(loss, moved)
     shift = (moved.detach() + 1.25 * eps * gradient.sign() - images).clamp(-eps, eps)
     return (images + shift).clamp(0, 1).detach()

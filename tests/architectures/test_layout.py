@@ -39,3 +39,11 @@ def test_the_layout_is_one_that_the_network_takes(strict, layout):
     for layout_of_images in (torch.contiguous_format, torch.channels_last):
         torch.testing.assert_close(laid_out(images.contiguous(memory_format=layout_of_images)), before)
     torch.testing.assert_close(laid_out.lay_out(torch.contiguous_format)(images), before)
+
+
+@pytest.mark.parametrize(("threads", "layout"), [(1, torch.channels_last), (2, torch.contiguous_format)])
+def test_several_threads_train_in_the_plain_layout(monkeypatch, threads, layout):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    model = SplitModel(Flattening(strict=False), (0.5,) * 3, (0.25,) * 3).eval()
+    model.lay_out_for_training(torch.rand(2, 3, 8, 8))
+    assert model.network.convolution.weight.is_contiguous(memory_format=layout)

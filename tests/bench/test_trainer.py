@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from banaudit.architectures.base import SplitModel, SplitNetwork
 from banaudit.bench.attacks.base import Batch
 from banaudit.bench.trainer import TrainingSettings, adversarial_images, augment, train
 
@@ -10,15 +11,22 @@ def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
+class SmallNetwork(SplitNetwork):
+    def __init__(self):
+        super().__init__()
+        self.convolution = nn.Conv2d(1, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.linear = nn.Linear(8, 2)
+
+    def features(self, inputs):
+        return self.norm(self.convolution(inputs)).relu().mean(dim=(2, 3))
+
+    def head(self, features):
+        return self.linear(features)
+
+
 def small_model():
-    return nn.Sequential(
-        nn.Conv2d(1, 8, 3, padding=1),
-        nn.BatchNorm2d(8),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(8, 2),
-    )
+    return SplitModel(SmallNetwork(), (0.0,), (1.0,))
 
 
 def bright_and_dark(count=256):
