@@ -23,12 +23,12 @@ from banaudit.bench.datasets import default_cache
 from banaudit.bench.embedding import tsne
 from banaudit.bench.runner import CODE, Progress, Truth, draw_clean, read_results, truth_of, write_results
 from banaudit.bench.strata import kind_of, network_of, stratum_of
-from banaudit.bench.victims import Victim, VictimRecipe, load_victim, victim_folder
+from banaudit.bench.victims import Victim, VictimRecipe, is_trained, load_victim, victim_folder
 from banaudit.data import CleanData
-from banaudit.detectors.ban import BAN
+from banaudit.detectors.ban import BAN, noisy_features
 from banaudit.detectors.base import SEARCH_SHARE, draw
 from banaudit.errors import UsageError
-from banaudit.neurons import NoisyModel, fit_feature_mask
+from banaudit.neurons import NoisyModel
 from banaudit.results import Reading, Record
 
 LEVELS = (0.0, 0.1, 0.2, 0.3, 0.4)
@@ -40,8 +40,8 @@ PICTURED = (0.0, 0.2, 0.3, 0.4)
 POINTS = 200
 """Images in such a picture."""
 
-READ_BATCH = 250
-"""Images in one forward pass."""
+WHAT = "neuron noise"
+"""What a meter is told; nobody listens."""
 
 
 class Layout(Record):
@@ -132,7 +132,7 @@ def run_noise(
         )
     cache = cache or default_cache()
     where = pick_device(device)
-    trained = [recipe for recipe in recipes if (victim_folder(recipe, cache) / "victim.json").exists()]
+    trained = [recipe for recipe in recipes if is_trained(recipe, cache)]
     pictured = _pictured(trained)
     done = set() if fresh else {entry.key for entry in results.entries}
     for number, recipe in enumerate(trained, start=1):
@@ -180,20 +180,11 @@ def measure_noise(victim: Victim, clean: CleanData, *, seed: int = 0, picture: b
     model = copy.deepcopy(victim.model).to(clean.images.device).eval()
     search, held_out = clean.split(SEARCH_SHARE, generator)
     noisy = NoisyModel(model, form="relative", statistics=settings.statistics)
-    noise = {eps: _find_noise(noisy, search, eps, settings, generator) for eps in sorted({*LEVELS, settings.eps})}
-    features = {eps: _features(noisy, held_out, found) for eps, found in noise.items()}
+    noise = {eps: _find_noise(noisy, search, eps, generator) for eps in sorted({*LEVELS, settings.eps})}
+    features = {eps: noisy_features(noisy, held_out.images, found, WHAT) for eps, found in noise.items()}
     fitted_on = draw(search, settings.search_images, generator)
-    mask = fit_feature_mask(
-        model,
-        _features(noisy, fitted_on, noisy.no_noise()),
-        fitted_on.labels,
-        steps=settings.mask_steps,
-        learning_rate=settings.mask_learning_rate,
-        mask_weight=settings.mask_weight,
-        batch_size=settings.mask_batch,
-        clamp_late=settings.clamp_late,
-        generator=generator,
-    )
+    clean_features = noisy_features(noisy, fitted_on.images, noisy.no_noise(), WHAT)
+    mask = settings.fit_mask(model, clean_features, fitted_on.labels, generator)
     truth, recipe = truth_of(victim.facts), victim.facts.recipe
     with torch.no_grad():
         predicted = {eps: model.head(found).argmax(dim=1) for eps, found in features.items()}
@@ -216,21 +207,9 @@ def measure_noise(victim: Victim, clean: CleanData, *, seed: int = 0, picture: b
     )
 
 
-def _find_noise(noisy: NoisyModel, search: CleanData, eps: float, settings: BAN, generator: torch.Generator) -> Tensor:
+def _find_noise(noisy: NoisyModel, search: CleanData, eps: float, generator: torch.Generator) -> Tensor:
     """Noise [2, P] of one size that raises the loss (Eq. 4)."""
-    if eps == 0:
-        return noisy.no_noise()
-    batch = draw(search, settings.noise_images, generator)
-    noise = noisy.random_noise(eps, generator)
-    for _ in range(settings.noise_steps):
-        noise = noisy.ascend(
-            batch.images, batch.labels, noise, step=eps / settings.noise_steps, radius=eps, what="noise"
-        )
-    return noise
-
-
-def _features(noisy: NoisyModel, data: CleanData, noise: Tensor) -> Tensor:
-    return torch.cat([noisy.features(batch, noise) for batch in torch.split(data.images, READ_BATCH)])
+    return BAN(eps=eps).search_noise(noisy, search, generator, WHAT) if eps else noisy.no_noise()
 
 
 def _level(eps: float, predicted: Tensor, held_out: CleanData, truth: Truth) -> NoiseLevel:

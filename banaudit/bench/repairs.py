@@ -41,7 +41,7 @@ from banaudit.bench.runner import (
     write_results,
 )
 from banaudit.bench.trigger import Trigger, attack_success, clean_accuracy
-from banaudit.bench.victims import Victim, VictimFacts, VictimRecipe, load_victim, victim_folder
+from banaudit.bench.victims import Victim, VictimFacts, VictimRecipe, is_trained, load_victim, victim_folder
 from banaudit.data import CleanData
 from banaudit.detectors import Detector, default_detectors
 from banaudit.errors import BanauditError, UsageError
@@ -280,9 +280,9 @@ def run_repairs(
     ]
     made: set[tuple[str, str, str, int]] = set()
     for number, recipe in enumerate(recipes, start=1):
-        folder = victim_folder(recipe, cache)
-        if not (folder / "victim.json").exists():
+        if not is_trained(recipe, cache):
             continue
+        folder = victim_folder(recipe, cache)
         victim = functools.cache(functools.partial(bench.load, folder))
         for amount, seed, (mitigation, setup) in itertools.product(
             amounts, range(runs), zip(mitigations, setups, strict=True)

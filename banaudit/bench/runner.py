@@ -24,7 +24,7 @@ from banaudit.bench.attacks.labelling import AllToOne, SourceTarget
 from banaudit.bench.conditions import CleanSource, Condition, StudyName, recompress
 from banaudit.bench.cost import MethodCost
 from banaudit.bench.datasets import PixelData, attacker_and_pool, dataset_spec, default_cache, load_split
-from banaudit.bench.victims import VictimFacts, VictimRecipe, load_victim, victim_folder
+from banaudit.bench.victims import VictimFacts, VictimRecipe, is_trained, load_victim, victim_folder
 from banaudit.data import CleanData
 from banaudit.detectors import Detector, default_detectors
 from banaudit.errors import UsageError
@@ -280,9 +280,9 @@ def scan_victims(
         return draw_condition(dataset, condition, root=root, cache=cache).to(where)
 
     for number, recipe in enumerate(recipes, start=1):
-        folder = victim_folder(recipe, cache)
-        if not (folder / "victim.json").exists():
+        if not is_trained(recipe, cache):
             continue
+        folder = victim_folder(recipe, cache)
         for condition in conditions:
             place = recipe.key, condition.name
             methods = condition.detectors(usual)

@@ -8,7 +8,7 @@ from pathlib import Path
 from banaudit.bench.conditions import StudyName, study_conditions
 from banaudit.bench.runner import Progress, StudyResults, read_results, scan_victims
 from banaudit.bench.strata import stratified
-from banaudit.bench.victims import VictimRecipe, victim_folder
+from banaudit.bench.victims import VictimRecipe, is_trained
 from banaudit.detectors import Detector
 from banaudit.errors import UsageError
 
@@ -58,7 +58,7 @@ def run_study(
             f"{path}: holds study {results.study} of split {results.split}, or the same with other images or another "
             "seed; give another --output"
         )
-    trained = [recipe for recipe in recipes if (victim_folder(recipe, cache) / "victim.json").exists()]
+    trained = [recipe for recipe in recipes if is_trained(recipe, cache)]
     return scan_victims(
         stratified(trained, limit),
         conditions,

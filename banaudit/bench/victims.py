@@ -144,7 +144,7 @@ def train_victim(
     """
     cache = cache or default_cache()
     folder = victim_folder(recipe, cache)
-    if (folder / "victim.json").exists():
+    if is_trained(recipe, cache):
         return load_victim(folder)
     spec = dataset_spec(recipe.dataset)
     train_split = load_split(recipe.dataset, "train", root=root, cache=cache)
@@ -169,6 +169,11 @@ def surrogate_recipe(recipe: VictimRecipe) -> VictimRecipe:
 def victim_folder(recipe: VictimRecipe, cache: Path | None = None) -> Path:
     """Where the victim of a recipe is kept, whether or not it is there yet."""
     return (cache or default_cache()) / "victims" / recipe.key
+
+
+def is_trained(recipe: VictimRecipe, cache: Path | None = None) -> bool:
+    """Whether the victim of a recipe is in the cache."""
+    return (victim_folder(recipe, cache) / "victim.json").exists()
 
 
 def load_victim(folder: Path) -> Victim:

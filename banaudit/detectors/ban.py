@@ -10,11 +10,12 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from banaudit.architectures.base import SplitModel
+from banaudit.data import CleanData
 from banaudit.detectors.base import Detector, Samples, agreement_of, draw
 from banaudit.meter import Meter
 from banaudit.neurons import NoisyModel, Statistics, fit_feature_mask
 from banaudit.results import Evidence, Reading
-from banaudit.shapes import Features, Labels
+from banaudit.shapes import Features, Images, Labels
 
 READ_BATCH = 256
 """Images in one forward pass of a reading."""
@@ -143,7 +144,8 @@ class BAN(Detector):
     def score(self, model: SplitModel, samples: Samples, generator: torch.Generator, meter: Meter) -> list[Evidence]:
         """Noise, mask and readings for each restart.
 
-        The weakest restart counts: once no reading could fire any more, there are no further ones.
+        A reading has to fire after every restart, with what all of them gave so far: once none does, there are no
+        further ones.
         """
         restarts: list[_Restart] = []
         evidence: list[Evidence] = []
@@ -166,24 +168,14 @@ class BAN(Detector):
         noisy = NoisyModel(model, form="relative", statistics=self.statistics, momentum=momentum, meter=meter)
         search = draw(samples.search, self.search_images, generator)
         held_out = draw(samples.held_out, self.read_images, generator)
-        features = self._features(noisy, search.images, noisy.no_noise(), what)
-        mask = fit_feature_mask(
-            model,
-            features,
-            search.labels,
-            steps=self.mask_steps,
-            learning_rate=self.mask_learning_rate,
-            mask_weight=self.mask_weight,
-            batch_size=self.mask_batch,
-            clamp_late=self.clamp_late,
-            generator=generator,
-        )
+        features = noisy_features(noisy, search.images, noisy.no_noise(), what)
+        mask = self.fit_mask(model, features, search.labels, generator)
         for _ in range(1 + WARM_UP_BATCHES * self.drift):
-            noise = self._search_noise(noisy, samples, generator, what)
+            noise = self.search_noise(noisy, samples.search, generator, what)
         if self.drift:
             noisy.use_running_statistics()
-        found = self._features(noisy, held_out.images, noise, what)
-        random = self._features(noisy, held_out.images, noisy.random_signs(self.eps, generator), what)
+        found = noisy_features(noisy, held_out.images, noise, what)
+        random = noisy_features(noisy, held_out.images, noisy.random_signs(self.eps, generator), what)
         return _Restart(
             masked=_confusion(model, found * (1 - mask), held_out.labels, samples.num_classes),
             null=_confusion(model, random * (1 - mask), held_out.labels, samples.num_classes),
@@ -191,17 +183,43 @@ class BAN(Detector):
             errors_null=_error_shares(model, random, held_out.labels, samples.num_classes),
         )
 
-    def _search_noise(self, noisy: NoisyModel, samples: Samples, generator: torch.Generator, what: str) -> Tensor:
-        batch = draw(samples.search, self.noise_images, generator)
+    def fit_mask(self, model: SplitModel, features: Features, labels: Labels, generator: torch.Generator) -> Tensor:
+        """The feature mask (Eq. 5), of the shape of one sample's features.
+
+        Args:
+            model: Its head is f_L.
+            features: [N, ...] of clean images, without noise.
+            labels: [N].
+            generator: On the CPU.
+        """
+        return fit_feature_mask(
+            model,
+            features,
+            labels,
+            steps=self.mask_steps,
+            learning_rate=self.mask_learning_rate,
+            mask_weight=self.mask_weight,
+            batch_size=self.mask_batch,
+            clamp_late=self.clamp_late,
+            generator=generator,
+        )
+
+    def search_noise(self, noisy: NoisyModel, search: CleanData, generator: torch.Generator, what: str) -> Tensor:
+        """Noise [2, P] that raises the cross-entropy of a batch (Eq. 4).
+
+        Args:
+            noisy: The model.
+            search: Images that the batch is drawn from.
+            generator: On the CPU.
+            what: For the meter.
+        """
+        batch = draw(search, self.noise_images, generator)
         noise = noisy.random_noise(self.eps, generator)
         radius = self.eps if self.clip else 2 * self.eps
         for _ in range(self.noise_steps):
             step = self.eps / self.noise_steps
             noise = noisy.ascend(batch.images, batch.labels, noise, step=step, radius=radius, what=what)
         return noise
-
-    def _features(self, noisy: NoisyModel, images: Tensor, noise: Tensor, what: str) -> Features:
-        return torch.cat([noisy.features(batch, noise, what=what) for batch in torch.split(images, READ_BATCH)])
 
     def _all_to_one(self, samples: Samples, restarts: list[_Restart]) -> Evidence:
         shares = torch.stack([_into_each_class(item.masked) for item in restarts])
@@ -295,6 +313,11 @@ class BAN(Detector):
             agreement=agreement,
             note=f"{distinct:.0%} of the favourites differ from each other",
         )
+
+
+def noisy_features(noisy: NoisyModel, images: Images, noise: Tensor, what: str) -> Features:
+    """Features [N, ...] of images [N, C, H, W] under noise [2, P], a batch at a time; ``what`` is for the meter."""
+    return torch.cat([noisy.features(batch, noise, what=what) for batch in torch.split(images, READ_BATCH)])
 
 
 def _confusion(model: SplitModel, features: Features, labels: Labels, classes: int) -> Tensor:

@@ -146,6 +146,10 @@ class Detector(BaseModel, ABC):
             TimeLimitReached: From the meter.
         """
 
+    def search(self, model: SplitModel, samples: Samples, generator: torch.Generator, meter: Meter) -> Outcome:
+        """Search and read as :meth:`score`; a :class:`TriggerDetector` shows what it recovered besides."""
+        return Outcome(self.score(model, samples, generator, meter))
+
     @abstractmethod
     def planned_images(self, num_classes: int, images: int) -> int:
         """Forward passes that :meth:`score` is expected to take, for the progress bar."""
@@ -198,10 +202,7 @@ class Detector(BaseModel, ABC):
                 self._require_classes(clean.num_classes)
                 private = copy.deepcopy(model).eval().lay_out_fast(clean.images)
                 samples = Samples(*clean.split(SEARCH_SHARE, generator))
-                if isinstance(self, TriggerDetector):
-                    found = self.search(private, samples, generator, meter)
-                else:
-                    found = Outcome(self.score(private, samples, generator, meter))
+                found = self.search(private, samples, generator, meter)
                 _require_finite(found)
                 outcome = found
         except (UnsupportedModelError, TimeLimitReached, DataError) as problem:

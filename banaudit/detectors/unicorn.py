@@ -262,8 +262,8 @@ class Unicorn(TriggerDetector):
 
     The score of a class is the share of held-out images of other classes that x' moves to it, without mixing, less the
     relative excess over the bounds; above 0.9 it accuses. No class is compared with another. Needs no BatchNorm. The
-    default takes about 8,000 passes forward and 7,000 backward for 10 classes, and twice that through the generators:
-    a minute of one core for a CIFAR ResNet of width 16. All-to-one only.
+    default takes about 8,000 passes forward and 7,000 backward for 10 classes, and twice that through the generators.
+    All-to-one only.
 
     Source: Wang et al., "UNICORN: A Unified Backdoor Trigger Inversion Framework", ICLR 2023; weights as in the
     official code; bounds as in BAN, Appendix B.3, which reports that the defaults (``spread_bound=1, ssim_bound=0.15,

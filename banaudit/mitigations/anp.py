@@ -169,7 +169,7 @@ class ANP(Mitigation):
                 job.meter.spend(f"mask {step}/{self.iterations}{told}", forward=passed, backward=passed)
                 chosen = torch.randint(len(job.training), (self.batch_size,), generator=generator)
                 batch = job.training.subset(chosen.to(job.training.labels.device))
-                images = job.augmentation(batch.images, generator).contiguous()
+                images = job.augmentation(batch.images, generator)
                 loss = self.loss(model, images, batch.labels, mask, generator)
                 if not bool(loss.isfinite()):
                     raise BanauditError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC
 from typing import ClassVar, final
 
 import torch
@@ -10,13 +11,65 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from banaudit.architectures.base import SplitModel
-from banaudit.mitigations.base import FineTuningMitigation
+from banaudit.mitigations.base import FineTuningMitigation, SGDMitigation
 from banaudit.neurons import Form, require_batch_norm, train_under_noise, worst_noise
 from banaudit.shapes import Images, Labels
 
 
+class NoiseTraining(SGDMitigation, ABC):
+    """A mitigation that trains against the worst neuron noise of each batch: BAN's, and what builds on it."""
+
+    needs: ClassVar[str] = "BatchNorm, clean images"
+
+    eps: PositiveFloat = 0.3
+    """Largest relative change of a neuron's weight and bias. The paper: 0.3 at 32 pixels, 0.2 at 64, 0.1 at 224."""
+    noise_steps: PositiveInt = 1
+    """Steps of the ascent, each of eps / noise_steps. The authors' code takes 1; the paper's 30 are for detection."""
+    form: Form = "relative"
+    """How the noise enters. The paper's is relative; additive noise also moves neurons whose shift is near zero."""
+    noise_weight: NonNegativeFloat = 0.5
+    """lambda_2, the weight of the loss under noise."""
+
+    @final
+    def noisy_loss(
+        self, model: SplitModel, images: Images, labels: Labels, generator: torch.Generator, *, clip: bool
+    ) -> Tensor:
+        """lambda_2 CE under the noise that raises the cross-entropy of the batch most (Eq. 4), a scalar.
+
+        Args:
+            model: In train mode.
+            images: [B, C, H, W].
+            labels: [B].
+            generator: Draws the start of the noise.
+            clip: Keep the noise within eps; else start and steps add up to 2 eps.
+        """
+        noise = self._worst_noise(model, images, labels, generator, clip=clip)
+        return self.noise_weight * F.cross_entropy(train_under_noise(model, images, noise, form=self.form), labels)
+
+    @final
+    def _worst_noise(
+        self, model: SplitModel, images: Images, labels: Labels, generator: torch.Generator, *, clip: bool
+    ) -> Tensor:
+        """That noise, [2, P]."""
+        return worst_noise(
+            model,
+            images,
+            labels,
+            eps=self.eps,
+            steps=self.noise_steps,
+            clip=clip,
+            form=self.form,
+            generator=generator,
+        )
+
+    @final
+    def check(self, model: SplitModel) -> None:
+        """The network must have BatchNorm."""
+        require_batch_norm(model)
+
+
 @final
-class BANFineTuning(FineTuningMitigation):
+class BANFineTuning(NoiseTraining, FineTuningMitigation):
     """Trains all weights to be right on clean images with and without the worst noise on the neurons.
 
     min_w CE(f(x; w), y) + lambda_2 CE(f(x; (1 + delta) w, (1 + xi) b), y)   (Eq. 8)
@@ -36,42 +89,15 @@ class BANFineTuning(FineTuningMitigation):
 
     name: ClassVar[str] = "ban"
     title: ClassVar[str] = "fine-tuning against adversarial neuron noise (BAN, Eq. 8)"
-    needs: ClassVar[str] = "BatchNorm, clean images"
 
-    eps: PositiveFloat = 0.3
-    """Largest relative change of a neuron's weight and bias. The paper: 0.3 at 32 pixels, 0.2 at 64, 0.1 at 224."""
-    noise_steps: PositiveInt = 1
-    """Steps of the ascent, each of eps / noise_steps. The authors' code takes 1; the paper's 30 are for detection."""
     clip: bool = False
     """Keep the noise within eps. The published figures are of noise that is not: start and steps add up to 2 eps."""
-    form: Form = "relative"
-    """How the noise enters. The paper's is relative; additive noise also moves neurons whose shift is near zero."""
-    noise_weight: NonNegativeFloat = 0.5
-    """lambda_2, the weight of the loss under noise."""
 
     def loss(self, model: SplitModel, images: Images, labels: Labels, generator: torch.Generator) -> Tensor:
         """Both cross-entropies of Eq. 8."""
-        noise = self._worst_noise(model, images, labels, generator)
-        noisy, clean = train_under_noise(model, images, noise, form=self.form), model(images)
-        return F.cross_entropy(clean, labels) + self.noise_weight * F.cross_entropy(noisy, labels)
-
-    def _worst_noise(self, model: SplitModel, images: Images, labels: Labels, generator: torch.Generator) -> Tensor:
-        """Noise [2, P] that raises the cross-entropy of the batch (Eq. 4)."""
-        return worst_noise(
-            model,
-            images,
-            labels,
-            eps=self.eps,
-            steps=self.noise_steps,
-            clip=self.clip,
-            form=self.form,
-            generator=generator,
-        )
+        noisy = self.noisy_loss(model, images, labels, generator, clip=self.clip)
+        return F.cross_entropy(model(images), labels) + noisy
 
     def passes(self) -> tuple[int, int]:
         """The ascent, then a noisy and a clean pass."""
         return self.noise_steps + 2, self.noise_steps + 2
-
-    def check(self, model: SplitModel) -> None:
-        """The network must have BatchNorm."""
-        require_batch_norm(model)

@@ -11,10 +11,11 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from banaudit.architectures.base import SplitModel
-from banaudit.detectors.inversion import freeze
+from banaudit.detectors.inversion import Triggers, freeze
 from banaudit.detectors.neural_cleanse import NeuralCleanse
-from banaudit.mitigations.base import RepairJob, SGDMitigation
-from banaudit.neurons import Form, count_neurons, require_batch_norm, train_under_noise, worst_noise
+from banaudit.mitigations.ban import NoiseTraining
+from banaudit.mitigations.base import RepairJob
+from banaudit.neurons import count_neurons, train_under_noise
 from banaudit.shapes import Images, Labels, Logits
 from banaudit.training import EPOCH_SEEDS, Tuned
 
@@ -39,7 +40,7 @@ def distillation_loss(logits: Logits, teacher: Logits, temperature: float) -> Te
 
 
 @final
-class BANDistillation(SGDMitigation):
+class BANDistillation(NoiseTraining):
     """Trains all weights to answer clean images as before, under the worst noise on the neurons and under a patch.
 
     min_w (1 - a) CE(f(x; w), y) + a KD(f(x; w), f(x; w_0)) + lambda_2 CE(f(x; w under noise), y) + c CE(f(x'; w), y)
@@ -62,7 +63,6 @@ class BANDistillation(SGDMitigation):
 
     name: ClassVar[str] = "ban-distillation"
     title: ClassVar[str] = "fine-tuning against neuron noise and the smallest patch, held to its own clean answers"
-    needs: ClassVar[str] = "BatchNorm, clean images"
 
     epochs: PositiveInt = 10
     """Passes over the training images."""
@@ -70,12 +70,6 @@ class BANDistillation(SGDMitigation):
     """Of SGD, at the start."""
     anneal: bool = True
     """Let the learning rate fall to zero as half a cosine."""
-    eps: PositiveFloat = 0.3
-    """Largest relative change of a neuron's weight and bias in one ascent, twice that with the random start."""
-    noise_steps: PositiveInt = 1
-    """Steps of the ascent, each of eps / noise_steps."""
-    form: Form = "relative"
-    """How the noise enters."""
     noise_weight: NonNegativeFloat = 0.25
     """lambda_2, the weight of the loss under noise."""
     distillation: float = Field(default=0.9, ge=0, le=1)
@@ -122,22 +116,12 @@ class BANDistillation(SGDMitigation):
             labels: [B].
             generator: The only source of randomness; lives on the CPU.
         """
-        noise = worst_noise(
-            model,
-            images,
-            labels,
-            eps=self.eps,
-            steps=self.noise_steps,
-            clip=False,  # start and steps add up to 2 eps, as in BAN's repair
-            form=self.form,
-            generator=generator,
-        )
-        noisy, clean = train_under_noise(model, images, noise, form=self.form), model(images)
+        noisy, clean = self.noisy_loss(model, images, labels, generator, clip=False), model(images)
         with torch.no_grad():
             wanted = teacher(images)
         kept = (1 - self.distillation) * F.cross_entropy(clean, labels)
         kept = kept + self.distillation * distillation_loss(clean, wanted, self.temperature)
-        return kept + self.noise_weight * F.cross_entropy(noisy, labels)
+        return kept + noisy
 
     def planned_images(self, training: int, selection: int) -> int:
         """Those of the fine-tuning; :meth:`repair` adds the searches for a patch, which depend on the classes."""
@@ -146,10 +130,6 @@ class BANDistillation(SGDMitigation):
     def searched_before(self, epoch: int) -> bool:
         """Whether the patch is searched before this epoch, from 1."""
         return epoch in {1, 1 + round(REPEATED_AT * self.epochs)}
-
-    def check(self, model: SplitModel) -> None:
-        """The network must have BatchNorm."""
-        require_batch_norm(model)
 
     def _passes(self) -> tuple[int, int]:
         """The ascent, a noisy and a clean pass, and the teacher's, which has no way back."""
@@ -168,14 +148,12 @@ class SmallestPatch:
     def __init__(self, settings: BANDistillation, job: RepairJob) -> None:
         self._settings = settings
         self._job = job
-        self._patch: tuple[Tensor, Tensor] | None = None
+        self._patch: Triggers | None = None
+        """One, if any."""
 
     def stamp(self, images: Images) -> Images | None:
         """Images [B, C, H, W] with the patch on them; none where there is no patch to unlearn."""
-        if self._patch is None:
-            return None
-        mask, pattern = self._patch
-        return (1 - mask) * images + mask * pattern
+        return self._patch.stamp(images)[0] if self._patch is not None else None
 
     def before_epoch(self, epoch: int, model: SplitModel) -> None:
         """Search where the epoch asks for it; a patch stays until a later search finds another."""
@@ -186,14 +164,17 @@ class SmallestPatch:
         draws = torch.Generator().manual_seed(self._job.seed * EPOCH_SEEDS + epoch)
         frozen = freeze(copy.deepcopy(model)).lay_out_fast(training.images)
         recovered = method.invert(frozen, training, draws, self._job.meter)
-        first, second = (int(label) for label in recovered.norms.argsort()[:2])
-        if float(recovered.norms[first]) <= self._settings.patch_ratio * float(recovered.norms[second]):
-            self._patch = recovered.triggers.masks[first], recovered.triggers.patterns[first]
+        smallest = recovered.finalists[recovered.ranked()[:2].to(recovered.finalists.device)]
+        norm, runner_up = recovered.norms[smallest].tolist()
+        if norm <= self._settings.patch_ratio * runner_up:
+            self._patch = recovered.triggers.subset(smallest[:1])
 
     def dump(self) -> dict[str, Any]:
         """The patch, for an interrupted repair."""
-        return {"patch": None if self._patch is None else list(self._patch)}
+        return {"patch": None if self._patch is None else vars(self._patch)}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what :meth:`dump` gave."""
-        self._patch = None if state["patch"] is None else (state["patch"][0], state["patch"][1])
+        device = self._job.training.labels.device
+        patch: dict[str, Tensor] | None = state["patch"]
+        self._patch = None if patch is None else Triggers(**{name: part.to(device) for name, part in patch.items()})

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from banaudit.data import CleanData
-from banaudit.detectors.inversion import Triggers
+from banaudit.detectors.inversion import Recovered, Triggers
 from banaudit.detectors.neural_cleanse import NeuralCleanse
 from banaudit.meter import Meter
 from banaudit.mitigations import BANDistillation, RepairJob
@@ -72,20 +72,17 @@ def test_the_teacher_is_the_model_as_it_came(monkeypatch):
         assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in state.items())
 
 
-class Found:
-    """What a search would have found: the norms of the masks, one pattern for each class."""
-
-    def __init__(self, norms):
-        classes = len(norms)
-        self.norms = torch.tensor(norms)
-        masks = torch.zeros(classes, 1, 8, 8)
-        masks[:, :, :2, :2] = torch.arange(1, classes + 1).view(-1, 1, 1, 1) / classes
-        self.triggers = Triggers(torch.arange(classes), masks, torch.ones(classes, 3, 8, 8))
+def recovered(norms):
+    """What a search would have found: the norms of the masks, one white pattern for each class."""
+    classes = torch.arange(len(norms))
+    masks = torch.zeros(len(norms), 1, 8, 8)
+    masks[:, :, :2, :2] = (classes + 1).view(-1, 1, 1, 1) / len(norms)
+    return Recovered(Triggers(classes, masks, torch.ones(len(norms), 3, 8, 8)), torch.tensor(norms), classes)
 
 
 @pytest.mark.parametrize(("norms", "stands_out"), [((9.0, 2.0, 8.0, 7.0), True), ((9.0, 5.0, 8.0, 7.0), False)])
 def test_a_patch_is_unlearned_only_where_it_stands_out(monkeypatch, norms, stands_out):
-    monkeypatch.setattr(NeuralCleanse, "invert", lambda self, *rest: Found(norms))
+    monkeypatch.setattr(NeuralCleanse, "invert", lambda self, *rest: recovered(norms))
     settings = BANDistillation(epochs=10)
     images = torch.zeros(4, 3, 8, 8)
     clean = CleanData(images, torch.arange(4), tuple("abcd"))
@@ -126,7 +123,7 @@ def test_stamped_images_leave_the_running_statistics_alone(monkeypatch):
     monkeypatch.setattr(NeuralCleanse, "fewest_classes", 1)
 
     def run(norms):
-        monkeypatch.setattr(NeuralCleanse, "invert", lambda self, *rest: Found(norms))
+        monkeypatch.setattr(NeuralCleanse, "invert", lambda self, *rest: recovered(norms))
         return BANDistillation(epochs=1, batch_size=64, patch_weight=1e-12)(make_model(), make_data(), max_drop=1.0)
 
     with_patch, without = run((1.0, 9.0, 9.0)), run((9.0, 9.0, 9.0))

@@ -121,7 +121,7 @@ def test_noise_grows_the_loss_within_its_radius(clip, radius):
     method = BANFineTuning(clip=clip, noise_steps=5)
     with torch.no_grad():
         model.network.norm.bias.fill_(0.3)
-    noise = method._worst_noise(model, data.images, data.labels, torch.Generator().manual_seed(0))
+    noise = method._worst_noise(model, data.images, data.labels, torch.Generator().manual_seed(0), clip=method.clip)
     assert float(noise.abs().max()) <= radius + 1e-6
     with torch.no_grad():
         losses = [
