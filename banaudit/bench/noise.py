@@ -9,6 +9,7 @@ without the negative mask, Eq. 6) and 3 (cross-entropy through the mask and thro
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -21,7 +22,8 @@ from torch import Tensor
 from banaudit.audit import pick_device
 from banaudit.bench.datasets import default_cache
 from banaudit.bench.embedding import tsne
-from banaudit.bench.runner import CODE, Progress, Truth, draw_clean, read_results, truth_of, write_results
+from banaudit.bench.results_files import read_results, update_results
+from banaudit.bench.runner import CODE, Progress, Truth, draw_clean, truth_of
 from banaudit.bench.strata import kind_of, network_of, stratum_of
 from banaudit.bench.victims import Victim, VictimRecipe, is_trained, load_victim, victim_folder
 from banaudit.data import CleanData
@@ -140,15 +142,18 @@ def run_noise(
             continue
         clean = draw_clean(recipe.dataset, "test", images, seed, root=root, cache=cache).to(where)
         entry = measure_noise(load_victim(victim_folder(recipe, cache)), clean, seed=seed, picture=recipe in pictured)
-        others = [other for other in (read_results(path, NoiseResults) or results).entries if other.key != recipe.key]
-        results = results.model_copy(update={"entries": (*others, entry)})
-        write_results(path, results)
+        results = update_results(path, empty, functools.partial(_with_entry, entry))
         if progress is not None:
             progress(
                 f"{number} of {len(trained)}: {recipe.key}: accuracy {entry.noisy_accuracy:.1%} under noise, "
                 f"{entry.masked_accuracy:.1%} through the negative mask"
             )
     return results
+
+
+def _with_entry(entry: VictimNoise, results: NoiseResults) -> NoiseResults:
+    others = (other for other in results.entries if other.key != entry.key)
+    return results.model_copy(update={"entries": (*others, entry)})
 
 
 def _pictured(recipes: Sequence[VictimRecipe]) -> list[VictimRecipe]:

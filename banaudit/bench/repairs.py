@@ -29,17 +29,9 @@ from banaudit.architectures.base import SplitModel
 from banaudit.audit import pick_device
 from banaudit.bench.cost import Cost, device_name
 from banaudit.bench.datasets import default_cache, load_split
-from banaudit.bench.runner import (
-    CODE,
-    Number,
-    Progress,
-    ScanSettings,
-    draw_clean,
-    read_results,
-    record_scan,
-    truth_of,
-    write_results,
-)
+from banaudit.bench.parallel import spread
+from banaudit.bench.results_files import read_results, update_results
+from banaudit.bench.runner import CODE, Number, Progress, ScanSettings, draw_clean, record_scan, truth_of
 from banaudit.bench.trigger import Trigger, attack_success, clean_accuracy
 from banaudit.bench.victims import Victim, VictimFacts, VictimRecipe, is_trained, load_victim, victim_folder
 from banaudit.data import CleanData
@@ -230,6 +222,7 @@ def run_repairs(
     cache: Path | None = None,
     device: str = "auto",
     fresh: bool = False,
+    jobs: int = 1,
     progress: Progress | None = None,
 ) -> RepairResults:
     """Repair every victim that is trained by every mitigation, and keep the results file whole after each part.
@@ -250,6 +243,7 @@ def run_repairs(
         cache: Where data, victims and repaired weights are kept; none: the user's.
         device: ``auto``, ``cpu`` or ``cuda``.
         fresh: Make again what was made with the same settings.
+        jobs: Processes that share the work.
         progress: Told of each part.
 
     Raises:
@@ -264,7 +258,7 @@ def run_repairs(
     bench = _Bench(
         cache=cache,
         images=_Images(root, cache, test_images),
-        device=pick_device(device),
+        device=device,
         detectors=detectors if rescan else None,
         scan_settings=ScanSettings.of(detectors, MAX_SCAN_IMAGES, seed=0),
     )
@@ -278,28 +272,48 @@ def run_repairs(
         )
         for mitigation in mitigations
     ]
-    made: set[tuple[str, str, str, int]] = set()
-    for number, recipe in enumerate(recipes, start=1):
-        if not is_trained(recipe, cache):
-            continue
-        folder = victim_folder(recipe, cache)
-        victim = functools.cache(functools.partial(bench.load, folder))
-        for amount, seed, (mitigation, setup) in itertools.product(
-            amounts, range(runs), zip(mitigations, setups, strict=True)
-        ):
+    repair = _Repair(
+        path,
+        results.model_copy(update={"entries": ()}),
+        bench,
+        tuple(itertools.product(amounts, range(runs), zip(mitigations, setups, strict=True))),
+        fresh,
+        progress,
+        len(recipes),
+    )
+    for _ in spread(repair, enumerate(recipes, start=1), jobs):
+        pass
+    return read_results(path, RepairResults) or results
+
+
+@dataclass(frozen=True)
+class _Repair:
+    """What all repairs of a run have in common; a call repairs one victim in every way that is asked for."""
+
+    path: Path
+    empty: RepairResults
+    bench: _Bench
+    ways: tuple[tuple[Amount, int, tuple[Mitigation, RepairSetup]], ...]
+    """Amount of clean images, seed, mitigation."""
+    fresh: bool
+    progress: Progress | None
+    total: int
+
+    def __call__(self, numbered: tuple[int, VictimRecipe]) -> None:
+        number, recipe = numbered
+        if not is_trained(recipe, self.bench.cache):
+            return
+        victim = functools.cache(functools.partial(self.bench.load, victim_folder(recipe, self.bench.cache)))
+        for amount, seed, (mitigation, setup) in self.ways:
             case = _Case(recipe, mitigation, setup, amount, seed)
-            results = read_results(path, RepairResults) or results
-            known = None if fresh and case.identity not in made else _find(results, case)
-            if not bench.lacks(known):
+            known = None if self.fresh else _find(read_results(self.path, RepairResults) or self.empty, case)
+            if not self.bench.lacks(known):
                 continue
-            for entry in bench.make(case, victim(), known):
-                made.add(case.identity)
-                results = read_results(path, RepairResults) or results
-                results = _with_entry(results, entry, setup, victim().facts, bench)
-                write_results(path, results)
-                if progress is not None:
-                    progress(f"{number} of {len(recipes)}: {recipe.key}: {describe(entry, setup)}")
-    return results
+            for entry in self.bench.make(case, victim(), known):
+                add = functools.partial(_with_entry, entry, setup, victim().facts, self.bench)
+                update_results(self.path, self.empty, add)
+                if self.progress is not None:
+                    self.progress(f"{number} of {self.total}: {recipe.key}: {describe(entry, setup)}")
 
 
 def _find(results: RepairResults, case: _Case) -> RepairEntry | None:
@@ -307,7 +321,7 @@ def _find(results: RepairResults, case: _Case) -> RepairEntry | None:
 
 
 def _with_entry(
-    results: RepairResults, entry: RepairEntry, setup: RepairSetup, facts: VictimFacts, bench: _Bench
+    entry: RepairEntry, setup: RepairSetup, facts: VictimFacts, bench: _Bench, results: RepairResults
 ) -> RepairResults:
     """The results with an entry in its place, and with everything that it speaks of."""
     scans = {} if entry.rescan is None else {entry.rescan.settings: bench.scan_settings}
@@ -371,9 +385,21 @@ class _Images:
         self._root = root
         self._cache = cache
         self._test_images = test_images
+        self._keep_last()
+
+    def _keep_last(self) -> None:
         self.training_set = functools.cache(self._training_set)
         self.held_out = functools.lru_cache(maxsize=1)(self._held_out)
         self.pool = functools.lru_cache(maxsize=1)(self._pool)
+
+    def __getstate__(self) -> tuple[Path | None, Path, int]:
+        """What another process needs to draw the same images; it keeps its own."""
+        return self._root, self._cache, self._test_images
+
+    def __setstate__(self, state: tuple[Path | None, Path, int]) -> None:
+        """Nothing is kept yet."""
+        self._root, self._cache, self._test_images = state
+        self._keep_last()
 
     def _training_set(self, dataset: str) -> int:
         """Number of images of the whole training set."""
@@ -427,10 +453,15 @@ class _Bench:
 
     cache: Path
     images: _Images
-    device: torch.device
+    device: str
     detectors: Sequence[Detector] | None
     """Of the scans of repaired models; none: there are no scans."""
     scan_settings: ScanSettings
+
+    @property
+    def where(self) -> torch.device:
+        """Where to compute."""
+        return pick_device(self.device)
 
     def lacks(self, entry: RepairEntry | None) -> bool:
         """Whether something of an entry is still to be made."""
@@ -443,9 +474,9 @@ class _Bench:
     def load(self, folder: Path) -> _Victim:
         """A victim and its behaviour."""
         victim: Victim = load_victim(folder)
-        model = victim.model.to(self.device)
-        trigger = victim.trigger.to(self.device) if victim.trigger is not None else None
-        held_out = self.images.held_out(victim.facts.recipe.dataset).to(self.device)
+        model = victim.model.to(self.where)
+        trigger = victim.trigger.to(self.where) if victim.trigger is not None else None
+        held_out = self.images.held_out(victim.facts.recipe.dataset).to(self.where)
         before, success_images = _behaviour(model, trigger, held_out)
         return _Victim(victim.facts, model, trigger, held_out, before, success_images)
 
@@ -453,7 +484,7 @@ class _Bench:
         """What a case lacks, part by part."""
         dataset = case.recipe.dataset
         parts = self.images.parts(dataset, case.amount.images(self.images.training_set(dataset)), case.seed)
-        parts = _Parts(parts.repair.to(self.device), parts.scan.to(self.device), parts.apart)
+        parts = _Parts(parts.repair.to(self.where), parts.scan.to(self.where), parts.apart)
         repaired: SplitModel | None = None
         if entry is not None and entry.repair is not None:
             repaired = self._stored(case, victim, len(parts.repair))
@@ -521,7 +552,7 @@ class _Bench:
             seconds=repaired.seconds,
             forward_images=repaired.forward_images,
             backward_images=repaired.backward_images,
-            device=device_name(self.device),
+            device=device_name(self.where),
             threads=torch.get_num_threads(),
         )
         return entry.model_copy(update={"repair": measured}), repaired.model

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Generic, Literal, TypeVar
 
 import torch
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field
 from torch import Tensor
 
 import banaudit
@@ -24,13 +24,14 @@ from banaudit.bench.attacks.labelling import AllToOne, SourceTarget
 from banaudit.bench.conditions import CleanSource, Condition, StudyName, recompress
 from banaudit.bench.cost import MethodCost
 from banaudit.bench.datasets import PixelData, attacker_and_pool, dataset_spec, default_cache, load_split
+from banaudit.bench.parallel import spread
+from banaudit.bench.results_files import read_results, update_results
 from banaudit.bench.victims import VictimFacts, VictimRecipe, is_trained, load_victim, victim_folder
 from banaudit.data import CleanData
 from banaudit.detectors import Detector, default_detectors
 from banaudit.errors import UsageError
 from banaudit.meter import Meter
 from banaudit.results import Reading, Record, Report, Scalar, Verdict
-from banaudit.whole_files import write_whole
 
 MAPPING_SHARE = 0.8
 """Share of the classes whose true target an all-to-all verdict must name to be right; fixed before any training."""
@@ -192,6 +193,7 @@ def run(
     cache: Path | None = None,
     device: str = "auto",
     fresh: bool = False,
+    jobs: int = 1,
     progress: Progress | None = None,
 ) -> BenchmarkResults:
     """Scan every victim that is trained, and keep the results file whole after each.
@@ -209,6 +211,7 @@ def run(
         cache: Where data and victims are kept; none: the user's.
         device: ``auto``, ``cpu`` or ``cuda``.
         fresh: Scan again what was scanned with the same settings.
+        jobs: Processes that share the work.
         progress: Told of each victim.
 
     Raises:
@@ -232,6 +235,7 @@ def run(
         cache=cache,
         device=device,
         fresh=fresh,
+        jobs=jobs,
         progress=progress,
     )
 
@@ -247,12 +251,13 @@ def scan_victims(
     cache: Path | None = None,
     device: str = "auto",
     fresh: bool = False,
+    jobs: int = 1,
     progress: Progress | None = None,
 ) -> AnyVictimResults:
     """Scan every victim that is trained under every condition.
 
-    The file is read again before each scan and before each writing, so that what another process has added meanwhile is
-    neither made again nor lost.
+    The file is read again before each scan and changed under a lock, so that what another process has added meanwhile
+    is neither made again nor lost.
 
     Args:
         recipes: Victims; those that are not in the cache yet are left out.
@@ -264,37 +269,61 @@ def scan_victims(
         cache: Where data and victims are kept; none: the user's.
         device: ``auto``, ``cpu`` or ``cuda``.
         fresh: Scan again what was scanned with the same settings.
+        jobs: Processes that share the work.
         progress: Told of each scan.
 
     Raises:
         UsageError: The file became something else meanwhile.
         DataError: A data set is missing.
     """
-    usual = tuple(detectors) if detectors is not None else default_detectors()
-    where = pick_device(device)
-    cache = cache or default_cache()
-    made: set[tuple[str, str]] = set()
+    scan = _Scan(
+        tuple(conditions),
+        path,
+        results.model_copy(update={"entries": ()}),
+        usual=tuple(detectors) if detectors is not None else default_detectors(),
+        root=root,
+        cache=cache or default_cache(),
+        device=device,
+        fresh=fresh,
+        progress=progress,
+        total=len(recipes),
+    )
+    for _ in spread(scan, enumerate(recipes, start=1), jobs):
+        pass
+    return read_results(path, type(results)) or results
 
-    @functools.lru_cache(maxsize=DRAWS_KEPT)
-    def drawn(dataset: str, condition: Condition) -> CleanData:
-        return draw_condition(dataset, condition, root=root, cache=cache).to(where)
 
-    for number, recipe in enumerate(recipes, start=1):
-        if not is_trained(recipe, cache):
-            continue
-        folder = victim_folder(recipe, cache)
-        for condition in conditions:
-            place = recipe.key, condition.name
-            methods = condition.detectors(usual)
+@dataclass(frozen=True)
+class _Scan(Generic[AnyVictimResults]):
+    """What all scans of a run have in common; a call scans one victim."""
+
+    conditions: tuple[Condition, ...]
+    path: Path
+    empty: AnyVictimResults
+    usual: tuple[Detector, ...]
+    root: Path | None
+    cache: Path
+    device: str
+    fresh: bool
+    progress: Progress | None
+    total: int
+
+    def __call__(self, numbered: tuple[int, VictimRecipe]) -> None:
+        number, recipe = numbered
+        if not is_trained(recipe, self.cache):
+            return
+        where = pick_device(self.device)
+        for condition in self.conditions:
+            methods = condition.detectors(self.usual)
             settings = ScanSettings.of(methods, condition.images, condition.seed)
-            results = read_results(path, type(results)) or results
-            there = {(entry.key, entry.condition): entry.scan.settings for entry in results.entries}
-            if there.get(place) == settings.digest and (not fresh or place in made):
+            known = read_results(self.path, type(self.empty)) or self.empty
+            there = {(entry.key, entry.condition): entry.scan.settings for entry in known.entries}
+            if there.get((recipe.key, condition.name)) == settings.digest and not self.fresh:
                 continue
-            victim = load_victim(folder)
+            victim = load_victim(victim_folder(recipe, self.cache))
+            clean = _drawn(recipe.dataset, condition, self.root, self.cache).to(where)
             meter = Meter()
-            model = victim.model.to(where)
-            report = judge(model, drawn(recipe.dataset, condition), detectors=methods, seed=condition.seed, meter=meter)
+            report = judge(victim.model.to(where), clean, detectors=methods, seed=condition.seed, meter=meter)
             scan, truth = record_scan(report, settings, meter), truth_of(victim.facts)
             entry = VictimEntry(
                 key=recipe.key,
@@ -304,20 +333,30 @@ def scan_victims(
                 outcome=hold_against(truth, scan),
                 scan=scan,
             )
-            made.add(place)
-            results = read_results(path, type(results)) or results
-            results = results.model_copy(
-                update={
-                    "settings": {**results.settings, settings.digest: settings},
-                    "measures": {**results.measures, **measures_of(report)},
-                    "entries": (*(other for other in results.entries if (other.key, other.condition) != place), entry),
-                }
-            )
-            write_results(path, results)
-            if progress is not None:
+            update_results(self.path, self.empty, functools.partial(_with_entry, entry, settings, measures_of(report)))
+            if self.progress is not None:
                 under = f", {condition.name}" if condition.name else ""
-                progress(f"{number} of {len(recipes)}: {recipe.key}{under}: {describe(scan, entry.outcome)}")
-    return results
+                self.progress(f"{number} of {self.total}: {recipe.key}{under}: {describe(scan, entry.outcome)}")
+
+
+def _with_entry(
+    entry: VictimEntry, settings: ScanSettings, measures: dict[str, str], results: AnyVictimResults
+) -> AnyVictimResults:
+    """The results with an entry in place of an older one of the same victim and condition."""
+    place = entry.key, entry.condition
+    others = (other for other in results.entries if (other.key, other.condition) != place)
+    return results.model_copy(
+        update={
+            "settings": {**results.settings, settings.digest: settings},
+            "measures": {**results.measures, **measures},
+            "entries": (*others, entry),
+        }
+    )
+
+
+@functools.lru_cache(maxsize=DRAWS_KEPT)
+def _drawn(dataset: str, condition: Condition, root: Path | None, cache: Path) -> CleanData:
+    return draw_condition(dataset, condition, root=root, cache=cache)
 
 
 def draw_condition(
@@ -527,46 +566,3 @@ def _code_digest() -> str:
 
 CODE = _code_digest()
 """Taken when this module is read: what runs is what was there then, whatever is edited while scans are under way."""
-
-AnyResults = TypeVar("AnyResults", bound=BaseModel)
-
-
-def read_results(path: Path, kind: type[AnyResults]) -> AnyResults | None:
-    """A results file; none where there is no such file yet.
-
-    Raises:
-        UsageError: The file is something else.
-    """
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror or error})") from None
-    try:
-        return kind.model_validate_json(content)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        raise UsageError(
-            f"{path}: is no {kind.__name__} file ({place}: {first['msg']}); move it away or name another"
-        ) from None
-
-
-def write_results(path: Path, results: BaseModel) -> None:
-    """Write a results file so that it is whole at any moment; each record of a list is a line of its own.
-
-    Raises:
-        UsageError: The file cannot be written.
-    """
-    head = results.model_dump(mode="json")
-    lists = {name: value for name, value in head.items() if value and isinstance(value, list)}
-    text = json.dumps({name: value for name, value in head.items() if name not in lists}, indent=1)
-    for name, records in lists.items():
-        lines = ",\n".join(json.dumps(record, separators=(",", ":")) for record in records)
-        text = f'{text[:-1].rstrip()},\n "{name}": [\n{lines}\n]}}'
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, (text + "\n").encode())
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be written ({error.strerror or error})") from None

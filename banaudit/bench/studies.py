@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from banaudit.bench.conditions import StudyName, study_conditions
-from banaudit.bench.runner import Progress, StudyResults, read_results, scan_victims
+from banaudit.bench.results_files import read_results
+from banaudit.bench.runner import Progress, StudyResults, scan_victims
 from banaudit.bench.strata import stratified
 from banaudit.bench.victims import VictimRecipe, is_trained
 from banaudit.detectors import Detector
@@ -27,6 +28,7 @@ def run_study(
     cache: Path | None = None,
     device: str = "auto",
     fresh: bool = False,
+    jobs: int = 1,
     progress: Progress | None = None,
 ) -> StudyResults:
     """Scan a sample of the trained victims under every condition of a study; the file is whole after each scan.
@@ -44,6 +46,7 @@ def run_study(
         cache: Where data and victims are kept; none: the user's.
         device: ``auto``, ``cpu`` or ``cuda``.
         fresh: Scan again what was scanned with the same settings.
+        jobs: Processes that share the work.
         progress: Told of each scan.
 
     Raises:
@@ -69,5 +72,6 @@ def run_study(
         cache=cache,
         device=device,
         fresh=fresh,
+        jobs=jobs,
         progress=progress,
     )

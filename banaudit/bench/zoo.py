@@ -18,6 +18,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from banaudit.audit import Prepared, Subject, facts_of, judge, prepare
+from banaudit.bench.results_files import read_results, update_results
 from banaudit.bench.runner import (
     Outcome,
     Progress,
@@ -27,9 +28,7 @@ from banaudit.bench.runner import (
     describe,
     hold_against,
     measures_of,
-    read_results,
     record_scan,
-    write_results,
 )
 from banaudit.data import CleanData, read_clean_folder
 from banaudit.detectors import Detector, default_detectors
@@ -222,19 +221,26 @@ def run_zoo(
             continue
         arch = next((factory for pattern, factory in patterns.items() if fnmatch(entry.file, pattern)), None)
         made, measures = _make(zoo, root, entry, arch, detectors, settings, device, whole)
-        others = (other for other in results.entries if other.file != entry.file)
-        results = results.model_copy(
-            update={
-                "settings": {**results.settings, settings.digest: settings},
-                "measures": {**results.measures, **measures},
-                "entries": tuple(sorted((*others, made), key=lambda item: order.get(item.file, len(order)))),
-            }
-        )
-        write_results(path, results)
+        add = functools.partial(_with_entry, made, settings, measures, order)
+        results = update_results(path, ZooResults(), add)
         if progress is not None:
             said = describe(made.scan, made.outcome) if made.scan is not None else f"{made.outcome}: {made.problem}"
             progress(f"{number} of {len(manifest)}: {entry.file}: {said}")
     return results
+
+
+def _with_entry(
+    entry: ZooEntry, settings: ScanSettings, measures: dict[str, str], order: dict[str, int], results: ZooResults
+) -> ZooResults:
+    """The results with an entry in place of an older one of the same file, in the manifest's order."""
+    others = (other for other in results.entries if other.file != entry.file)
+    return results.model_copy(
+        update={
+            "settings": {**results.settings, settings.digest: settings},
+            "measures": {**results.measures, **measures},
+            "entries": tuple(sorted((*others, entry), key=lambda item: order.get(item.file, len(order)))),
+        }
+    )
 
 
 WholeSplit = Callable[[str, int, int], CleanData]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -15,6 +16,7 @@ from banaudit.cli.bench_options import (
     Device,
     Fresh,
     Images,
+    Jobs,
     Limit,
     Only,
     Root,
@@ -22,15 +24,18 @@ from banaudit.cli.bench_options import (
     Split,
     Verbose,
     choose_recipes,
+    show_results,
     tell,
+    write_output,
 )
 from banaudit.cli.bench_repair import repair, round_trip
 from banaudit.cli.bench_study import study
 from banaudit.cli.bench_timing import timing
 from banaudit.cli.options import choose_detectors, parse_settings
 from banaudit.cli.streams import write_stdout
-from banaudit.errors import UsageError
-from banaudit.whole_files import write_whole
+
+if TYPE_CHECKING:
+    from banaudit.bench.victims import VictimFacts, VictimRecipe
 
 app = typer.Typer(
     name="bench",
@@ -91,25 +96,33 @@ def train(
     split: Split,
     data: Root = None,
     limit: Limit = None,
+    only: Only = None,
     cache: Cache = None,
     device: Device = "auto",
+    jobs: Jobs = 1,
     verbose: Verbose = False,
 ) -> None:
     """Train the victims of a split that are not in the cache yet."""
     del verbose  # read by main, which prints the traceback
-    from banaudit.audit import pick_device
+    from banaudit.bench.parallel import spread
     from banaudit.bench.population import floor_misses
-    from banaudit.bench.victims import train_victim
 
-    where = pick_device(device)
-    recipes = choose_recipes(split, limit)
-    for number, recipe in enumerate(recipes, start=1):
-        facts = train_victim(recipe, root=data, cache=cache, device=where, progress=tell).facts
+    recipes = choose_recipes(split, limit, only)
+    work = functools.partial(_train, data=data, cache=cache, device=device)
+    for number, (recipe, facts) in enumerate(spread(work, recipes, jobs), start=1):
         success = "" if facts.attack_success is None else f", attack success {facts.attack_success:.1%}"
         short = "".join(f"; {miss}" for miss in floor_misses(facts))
         write_stdout(
             f"{number} of {len(recipes)}: {recipe.key}: clean accuracy {facts.clean_accuracy:.1%}{success}{short}\n"
         )
+
+
+def _train(recipe: VictimRecipe, data: Path | None, cache: Path | None, device: str) -> VictimFacts:
+    """One victim, in whatever process; its weights stay in the cache."""
+    from banaudit.audit import pick_device
+    from banaudit.bench.victims import train_victim
+
+    return train_victim(recipe, root=data, cache=cache, device=pick_device(device), progress=tell).facts
 
 
 @app.command("run")
@@ -134,12 +147,12 @@ def run(
     device: Device = "auto",
     output: Annotated[Path | None, typer.Option(help="Results file; else docs/benchmark/SPLIT.json.")] = None,
     fresh: Fresh = False,
+    jobs: Jobs = 1,
     verbose: Verbose = False,
 ) -> None:
     """Scan every trained victim of a split with the default methods, or with others."""
     del verbose  # read by main, which prints the traceback
     from banaudit.bench import runner
-    from banaudit.bench.tables import render
 
     path = output if output is not None else RESULTS / f"{split}.json"
     recipes = choose_recipes(split, limit, only)
@@ -155,12 +168,11 @@ def run(
         cache=cache,
         device=device,
         fresh=fresh,
+        jobs=jobs,
         progress=tell,
     )
     tell(f"{len(results.entries)} victims in {path}; {len(recipes)} recipes asked for")
-    if not results.entries:
-        raise UsageError(f"split {split}: none of its victims is trained; run banaudit bench train --split {split}")
-    write_stdout(render(path))
+    show_results(path, split, results.entries)
 
 
 @app.command("speed")
@@ -180,7 +192,7 @@ def speed(
 ) -> None:
     """Time the authors' procedure, pass by pass, beside the whole default scan."""
     del verbose  # read by main, which prints the traceback
-    from banaudit.bench.runner import write_results
+    from banaudit.bench.results_files import write_results
     from banaudit.bench.speed import compare
     from banaudit.bench.tables import render
 
@@ -213,7 +225,4 @@ def table(
     if output is None:
         write_stdout(text)
         return
-    try:
-        write_whole(output, text.encode())
-    except OSError as error:
-        raise UsageError(f"--output {output}: cannot be written ({error.strerror or error})") from None
+    write_output(output, text)

@@ -22,7 +22,8 @@ def calibrate(
     """Refit every threshold from the raw scores of development victims, beside the frozen ones; changes no code."""
     del verbose  # read by main, which prints the traceback
     from banaudit.bench.calibration import calibrate as refit
-    from banaudit.bench.runner import BenchmarkResults, read_results, write_results
+    from banaudit.bench.results_files import read_results, write_results
+    from banaudit.bench.runner import BenchmarkResults
     from banaudit.bench.tables import render
 
     held = read_results(results, BenchmarkResults)

@@ -19,11 +19,10 @@ from banaudit.cli.bench_options import (
     Split,
     Verbose,
     choose_recipes,
+    show_results,
     tell,
+    write_output,
 )
-from banaudit.cli.streams import write_stdout
-from banaudit.errors import UsageError
-from banaudit.whole_files import write_whole
 
 
 def figure(
@@ -41,11 +40,7 @@ def figure(
     from banaudit.bench.figures import draw_figure
 
     path = output if output is not None else results.with_name(f"{results.stem}-{kind}.svg")
-    text = draw_figure(kind, results)
-    try:
-        write_whole(path, text.encode())
-    except OSError as error:
-        raise UsageError(f"--output {path}: cannot be written ({error.strerror or error})") from None
+    write_output(path, draw_figure(kind, results))
     tell(f"drawn: {path}")
 
 
@@ -67,7 +62,6 @@ def noise(
     """Measure trained victims under neuron noise and feature mask, for the paper's Figures 1 to 3."""
     del verbose  # read by main, which prints the traceback
     from banaudit.bench.noise import run_noise
-    from banaudit.bench.tables import render
 
     results = run_noise(
         choose_recipes(split, limit, only),
@@ -81,6 +75,4 @@ def noise(
         fresh=fresh,
         progress=tell,
     )
-    if not results.entries:
-        raise UsageError(f"split {split}: none of these victims is trained; run banaudit bench train --split {split}")
-    write_stdout(render(output))
+    show_results(output, split, results.entries)

@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from banaudit.cli.streams import write_stdout
+from banaudit.errors import UsageError
 from banaudit.reports.escaping import printable
+from banaudit.whole_files import write_whole
 
 if TYPE_CHECKING:
     from banaudit.bench.victims import VictimRecipe
@@ -31,6 +34,7 @@ Root = Annotated[Path | None, typer.Option("--data", "-d", help="Folder of the d
 Fresh = Annotated[bool, typer.Option("--fresh", help="Scan again what was scanned with the same settings.")]
 Images = Annotated[int, typer.Option("--max-images", min=20, help="Clean images of a scan at most.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of images and searches.")]
+Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, help="Processes that share the work.")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Show the traceback of an error.")]
 
 
@@ -44,3 +48,33 @@ def choose_recipes(split: str, limit: int | None = None, only: str | None = None
 def tell(text: str) -> None:
     """A line of progress on standard error."""
     print(f"banaudit: {printable(text)}", file=sys.stderr, flush=True)
+
+
+def show_results(path: Path, split: str, entries: Sequence[object]) -> None:
+    """The tables of a results file on standard output.
+
+    Args:
+        path: The file.
+        split: The victims that were asked for.
+        entries: What the file holds of them.
+
+    Raises:
+        UsageError: It holds nothing, since no victim is trained.
+    """
+    from banaudit.bench.tables import render
+
+    if not entries:
+        raise UsageError(f"split {split}: none of these victims is trained; run banaudit bench train --split {split}")
+    write_stdout(render(path))
+
+
+def write_output(path: Path, text: str) -> None:
+    """Write what a command made, whole or not at all.
+
+    Raises:
+        UsageError: It cannot be written.
+    """
+    try:
+        write_whole(path, text.encode())
+    except OSError as error:
+        raise UsageError(f"--output {path}: cannot be written ({error.strerror or error})") from None

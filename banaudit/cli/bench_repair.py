@@ -13,6 +13,7 @@ from banaudit.cli.bench_options import (
     Cache,
     Device,
     Fresh,
+    Jobs,
     Limit,
     Only,
     Root,
@@ -20,6 +21,7 @@ from banaudit.cli.bench_options import (
     Split,
     Verbose,
     choose_recipes,
+    show_results,
     tell,
 )
 from banaudit.cli.options import choose_mitigations, parse_settings
@@ -50,13 +52,13 @@ def repair(
     device: Device = "auto",
     output: Annotated[Path | None, typer.Option(help="Results file; else docs/benchmark/repair-SPLIT.json.")] = None,
     fresh: Fresh = False,
+    jobs: Jobs = 1,
     verbose: Verbose = False,
 ) -> None:
     """Repair every trained victim of a split, and measure what is left of backdoor and accuracy."""
     del verbose  # read by main, which prints the traceback
     mitigations = choose_mitigations(method, parse_settings(settings or ()))
     from banaudit.bench.repairs import Amount, run_repairs
-    from banaudit.bench.tables import render
 
     path = output if output is not None else RESULTS / f"repair-{split}.json"
     amounts = [Amount.parse(text) for text in images.split(",")]
@@ -76,11 +78,10 @@ def repair(
         cache=cache,
         device=device,
         fresh=fresh,
+        jobs=jobs,
         progress=tell,
     )
-    if not results.entries:
-        raise UsageError(f"split {split}: none of its victims is trained; run banaudit bench train --split {split}")
-    write_stdout(render(path))
+    show_results(path, split, results.entries)
 
 
 def round_trip(

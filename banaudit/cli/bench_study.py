@@ -13,16 +13,16 @@ from banaudit.cli.bench_options import (
     Device,
     Fresh,
     Images,
+    Jobs,
     Only,
     Root,
     Seed,
     Split,
     Verbose,
     choose_recipes,
+    show_results,
     tell,
 )
-from banaudit.cli.streams import write_stdout
-from banaudit.errors import UsageError
 
 
 def study(
@@ -45,12 +45,12 @@ def study(
         Path | None, typer.Option("--output", "-o", help="Results file; else docs/benchmark/study-STUDY.json.")
     ] = None,
     fresh: Fresh = False,
+    jobs: Jobs = 1,
     verbose: Verbose = False,
 ) -> None:
     """Scan the same victims under several conditions, and show how verdicts and readings move."""
     del verbose  # read by main, which prints the traceback
     from banaudit.bench.studies import run_study
-    from banaudit.bench.tables import render
 
     path = output if output is not None else RESULTS / f"study-{name}.json"
     results = run_study(
@@ -65,8 +65,7 @@ def study(
         cache=cache,
         device=device,
         fresh=fresh,
+        jobs=jobs,
         progress=tell,
     )
-    if not results.entries:
-        raise UsageError(f"split {split}: none of these victims is trained; run banaudit bench train --split {split}")
-    write_stdout(render(path))
+    show_results(path, split, results.entries)

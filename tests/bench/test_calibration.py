@@ -7,7 +7,8 @@ from victim_entries import benchmark, entry, reading
 
 from banaudit.bench.calibration import Calibration, calibrate, fit_threshold
 from banaudit.bench.population import TEST_SEED, Setup
-from banaudit.bench.runner import Outcome, read_results, write_results
+from banaudit.bench.results_files import read_results, write_results
+from banaudit.bench.runner import Outcome
 from banaudit.bench.tables import render
 from banaudit.cli import main
 from banaudit.errors import UsageError

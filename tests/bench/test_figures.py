@@ -9,8 +9,8 @@ from victim_entries import benchmark, entry, reading
 from banaudit.bench.embedding import tsne
 from banaudit.bench.figures import FIGURES, draw_figure
 from banaudit.bench.figures.svg import Panel, figure
+from banaudit.bench.results_files import write_results
 from banaudit.bench.roc import JOINT, Curve, curves
-from banaudit.bench.runner import write_results
 from banaudit.bench.tables import benchmark_tables
 from banaudit.cli import main
 from banaudit.errors import UsageError

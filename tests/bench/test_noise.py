@@ -14,7 +14,7 @@ from banaudit.bench.attacks.labelling import AllToOne
 from banaudit.bench.figures import draw_figure
 from banaudit.bench.noise import LEVELS, PICTURED, NoiseResults, run_noise
 from banaudit.bench.population import CIFAR, backdoored, clean
-from banaudit.bench.runner import read_results, write_results
+from banaudit.bench.results_files import read_results, write_results
 from banaudit.bench.tables import render
 from banaudit.bench.victims import Victim, VictimFacts, victim_folder
 from banaudit.errors import UsageError

@@ -15,7 +15,7 @@ from banaudit.bench.repairs import (
     RepairSetup,
     Rescan,
 )
-from banaudit.bench.runner import write_results
+from banaudit.bench.results_files import write_results
 from banaudit.bench.tables import render, repair_tables
 from banaudit.bench.tables.repairs import upper_percentile
 from banaudit.bench.victims import VictimFacts
@@ -239,7 +239,7 @@ def test_an_empty_file_gives_tables_all_the_same(results, tmp_path):
         (["--method", "ban,ban"], "names a method twice"),
         (["--method", "ban", "--set", "fine-tuning.epochs=3"], "fine-tuning does not run; ban does"),
         (["--set", "ban.epochs=0"], "--set ban.epochs=0:"),
-        ([], "none of its victims is trained"),
+        ([], "none of these victims is trained"),
     ],
 )
 def test_the_commands_mistakes_are_told(tmp_path, capsys, arguments, message):

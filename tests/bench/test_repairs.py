@@ -14,7 +14,7 @@ from banaudit.bench.attacks import BadNets
 from banaudit.bench.attacks.labelling import AllToOne
 from banaudit.bench.datasets import attacker_and_pool, load_split
 from banaudit.bench.repairs import Amount, RepairResults, arbitrary_targets, run_repairs
-from banaudit.bench.runner import read_results
+from banaudit.bench.results_files import read_results
 from banaudit.bench.trigger import Trigger
 from banaudit.bench.victims import Victim, VictimFacts, VictimRecipe, victim_folder
 from banaudit.errors import UnsupportedModelError, UsageError

@@ -8,8 +8,8 @@ from safetensors.torch import save_file
 from stand_ins import FACTORY, BrightnessNetwork, write_images
 
 from banaudit.bench import round_trip
+from banaudit.bench.results_files import read_results
 from banaudit.bench.round_trip import RoundTripResults, run_round_trip
-from banaudit.bench.runner import read_results
 from banaudit.bench.tables import render
 from banaudit.cli import main
 

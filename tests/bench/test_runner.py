@@ -12,7 +12,8 @@ from banaudit.bench import runner
 from banaudit.bench.attacks import SSDT, BadNets
 from banaudit.bench.attacks.labelling import AllToAll, AllToOne, SourceTarget
 from banaudit.bench.datasets import attacker_and_pool, load_split
-from banaudit.bench.runner import BenchmarkResults, Outcome, Truth, draw_clean, hold_against, read_results
+from banaudit.bench.results_files import read_results
+from banaudit.bench.runner import BenchmarkResults, Outcome, Truth, draw_clean, hold_against
 from banaudit.bench.studies import run_study
 from banaudit.bench.tables import render
 from banaudit.bench.victims import Victim, VictimFacts, VictimRecipe, victim_folder

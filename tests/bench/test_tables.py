@@ -6,6 +6,7 @@ from banaudit.bench.attacks import BadNets, WaNet
 from banaudit.bench.attacks.labelling import AllToAll, AllToOne
 from banaudit.bench.cost import PeakCost
 from banaudit.bench.population import CIFAR, HARD_KINDS, clean
+from banaudit.bench.results_files import write_results
 from banaudit.bench.runner import (
     BenchmarkResults,
     Outcome,
@@ -14,7 +15,6 @@ from banaudit.bench.runner import (
     ScoredReading,
     VictimEntry,
     truth_of,
-    write_results,
 )
 from banaudit.bench.speed import PlainSide, SpeedResult
 from banaudit.bench.strata import kind_of

@@ -11,7 +11,7 @@ from stand_ins import Accuser
 
 from banaudit.bench import timing
 from banaudit.bench.published_timing import RELEASED_BAN, SECONDS
-from banaudit.bench.runner import read_results
+from banaudit.bench.results_files import read_results
 from banaudit.bench.tables import render
 from banaudit.bench.tables.timing import timing_tables
 from banaudit.bench.timing import DEFAULT_SCAN, TimingEntry, TimingResults, every_detector, time_methods

@@ -7,7 +7,8 @@ import pytest
 import torch
 from stand_ins import FACTORY, Accuser, BrightnessNetwork, write_images
 
-from banaudit.bench.runner import Outcome, read_results
+from banaudit.bench.results_files import read_results
+from banaudit.bench.runner import Outcome
 from banaudit.bench.zoo import ManifestEntry, ZooResults, read_factories, read_manifests, run_zoo
 from banaudit.errors import UsageError
 from banaudit.results import Reading

@@ -9,29 +9,19 @@ from typing import Literal
 from banaudit.bench.figures.noise import mask_losses_figure, masked_accuracy_figure, noise_figure
 from banaudit.bench.figures.roc import roc_figure
 from banaudit.bench.noise import NoiseResults
-from banaudit.bench.runner import AnyResults, BenchmarkResults, read_results
-from banaudit.errors import UsageError
+from banaudit.bench.results_files import from_file
+from banaudit.bench.runner import BenchmarkResults
 
 __all__ = ["FIGURES", "FigureKind", "draw_figure"]
 
 FigureKind = Literal["roc", "noise", "masked-accuracy", "mask-losses"]
 
 
-def _drawer(kind: type[AnyResults], draw: Callable[[AnyResults], str]) -> Callable[[Path], str]:
-    def read_and_draw(path: Path) -> str:
-        results = read_results(path, kind)
-        if results is None:
-            raise UsageError(f"{path}: there is no such file; another bench command makes it")
-        return draw(results)
-
-    return read_and_draw
-
-
 FIGURES: dict[FigureKind, Callable[[Path], str]] = {
-    "roc": _drawer(BenchmarkResults, roc_figure),
-    "noise": _drawer(NoiseResults, noise_figure),
-    "masked-accuracy": _drawer(NoiseResults, masked_accuracy_figure),
-    "mask-losses": _drawer(NoiseResults, mask_losses_figure),
+    "roc": from_file(BenchmarkResults, roc_figure),
+    "noise": from_file(NoiseResults, noise_figure),
+    "masked-accuracy": from_file(NoiseResults, masked_accuracy_figure),
+    "mask-losses": from_file(NoiseResults, mask_losses_figure),
 }
 """Kind of figure -> how it is drawn from a results file."""
 

@@ -12,8 +12,9 @@ from pathlib import Path
 from banaudit.bench.calibration import Calibration
 from banaudit.bench.noise import NoiseResults
 from banaudit.bench.repairs import RepairResults
+from banaudit.bench.results_files import from_file
 from banaudit.bench.round_trip import RoundTripResults
-from banaudit.bench.runner import AnyResults, BenchmarkResults, StudyResults, read_results
+from banaudit.bench.runner import BenchmarkResults, StudyResults
 from banaudit.bench.speed import SpeedResult
 from banaudit.bench.tables.benchmark import benchmark_tables
 from banaudit.bench.tables.calibration import calibration_tables
@@ -45,26 +46,16 @@ __all__ = [
 ]
 
 
-def _renderer(kind: type[AnyResults], tables: Callable[[AnyResults], str]) -> Callable[[Path], str]:
-    def read_and_render(path: Path) -> str:
-        results = read_results(path, kind)
-        if results is None:
-            raise UsageError(f"{path}: there is no such file any more")
-        return tables(results)
-
-    return read_and_render
-
-
 RENDERERS: dict[str, Callable[[Path], str]] = {
-    "zoo": _renderer(ZooResults, zoo_tables),
-    "benchmark": _renderer(BenchmarkResults, benchmark_tables),
-    "calibration": _renderer(Calibration, calibration_tables),
-    "study": _renderer(StudyResults, study_tables),
-    "repairs": _renderer(RepairResults, repair_tables),
-    "round-trip": _renderer(RoundTripResults, round_trip_table),
-    "noise": _renderer(NoiseResults, noise_tables),
-    "speed": _renderer(SpeedResult, speed_table),
-    "timing": _renderer(TimingResults, timing_tables),
+    "zoo": from_file(ZooResults, zoo_tables),
+    "benchmark": from_file(BenchmarkResults, benchmark_tables),
+    "calibration": from_file(Calibration, calibration_tables),
+    "study": from_file(StudyResults, study_tables),
+    "repairs": from_file(RepairResults, repair_tables),
+    "round-trip": from_file(RoundTripResults, round_trip_table),
+    "noise": from_file(NoiseResults, noise_tables),
+    "speed": from_file(SpeedResult, speed_table),
+    "timing": from_file(TimingResults, timing_tables),
 }
 """What a results file says it holds -> how its tables are made."""
 
