@@ -19,13 +19,13 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from banaudit.audit import pick_device
-from banaudit.bench.datasets import default_cache
+from banaudit.bench.conditions import draw_clean
 from banaudit.bench.embedding import tsne
 from banaudit.bench.results_files import read_results, update_results
-from banaudit.bench.runner import CODE, Progress, Truth, draw_clean, truth_of
+from banaudit.bench.runner import CODE, Truth, truth_of
 from banaudit.bench.strata import kind_of, network_of, stratum_of
 from banaudit.bench.victims import Victim, VictimRecipe, is_trained, load_victim, victim_folder
+from banaudit.bench.workplace import Workplace
 from banaudit.data import CleanData
 from banaudit.detectors.ban import BAN, noisy_features
 from banaudit.detectors.base import SEARCH_SHARE, draw
@@ -101,11 +101,7 @@ def run_noise(
     split: str,
     images: int = 500,
     seed: int = 0,
-    root: Path | None = None,
-    cache: Path | None = None,
-    device: str = "auto",
-    fresh: bool = False,
-    progress: Progress | None = None,
+    workplace: Workplace | None = None,
 ) -> NoiseResults:
     """Measure every trained victim under noise and mask; the results file is whole after each.
 
@@ -115,11 +111,7 @@ def run_noise(
         split: Name of the list of recipes.
         images: Most clean images, of the held-out split.
         seed: Of images, noise and mask.
-        root: Folder of the data sets; not needed once they are decoded into the cache.
-        cache: Where data and victims are kept; none: the user's.
-        device: ``auto``, ``cpu`` or ``cuda``.
-        fresh: Measure again.
-        progress: Told of each victim.
+        workplace: Where and how to work; none: here, with the user's cache.
 
     Raises:
         UsageError: The file is of another split, number of images or seed.
@@ -132,22 +124,22 @@ def run_noise(
             f"{path}: holds {results.images} images and seed {results.seed} of split {results.split}, "
             f"not {images} and {seed} of {split}; give another --output"
         )
-    cache = cache or default_cache()
-    where = pick_device(device)
-    trained = [recipe for recipe in recipes if is_trained(recipe, cache)]
+    place = workplace or Workplace()
+    trained = [recipe for recipe in recipes if is_trained(recipe, place.cache)]
     pictured = _pictured(trained)
-    done = set() if fresh else {entry.key for entry in results.entries}
+    done = set() if place.fresh else {entry.key for entry in results.entries}
     for number, recipe in enumerate(trained, start=1):
         if recipe.key in done:
             continue
-        clean = draw_clean(recipe.dataset, "test", images, seed, root=root, cache=cache).to(where)
-        entry = measure_noise(load_victim(victim_folder(recipe, cache)), clean, seed=seed, picture=recipe in pictured)
+        clean = draw_clean(recipe.dataset, "test", images, seed, root=place.root, cache=place.cache).to(place.where)
+        entry = measure_noise(
+            load_victim(victim_folder(recipe, place.cache)), clean, seed=seed, picture=recipe in pictured
+        )
         results = update_results(path, empty, functools.partial(_with_entry, entry))
-        if progress is not None:
-            progress(
-                f"{number} of {len(trained)}: {recipe.key}: accuracy {entry.noisy_accuracy:.1%} under noise, "
-                f"{entry.masked_accuracy:.1%} through the negative mask"
-            )
+        place.tell(
+            f"{number} of {len(trained)}: {recipe.key}: accuracy {entry.noisy_accuracy:.1%} under noise, "
+            f"{entry.masked_accuracy:.1%} through the negative mask"
+        )
     return results
 
 

@@ -26,14 +26,15 @@ from torch import Tensor
 
 import banaudit
 from banaudit.architectures.base import SplitModel
-from banaudit.audit import pick_device
+from banaudit.bench.conditions import draw_clean
 from banaudit.bench.cost import Cost, device_name
-from banaudit.bench.datasets import default_cache, load_split
+from banaudit.bench.datasets import load_split
 from banaudit.bench.parallel import spread
 from banaudit.bench.results_files import read_results, update_results
-from banaudit.bench.runner import CODE, Number, Progress, ScanSettings, draw_clean, record_scan, truth_of
+from banaudit.bench.runner import CODE, Number, ScanSettings, record_scan, truth_of
 from banaudit.bench.trigger import Trigger, attack_success, clean_accuracy
 from banaudit.bench.victims import Victim, VictimFacts, VictimRecipe, is_trained, load_victim, victim_folder
+from banaudit.bench.workplace import Workplace
 from banaudit.data import CleanData
 from banaudit.detectors import Detector, default_detectors
 from banaudit.errors import BanauditError, UsageError
@@ -218,12 +219,7 @@ def run_repairs(
     test_images: int = TEST_IMAGES,
     rescan: bool = True,
     detectors: Sequence[Detector] | None = None,
-    root: Path | None = None,
-    cache: Path | None = None,
-    device: str = "auto",
-    fresh: bool = False,
-    jobs: int = 1,
-    progress: Progress | None = None,
+    workplace: Workplace | None = None,
 ) -> RepairResults:
     """Repair every victim that is trained by every mitigation, and keep the results file whole after each part.
 
@@ -239,12 +235,7 @@ def run_repairs(
         test_images: Most held-out images to measure on.
         rescan: Whether to scan and probe the repaired models too.
         detectors: Methods of that scan; none: the default ones.
-        root: Folder of the data sets; not needed once they are decoded into the cache.
-        cache: Where data, victims and repaired weights are kept; none: the user's.
-        device: ``auto``, ``cpu`` or ``cuda``.
-        fresh: Make again what was made with the same settings.
-        jobs: Processes that share the work.
-        progress: Told of each part.
+        workplace: Where and how to work; none: here, with the user's cache.
 
     Raises:
         UsageError: The file is of another split, or cannot be written.
@@ -253,12 +244,11 @@ def run_repairs(
     results = read_results(path, RepairResults) or RepairResults(split=split)
     if results.split != split:
         raise UsageError(f"{path}: holds repairs of split {results.split}, not of {split}; give another --output")
-    cache = cache or default_cache()
+    workplace = workplace or Workplace()
     detectors = tuple(detectors) if detectors is not None else default_detectors()
     bench = _Bench(
-        cache=cache,
-        images=_Images(root, cache, test_images),
-        device=device,
+        workplace=workplace,
+        images=_Images(workplace.root, workplace.cache, test_images),
         detectors=detectors if rescan else None,
         scan_settings=ScanSettings.of(detectors, MAX_SCAN_IMAGES, seed=0),
     )
@@ -277,11 +267,9 @@ def run_repairs(
         results.model_copy(update={"entries": ()}),
         bench,
         tuple(itertools.product(amounts, range(runs), zip(mitigations, setups, strict=True))),
-        fresh,
-        progress,
         len(recipes),
     )
-    for _ in spread(repair, enumerate(recipes, start=1), jobs):
+    for _ in spread(repair, enumerate(recipes, start=1), workplace.jobs):
         pass
     return read_results(path, RepairResults) or results
 
@@ -295,25 +283,23 @@ class _Repair:
     bench: _Bench
     ways: tuple[tuple[Amount, int, tuple[Mitigation, RepairSetup]], ...]
     """Amount of clean images, seed, mitigation."""
-    fresh: bool
-    progress: Progress | None
     total: int
 
     def __call__(self, numbered: tuple[int, VictimRecipe]) -> None:
         number, recipe = numbered
-        if not is_trained(recipe, self.bench.cache):
+        place = self.bench.workplace
+        if not is_trained(recipe, place.cache):
             return
-        victim = functools.cache(functools.partial(self.bench.load, victim_folder(recipe, self.bench.cache)))
+        victim = functools.cache(functools.partial(self.bench.load, victim_folder(recipe, place.cache)))
         for amount, seed, (mitigation, setup) in self.ways:
             case = _Case(recipe, mitigation, setup, amount, seed)
-            known = None if self.fresh else _find(read_results(self.path, RepairResults) or self.empty, case)
+            known = None if place.fresh else _find(read_results(self.path, RepairResults) or self.empty, case)
             if not self.bench.lacks(known):
                 continue
             for entry in self.bench.make(case, victim(), known):
                 add = functools.partial(_with_entry, entry, setup, victim().facts, self.bench)
                 update_results(self.path, self.empty, add)
-                if self.progress is not None:
-                    self.progress(f"{number} of {self.total}: {recipe.key}: {describe(entry, setup)}")
+                place.tell(f"{number} of {self.total}: {recipe.key}: {describe(entry, setup)}")
 
 
 def _find(results: RepairResults, case: _Case) -> RepairEntry | None:
@@ -451,17 +437,11 @@ class _Victim:
 class _Bench:
     """What all repairs of a run have in common."""
 
-    cache: Path
+    workplace: Workplace
     images: _Images
-    device: str
     detectors: Sequence[Detector] | None
     """Of the scans of repaired models; none: there are no scans."""
     scan_settings: ScanSettings
-
-    @property
-    def where(self) -> torch.device:
-        """Where to compute."""
-        return pick_device(self.device)
 
     def lacks(self, entry: RepairEntry | None) -> bool:
         """Whether something of an entry is still to be made."""
@@ -474,9 +454,9 @@ class _Bench:
     def load(self, folder: Path) -> _Victim:
         """A victim and its behaviour."""
         victim: Victim = load_victim(folder)
-        model = victim.model.to(self.where)
-        trigger = victim.trigger.to(self.where) if victim.trigger is not None else None
-        held_out = self.images.held_out(victim.facts.recipe.dataset).to(self.where)
+        model = victim.model.to(self.workplace.where)
+        trigger = victim.trigger.to(self.workplace.where) if victim.trigger is not None else None
+        held_out = self.images.held_out(victim.facts.recipe.dataset).to(self.workplace.where)
         before, success_images = _behaviour(model, trigger, held_out)
         return _Victim(victim.facts, model, trigger, held_out, before, success_images)
 
@@ -484,7 +464,7 @@ class _Bench:
         """What a case lacks, part by part."""
         dataset = case.recipe.dataset
         parts = self.images.parts(dataset, case.amount.images(self.images.training_set(dataset)), case.seed)
-        parts = _Parts(parts.repair.to(self.where), parts.scan.to(self.where), parts.apart)
+        parts = _Parts(parts.repair.to(self.workplace.where), parts.scan.to(self.workplace.where), parts.apart)
         repaired: SplitModel | None = None
         if entry is not None and entry.repair is not None:
             repaired = self._stored(case, victim, len(parts.repair))
@@ -496,7 +476,9 @@ class _Bench:
             yield entry.model_copy(update={"rescan": scanned})
 
     def _place(self, case: _Case, images: int) -> Path:
-        return self.cache / "repairs" / case.recipe.key / f"{case.setup.digest}-{images}-{case.seed}.safetensors"
+        return (
+            self.workplace.cache / "repairs" / case.recipe.key / f"{case.setup.digest}-{images}-{case.seed}.safetensors"
+        )
 
     def _stored(self, case: _Case, victim: _Victim, images: int) -> SplitModel | None:
         """A repaired model of an earlier run; none where its weights are not there."""
@@ -552,7 +534,7 @@ class _Bench:
             seconds=repaired.seconds,
             forward_images=repaired.forward_images,
             backward_images=repaired.backward_images,
-            device=device_name(self.where),
+            device=device_name(self.workplace.where),
             threads=torch.get_num_threads(),
         )
         return entry.model_copy(update={"repair": measured}), repaired.model

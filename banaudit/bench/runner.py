@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -16,18 +16,16 @@ from typing import Generic, Literal, TypeVar
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
 import banaudit
-from banaudit.audit import judge, pick_device
+from banaudit.audit import judge
 from banaudit.bench.attacks.labelling import AllToOne, SourceTarget
-from banaudit.bench.conditions import CleanSource, Condition, StudyName, recompress
+from banaudit.bench.conditions import CleanSource, Condition, StudyName, draw_condition
 from banaudit.bench.cost import MethodCost
-from banaudit.bench.datasets import PixelData, attacker_and_pool, dataset_spec, default_cache, load_split
 from banaudit.bench.parallel import spread
 from banaudit.bench.results_files import read_results, update_results
 from banaudit.bench.victims import VictimFacts, VictimRecipe, is_trained, load_victim, victim_folder
-from banaudit.data import CleanData
+from banaudit.bench.workplace import Workplace
 from banaudit.detectors import Detector, default_detectors
 from banaudit.errors import UsageError
 from banaudit.meter import Meter
@@ -39,14 +37,8 @@ MAPPING_SHARE = 0.8
 DIGITS = 6
 """Significant digits of a recorded score."""
 
-DRAWS_KEPT = 4
-"""Drawings of clean images held in memory at once."""
-
 NOT_CODE_OF_A_SCAN = frozenset({"bench", "cli", "reports", "demo"})
 """Parts of the package that change no verdict."""
-
-Progress = Callable[[str], None]
-"""Told in words what is being done."""
 
 Number = float | None
 """A score; none where it was not finite."""
@@ -189,12 +181,7 @@ def run(
     detectors: Sequence[Detector] | None = None,
     images: int = 1000,
     seed: int = 0,
-    root: Path | None = None,
-    cache: Path | None = None,
-    device: str = "auto",
-    fresh: bool = False,
-    jobs: int = 1,
-    progress: Progress | None = None,
+    workplace: Workplace | None = None,
 ) -> BenchmarkResults:
     """Scan every victim that is trained, and keep the results file whole after each.
 
@@ -207,12 +194,7 @@ def run(
         detectors: Methods to run; none: the default ones.
         images: Most clean images, as evenly over the classes as they allow.
         seed: Of the drawing of images and of every method.
-        root: Folder of the data sets; not needed once they are decoded into the cache.
-        cache: Where data and victims are kept; none: the user's.
-        device: ``auto``, ``cpu`` or ``cuda``.
-        fresh: Scan again what was scanned with the same settings.
-        jobs: Processes that share the work.
-        progress: Told of each victim.
+        workplace: Where and how to work; none: here, with the user's cache.
 
     Raises:
         UsageError: The file is of another split or of other clean images.
@@ -231,12 +213,7 @@ def run(
         path,
         results,
         detectors=detectors,
-        root=root,
-        cache=cache,
-        device=device,
-        fresh=fresh,
-        jobs=jobs,
-        progress=progress,
+        workplace=workplace,
     )
 
 
@@ -247,12 +224,7 @@ def scan_victims(
     results: AnyVictimResults,
     *,
     detectors: Sequence[Detector] | None = None,
-    root: Path | None = None,
-    cache: Path | None = None,
-    device: str = "auto",
-    fresh: bool = False,
-    jobs: int = 1,
-    progress: Progress | None = None,
+    workplace: Workplace | None = None,
 ) -> AnyVictimResults:
     """Scan every victim that is trained under every condition.
 
@@ -265,12 +237,7 @@ def scan_victims(
         path: Results file.
         results: What it holds, or nothing yet.
         detectors: Methods to run where the condition does not name others; none: the default ones.
-        root: Folder of the data sets.
-        cache: Where data and victims are kept; none: the user's.
-        device: ``auto``, ``cpu`` or ``cuda``.
-        fresh: Scan again what was scanned with the same settings.
-        jobs: Processes that share the work.
-        progress: Told of each scan.
+        workplace: Where and how to work; none: here, with the user's cache.
 
     Raises:
         UsageError: The file became something else meanwhile.
@@ -281,14 +248,10 @@ def scan_victims(
         path,
         results.model_copy(update={"entries": ()}),
         usual=tuple(detectors) if detectors is not None else default_detectors(),
-        root=root,
-        cache=cache or default_cache(),
-        device=device,
-        fresh=fresh,
-        progress=progress,
+        workplace=workplace or Workplace(),
         total=len(recipes),
     )
-    for _ in spread(scan, enumerate(recipes, start=1), jobs):
+    for _ in spread(scan, enumerate(recipes, start=1), scan.workplace.jobs):
         pass
     return read_results(path, type(results)) or results
 
@@ -301,29 +264,25 @@ class _Scan(Generic[AnyVictimResults]):
     path: Path
     empty: AnyVictimResults
     usual: tuple[Detector, ...]
-    root: Path | None
-    cache: Path
-    device: str
-    fresh: bool
-    progress: Progress | None
+    workplace: Workplace
     total: int
 
     def __call__(self, numbered: tuple[int, VictimRecipe]) -> None:
         number, recipe = numbered
-        if not is_trained(recipe, self.cache):
+        place = self.workplace
+        if not is_trained(recipe, place.cache):
             return
-        where = pick_device(self.device)
         for condition in self.conditions:
             methods = condition.detectors(self.usual)
             settings = ScanSettings.of(methods, condition.images, condition.seed)
             known = read_results(self.path, type(self.empty)) or self.empty
             there = {(entry.key, entry.condition): entry.scan.settings for entry in known.entries}
-            if there.get((recipe.key, condition.name)) == settings.digest and not self.fresh:
+            if there.get((recipe.key, condition.name)) == settings.digest and not place.fresh:
                 continue
-            victim = load_victim(victim_folder(recipe, self.cache))
-            clean = _drawn(recipe.dataset, condition, self.root, self.cache).to(where)
+            victim = load_victim(victim_folder(recipe, place.cache))
+            clean = draw_condition(recipe.dataset, condition, root=place.root, cache=place.cache).to(place.where)
             meter = Meter()
-            report = judge(victim.model.to(where), clean, detectors=methods, seed=condition.seed, meter=meter)
+            report = judge(victim.model.to(place.where), clean, detectors=methods, seed=condition.seed, meter=meter)
             scan, truth = record_scan(report, settings, meter), truth_of(victim.facts)
             entry = VictimEntry(
                 key=recipe.key,
@@ -334,17 +293,16 @@ class _Scan(Generic[AnyVictimResults]):
                 scan=scan,
             )
             update_results(self.path, self.empty, functools.partial(_with_entry, entry, settings, measures_of(report)))
-            if self.progress is not None:
-                under = f", {condition.name}" if condition.name else ""
-                self.progress(f"{number} of {self.total}: {recipe.key}{under}: {describe(scan, entry.outcome)}")
+            under = f", {condition.name}" if condition.name else ""
+            place.tell(f"{number} of {self.total}: {recipe.key}{under}: {describe(scan, entry.outcome)}")
 
 
 def _with_entry(
     entry: VictimEntry, settings: ScanSettings, measures: dict[str, str], results: AnyVictimResults
 ) -> AnyVictimResults:
     """The results with an entry in place of an older one of the same victim and condition."""
-    place = entry.key, entry.condition
-    others = (other for other in results.entries if (other.key, other.condition) != place)
+    identity = entry.key, entry.condition
+    others = (other for other in results.entries if (other.key, other.condition) != identity)
     return results.model_copy(
         update={
             "settings": {**results.settings, settings.digest: settings},
@@ -352,86 +310,6 @@ def _with_entry(
             "entries": (*others, entry),
         }
     )
-
-
-@functools.lru_cache(maxsize=DRAWS_KEPT)
-def _drawn(dataset: str, condition: Condition, root: Path | None, cache: Path) -> CleanData:
-    return draw_condition(dataset, condition, root=root, cache=cache)
-
-
-def draw_condition(
-    dataset: str, condition: Condition, *, root: Path | None = None, cache: Path | None = None
-) -> CleanData:
-    """The clean images of a condition.
-
-    Args:
-        dataset: Name of the data set.
-        condition: Which images, how many, and what is done to them.
-        root: Folder of the data sets.
-        cache: Where decoded data are kept.
-    """
-    clean = draw_clean(
-        dataset,
-        condition.source,
-        condition.images,
-        condition.draw_seed,
-        part=condition.part,
-        parts=condition.parts,
-        root=root,
-        cache=cache,
-    )
-    if condition.jpeg_quality is None:
-        return clean
-    return CleanData(recompress(clean.images, condition.jpeg_quality), clean.labels, clean.class_names)
-
-
-def draw_clean(
-    dataset: str,
-    source: CleanSource,
-    count: int,
-    seed: int,
-    *,
-    part: int = 0,
-    parts: int = 1,
-    root: Path | None = None,
-    cache: Path | None = None,
-) -> CleanData:
-    """Clean images of a data set, as evenly over the classes as they allow.
-
-    Args:
-        dataset: Name of the data set.
-        source: The held-out split, the defender's pool of training images, or the images that victims are trained on.
-        count: How many at most.
-        seed: Of the drawing.
-        part: Which of the disjoint parts to draw from, 0 to ``parts`` - 1.
-        parts: Into how many parts, each with its share of every class, the images are cut before the drawing.
-        root: Folder of the data sets.
-        cache: Where decoded data are kept.
-    """
-    if source == "test":
-        data = load_split(dataset, dataset_spec(dataset).held_out, root=root, cache=cache)
-        index = torch.arange(len(data))
-    else:
-        data = load_split(dataset, "train", root=root, cache=cache)
-        attacker, pool = attacker_and_pool(data)
-        index = pool if source == "pool" else attacker
-    return data.subset(index[_evenly(data, index, count, seed, part, parts)]).clean()
-
-
-def _evenly(data: PixelData, index: Tensor, count: int, seed: int, part: int, parts: int) -> Tensor:
-    """Positions in ``index`` of ``count`` samples: the first of each class, then the second, and so on.
-
-    Of several parts each takes every so manieth of a class.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(index), generator=generator)
-    labels = data.labels[index][order]
-    rank = torch.empty(len(labels), dtype=torch.int64)
-    for label in range(len(data.class_names)):
-        members = (labels == label).nonzero().flatten()
-        rank[members] = torch.arange(len(members))
-    in_turn = rank.argsort(stable=True)
-    return order[in_turn[rank[in_turn] % parts == part][:count]]
 
 
 def record_scan(report: Report, settings: ScanSettings, meter: Meter) -> ScanRecord:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from banaudit.bench.conditions import StudyName, study_conditions
 from banaudit.bench.results_files import read_results
-from banaudit.bench.runner import Progress, StudyResults, scan_victims
+from banaudit.bench.runner import StudyResults, scan_victims
 from banaudit.bench.strata import stratified
 from banaudit.bench.victims import VictimRecipe, is_trained
+from banaudit.bench.workplace import Workplace
 from banaudit.detectors import Detector
 from banaudit.errors import UsageError
 
@@ -24,12 +25,7 @@ def run_study(
     detectors: Sequence[Detector] | None = None,
     images: int = 1000,
     seed: int = 0,
-    root: Path | None = None,
-    cache: Path | None = None,
-    device: str = "auto",
-    fresh: bool = False,
-    jobs: int = 1,
-    progress: Progress | None = None,
+    workplace: Workplace | None = None,
 ) -> StudyResults:
     """Scan a sample of the trained victims under every condition of a study; the file is whole after each scan.
 
@@ -42,12 +38,7 @@ def run_study(
         detectors: Methods to run; none: the default ones.
         images: Most clean images, where the study does not vary them.
         seed: Of methods and drawing, where the study does not vary them.
-        root: Folder of the data sets; not needed once they are decoded into the cache.
-        cache: Where data and victims are kept; none: the user's.
-        device: ``auto``, ``cpu`` or ``cuda``.
-        fresh: Scan again what was scanned with the same settings.
-        jobs: Processes that share the work.
-        progress: Told of each scan.
+        workplace: Where and how to work; none: here, with the user's cache.
 
     Raises:
         UsageError: The file is of another study or split, or of the same under other conditions.
@@ -61,17 +52,13 @@ def run_study(
             f"{path}: holds study {results.study} of split {results.split}, or the same with other images or another "
             "seed; give another --output"
         )
-    trained = [recipe for recipe in recipes if is_trained(recipe, cache)]
+    workplace = workplace or Workplace()
+    trained = [recipe for recipe in recipes if is_trained(recipe, workplace.cache)]
     return scan_victims(
         stratified(trained, limit),
         conditions,
         path,
         results,
         detectors=detectors,
-        root=root,
-        cache=cache,
-        device=device,
-        fresh=fresh,
-        jobs=jobs,
-        progress=progress,
+        workplace=workplace,
     )

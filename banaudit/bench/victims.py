@@ -26,14 +26,12 @@ from banaudit.bench.datasets import PixelData, attacker_and_pool, dataset_spec, 
 from banaudit.bench.networks import build_network
 from banaudit.bench.trainer import TrainingSettings, train
 from banaudit.bench.trigger import Trigger, attack_success, clean_accuracy
+from banaudit.bench.workplace import Progress
 from banaudit.errors import DataError, UsageError
 from banaudit.shapes import Labels, Weights
 
 SURROGATE_SEED = 90
 """Seed of the attacker's own clean models; no victim of the benchmark has it."""
-
-Progress = Callable[[str], None]
-"""Told in words what is being done."""
 
 
 class VictimRecipe(BaseModel):

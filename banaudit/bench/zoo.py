@@ -21,7 +21,6 @@ from banaudit.audit import Prepared, Subject, facts_of, judge, prepare
 from banaudit.bench.results_files import read_results, update_results
 from banaudit.bench.runner import (
     Outcome,
-    Progress,
     ScanRecord,
     ScanSettings,
     Truth,
@@ -30,6 +29,7 @@ from banaudit.bench.runner import (
     measures_of,
     record_scan,
 )
+from banaudit.bench.workplace import Progress
 from banaudit.data import CleanData, read_clean_folder
 from banaudit.detectors import Detector, default_detectors
 from banaudit.errors import BanauditError, UnsafeCheckpointError, UsageError

@@ -26,6 +26,7 @@ from banaudit.cli.bench_options import (
     choose_recipes,
     show_results,
     tell,
+    workplace,
     write_output,
 )
 from banaudit.cli.bench_repair import repair, round_trip
@@ -164,12 +165,7 @@ def run(
         detectors=choose_detectors(method, parse_settings(settings or ()), released=False),
         images=max_images,
         seed=seed,
-        root=data,
-        cache=cache,
-        device=device,
-        fresh=fresh,
-        jobs=jobs,
-        progress=tell,
+        workplace=workplace(data, cache, device, fresh=fresh, jobs=jobs),
     )
     tell(f"{len(results.entries)} victims in {path}; {len(recipes)} recipes asked for")
     show_results(path, split, results.entries)

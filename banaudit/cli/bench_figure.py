@@ -21,6 +21,7 @@ from banaudit.cli.bench_options import (
     choose_recipes,
     show_results,
     tell,
+    workplace,
     write_output,
 )
 
@@ -69,10 +70,6 @@ def noise(
         split=split,
         images=max_images,
         seed=seed,
-        root=data,
-        cache=cache,
-        device=device,
-        fresh=fresh,
-        progress=tell,
+        workplace=workplace(data, cache, device, fresh=fresh),
     )
     show_results(output, split, results.entries)

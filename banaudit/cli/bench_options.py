@@ -17,6 +17,7 @@ from banaudit.whole_files import write_whole
 
 if TYPE_CHECKING:
     from banaudit.bench.victims import VictimRecipe
+    from banaudit.bench.workplace import Workplace
 
 RESULTS = Path("docs/benchmark")
 """Where results files are kept, relative to the checkout."""
@@ -48,6 +49,14 @@ def choose_recipes(split: str, limit: int | None = None, only: str | None = None
 def tell(text: str) -> None:
     """A line of progress on standard error."""
     print(f"banaudit: {printable(text)}", file=sys.stderr, flush=True)
+
+
+def workplace(data: Path | None, cache: Path | None, device: str, *, fresh: bool = False, jobs: int = 1) -> Workplace:
+    """What a command's options say of where and how it works."""
+    from banaudit.bench.datasets import default_cache
+    from banaudit.bench.workplace import Workplace
+
+    return Workplace(data, cache or default_cache(), device, fresh=fresh, jobs=jobs, progress=tell)
 
 
 def show_results(path: Path, split: str, entries: Sequence[object]) -> None:

@@ -23,6 +23,7 @@ from banaudit.cli.bench_options import (
     choose_recipes,
     show_results,
     tell,
+    workplace,
 )
 from banaudit.cli.options import choose_mitigations, parse_settings
 from banaudit.cli.streams import write_stdout
@@ -74,12 +75,7 @@ def repair(
         max_drop=max_drop / 100,
         test_images=test_images,
         rescan=rescan,
-        root=data,
-        cache=cache,
-        device=device,
-        fresh=fresh,
-        jobs=jobs,
-        progress=tell,
+        workplace=workplace(data, cache, device, fresh=fresh, jobs=jobs),
     )
     show_results(path, split, results.entries)
 

@@ -21,7 +21,7 @@ from banaudit.cli.bench_options import (
     Verbose,
     choose_recipes,
     show_results,
-    tell,
+    workplace,
 )
 
 
@@ -61,11 +61,6 @@ def study(
         limit=limit,
         images=max_images,
         seed=seed,
-        root=data,
-        cache=cache,
-        device=device,
-        fresh=fresh,
-        jobs=jobs,
-        progress=tell,
+        workplace=workplace(data, cache, device, fresh=fresh, jobs=jobs),
     )
     show_results(path, split, results.entries)

@@ -17,6 +17,7 @@ from banaudit.bench.population import CIFAR, backdoored, clean
 from banaudit.bench.results_files import read_results, write_results
 from banaudit.bench.tables import render
 from banaudit.bench.victims import Victim, VictimFacts, victim_folder
+from banaudit.bench.workplace import Workplace
 from banaudit.errors import UsageError
 
 RECIPES = [clean(CIFAR, 1), backdoored(CIFAR, 2, BadNets(), AllToOne(target=3)), clean(CIFAR, 3)]
@@ -54,7 +55,8 @@ def cache(tmp_path, monkeypatch):
 def test_victims_are_measured_once_and_drawn(cache, tmp_path):
     path = tmp_path / "noise.json"
     told = []
-    options = {"split": "development", "images": 60, "device": "cpu", "cache": cache, "progress": told.append}
+    place = Workplace(cache=cache, device="cpu", progress=told.append)
+    options = {"split": "development", "images": 60, "workplace": place}
     results = run_noise(RECIPES, path, **options)
     assert [entry.key for entry in results.entries] == [recipe.key for recipe in RECIPES[:2]]
     assert read_results(path, NoiseResults) == results

@@ -14,6 +14,7 @@ from banaudit.bench.parallel import spread
 from banaudit.bench.repairs import Amount, run_repairs
 from banaudit.bench.results_files import update_results
 from banaudit.bench.victims import VictimRecipe
+from banaudit.bench.workplace import Workplace
 from banaudit.mitigations import FineTuning
 
 
@@ -59,14 +60,14 @@ def test_scans_and_repairs_can_go_to_other_processes(tmp_path, monkeypatch):
 
     monkeypatch.setattr(runner, "spread", send)
     monkeypatch.setattr(repairs, "spread", send)
-    shared = {"split": "development", "cache": tmp_path, "device": "cpu", "detectors": [Accuser()], "jobs": 3}
+    place = Workplace(cache=tmp_path, device="cpu", jobs=3, progress=print)
+    shared = {"split": "development", "detectors": [Accuser()], "workplace": place}
     runner.run([VictimRecipe()], tmp_path / "scans.json", **shared)
     run_repairs(
         [VictimRecipe()],
         tmp_path / "repairs.json",
         mitigations=[FineTuning()],
         amounts=[Amount.parse("5%")],
-        progress=print,
         **shared,
     )
     assert [jobs for _, jobs in sent] == [3, 3]

@@ -17,6 +17,7 @@ from banaudit.bench.repairs import Amount, RepairResults, arbitrary_targets, run
 from banaudit.bench.results_files import read_results
 from banaudit.bench.trigger import Trigger
 from banaudit.bench.victims import Victim, VictimFacts, VictimRecipe, victim_folder
+from banaudit.bench.workplace import Workplace
 from banaudit.errors import UnsupportedModelError, UsageError
 from banaudit.mitigations import FineTuning
 from banaudit.results import Reading, Verdict
@@ -76,7 +77,7 @@ def cache(tmp_path, monkeypatch):
     return folder.parent
 
 
-def run(path, cache, **changes):
+def run(path, cache, *, fresh=False, **changes):
     told = []
     options = {
         "split": "development",
@@ -84,10 +85,9 @@ def run(path, cache, **changes):
         "amounts": TWO_AMOUNTS[:1],
         "detectors": [Accuser(threshold=2.0)],
         "max_drop": 1.0,
-        "device": "cpu",
-        "cache": cache,
     }
-    return run_repairs(RECIPES, path, progress=told.append, **options | changes), told
+    place = Workplace(cache=cache, device="cpu", fresh=fresh, progress=told.append)
+    return run_repairs(RECIPES, path, workplace=place, **options | changes), told
 
 
 def weights(cache):

@@ -11,12 +11,14 @@ from banaudit.architectures.base import SplitModel
 from banaudit.bench import runner
 from banaudit.bench.attacks import SSDT, BadNets
 from banaudit.bench.attacks.labelling import AllToAll, AllToOne, SourceTarget
+from banaudit.bench.conditions import draw_clean
 from banaudit.bench.datasets import attacker_and_pool, load_split
 from banaudit.bench.results_files import read_results
-from banaudit.bench.runner import BenchmarkResults, Outcome, Truth, draw_clean, hold_against
+from banaudit.bench.runner import BenchmarkResults, Outcome, Truth, hold_against
 from banaudit.bench.studies import run_study
 from banaudit.bench.tables import render
 from banaudit.bench.victims import Victim, VictimFacts, VictimRecipe, victim_folder
+from banaudit.bench.workplace import Workplace
 from banaudit.errors import UsageError
 from banaudit.results import Reading, Verdict
 
@@ -63,10 +65,11 @@ def cache(tmp_path, monkeypatch):
     return folder.parent
 
 
-def scan_all(path, cache, **settings):
+def scan_all(path, cache, *, fresh=False, **settings):
     told = []
-    options = {"split": "development", "detectors": [Accuser()], "images": 60, "device": "cpu"} | settings
-    results = runner.run(RECIPES, path, cache=cache, progress=told.append, **options)
+    options = {"split": "development", "detectors": [Accuser()], "images": 60} | settings
+    place = Workplace(cache=cache, device="cpu", fresh=fresh, progress=told.append)
+    results = runner.run(RECIPES, path, workplace=place, **options)
     return results, told
 
 
@@ -210,10 +213,11 @@ def test_what_another_process_adds_meanwhile_is_neither_lost_nor_made_again(cach
 def test_a_study_is_resumed_and_keeps_to_its_conditions(cache, tmp_path):
     path = tmp_path / "study.json"
     told = []
-    options = {"split": "development", "detectors": [Accuser()], "images": 40, "device": "cpu", "cache": cache}
-    results = run_study("recompressed", RECIPES, path, progress=told.append, **options)
+    place = Workplace(cache=cache, device="cpu", progress=told.append)
+    options = {"split": "development", "detectors": [Accuser()], "images": 40, "workplace": place}
+    results = run_study("recompressed", RECIPES, path, **options)
     assert [entry.condition for entry in results.entries] == ["plain", "JPEG 75", "JPEG 50"] * 2
-    assert run_study("recompressed", RECIPES, path, progress=told.append, **options) == results
+    assert run_study("recompressed", RECIPES, path, **options) == results
     assert len(told) == 6
     assert "JPEG-compressed again" in render(path)
     with pytest.raises(UsageError, match="give another --output"):
