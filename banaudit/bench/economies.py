@@ -15,15 +15,15 @@ from banaudit.architectures.base import SplitModel
 from banaudit.bench.cost import clock
 from banaudit.data import CleanData
 from banaudit.detectors import Detector
+from banaudit.detectors.ban import BAN
 from banaudit.neurons import decoupling_loss, fast_precision
 from banaudit.results import Record
 from banaudit.shapes import Images, Labels
 
 IMAGES_OF_A_CLASS = 8
 """Images of each class in one step of a search, as Neural Cleanse takes them."""
-MASK_BATCH = 128
-"""Images of one step of the feature mask."""
-MASK_WEIGHT = 0.75
+SETTINGS = BAN()
+"""Whose mask step is timed."""
 MANY_CLASSES = 43
 FEW_CLASSES = 10
 """Classes of GTSRB and of CIFAR-10."""
@@ -54,7 +54,7 @@ def timed_economies(model: SplitModel, clean: CleanData, *, repeats: int = 3) ->
     """
     device = clean.images.device
     count = IMAGES_OF_A_CLASS * clean.num_classes
-    repetitions = -(-max(count, MASK_BATCH) // len(clean))
+    repetitions = -(-max(count, SETTINGS.mask_batch) // len(clean))
     images = clean.images.repeat(repetitions, 1, 1, 1)
     labels = clean.labels.repeat(repetitions)
 
@@ -84,7 +84,7 @@ def timed_economies(model: SplitModel, clean: CleanData, *, repeats: int = 3) ->
 
     frozen_plain = descend(frozen, fast=False)
     frozen_fast = descend(lean, fast=True)
-    batch, batch_labels = images[:MASK_BATCH], labels[:MASK_BATCH]
+    batch, batch_labels = images[:SETTINGS.mask_batch], labels[:SETTINGS.mask_batch]
     with torch.no_grad():
         features = lean.features(batch)
     mask = torch.rand(features.shape[1:], generator=torch.Generator().manual_seed(0)).to(device)
@@ -115,7 +115,7 @@ def timed_economies(model: SplitModel, clean: CleanData, *, repeats: int = 3) ->
         ),
         Economy(
             name="features computed once",
-            work=f"one step of the feature mask on {MASK_BATCH} images, ms",
+            work=f"one step of the feature mask on {SETTINGS.mask_batch} images, ms",
             without=milliseconds(lambda: _mask_step(trainable, trainable.features(batch), batch_labels, mask), 1),
             with_it=milliseconds(lambda: _mask_step(lean, features, batch_labels, mask), 1),
         ),
@@ -155,4 +155,4 @@ def _input_gradient(model: SplitModel, images: Images, labels: Labels, *, fast: 
 
 def _mask_step(model: SplitModel, features: Tensor, labels: Labels, mask: Tensor) -> None:
     variable = mask.clone().requires_grad_(True)
-    torch.autograd.backward(decoupling_loss(model, features, labels, variable, MASK_WEIGHT))
+    torch.autograd.backward(decoupling_loss(model, features, labels, variable, SETTINGS.mask_weight))
