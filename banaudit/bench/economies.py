@@ -84,7 +84,7 @@ def timed_economies(model: SplitModel, clean: CleanData, *, repeats: int = 3) ->
 
     frozen_plain = descend(frozen, fast=False)
     frozen_fast = descend(lean, fast=True)
-    batch, batch_labels = images[:SETTINGS.mask_batch], labels[:SETTINGS.mask_batch]
+    batch, batch_labels = images[: SETTINGS.mask_batch], labels[: SETTINGS.mask_batch]
     with torch.no_grad():
         features = lean.features(batch)
     mask = torch.rand(features.shape[1:], generator=torch.Generator().manual_seed(0)).to(device)

@@ -142,6 +142,11 @@ def test_light_commands_do_not_import_torch():
         assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_the_package_runs_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "banaudit", "--version"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, f"banaudit {__version__}\n")
+
+
 def test_version(run):
     assert run("--version").out == f"banaudit {__version__}\n"
 
