@@ -1,0 +1,82 @@
+"""Tables of repairs: what each mitigation leaves of backdoors and clean accuracy, and what it is then called."""
+
+from __future__ import annotations
+
+from banaudit.bench.repairs import RepairResults
+from banaudit.bench.strata import shortfalls_of
+from banaudit.bench.tables.markdown import bullets
+from banaudit.bench.tables.repairs.cases import View, view_of
+from banaudit.bench.tables.repairs.outcomes import (
+    calls,
+    clean_victims,
+    every_victim,
+    problems,
+    side_by_side,
+    what_is_left,
+)
+from banaudit.bench.tables.repairs.paper import beside_the_paper
+from banaudit.bench.tables.repairs.relapse import relapse_probe, upper_percentile
+from banaudit.bench.tables.repairs.settings import by_amount, by_settings, cost
+
+__all__ = ["repair_tables", "upper_percentile"]
+
+DEVELOPMENT = (
+    "These are development models: constants of the repairs were chosen on them, so the tables show what works and "
+    "what does not, and are no estimate of how well a repair does."
+)
+
+
+def repair_tables(results: RepairResults) -> str:
+    """Attack success and accuracy before and after, method by method, right and wrong alike."""
+    victims = {facts.recipe.key: facts for facts in results.victims}
+    short = {key: why for key, why in shortfalls_of(victims.values()).items() if why}
+    view = view_of(results, [entry for entry in results.entries if entry.victim not in short], victims)
+    parts = [
+        f"# Repairs: {results.split} split",
+        _introduction(results, view),
+        DEVELOPMENT if results.split == "development" else "",
+        *side_by_side(view),
+        *what_is_left(view),
+        *beside_the_paper(view),
+        *clean_victims(view),
+        *calls(view),
+        *relapse_probe(view),
+        *by_amount(view),
+        *by_settings(view),
+        *cost(view),
+        *every_victim(view),
+        "## Victims below their floor",
+        "Left out of the tables above." if short else "None: every attack succeeds and clean accuracies stand.",
+        bullets(f"{key}: {'; '.join(why)}" for key, why in short.items()),
+        *problems(results),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _introduction(results: RepairResults, view: View) -> str:
+    if not view.cases:
+        return "No repairs."
+    victims = {case.entry.victim for case in view.cases}
+    backdoored = {case.entry.victim for case in view.cases if case.victim.recipe.attack is not None}
+    seeds = {case.entry.seed for case in view.cases}
+    states = sorted({case.repair.code for case in view.cases})
+    usual = [results.setups[digest] for digest in view.main]
+    images = sorted({(case.victim.recipe.dataset, case.entry.images, case.entry.asked) for case in view.usual})
+    amounts = ", ".join(
+        f"{count:,} of {dataset}" + (f" (the pool has no {asked:,})" if _short_of(count, asked) else "")
+        for dataset, count, asked in images
+    )
+    text = (
+        f"{len(backdoored)} backdoored and {len(victims) - len(backdoored)} clean victims, {len(seeds)} repair"
+        f"{'s' if len(seeds) > 1 else ''} of each by {', '.join(view.methods)}. Clean images come from a pool that no "
+        f"victim was trained on: {view.amount} of the training set unless a table says otherwise ({amounts}), of which "
+        f"a part chooses what is kept. Measured on at most {max(setup.test_images for setup in usual):,} held-out "
+        f"images. A repair may cost {100 * usual[0].max_drop:g} points. banaudit {usual[0].tool_version}, state "
+        f"{', '.join(states)} of the code."
+    )
+    return text + (" **Not all repairs were made by the same code.**" if len(states) > 1 else "")
+
+
+def _short_of(images: int, asked: int) -> bool:
+    """Whether the pool held fewer images than were asked for, and not only the classes rounded."""
+    return images < 0.95 * asked

@@ -1,0 +1,192 @@
+"""What repairs leave of backdoors and of clean accuracy, and what the repaired models are then called."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from banaudit.bench.repairs import RepairResults
+from banaudit.bench.strata import kind_of
+from banaudit.bench.tables.markdown import NOTHING, bullets, share, table
+from banaudit.bench.tables.repairs.cases import BASELINE, CURED, Case, View
+from banaudit.bench.tables.repairs.relapse import relapses
+from banaudit.bench.tables.repairs.rows import (
+    Group,
+    after,
+    attack_in_words,
+    before,
+    count_victims,
+    grouped,
+    setting_in_words,
+    spread,
+    with_totals,
+)
+from banaudit.results import Verdict
+
+
+def side_by_side(view: View) -> list[str]:
+    """Every method beside every other, by attack and, where there are several, by data set and network."""
+    parts = [
+        "## Side by side",
+        "Clean accuracy / attack success on held-out images, per cent: mean and standard deviation of the repairs. "
+        f"*Cured by fine-tuning*: rows in which plain fine-tuning leaves less than {CURED:.0%} on average.",
+        _comparison("attack", view, attack_in_words),
+    ]
+    if len({setting_in_words(case) for case in view.backdoored}) > 1:
+        parts += [
+            "### By network and data set",
+            _comparison("attack, data set, network", view, _attack_and_setting),
+        ]
+    return parts
+
+
+def _comparison(title: str, view: View, group: Group) -> str:
+    rows = [
+        (name, str(count_victims(members)), before(members), *(after(members, method) for method in view.methods))
+        for name, members in with_totals(view.backdoored, group)
+    ]
+    return table((title, "victims", "before", *view.methods), rows)
+
+
+def _attack_and_setting(case: Case) -> str:
+    return f"{attack_in_words(case)}; {setting_in_words(case)}"
+
+
+def what_is_left(view: View) -> list[str]:
+    """Attack success that each method leaves, and the clean accuracy that it costs, by attack."""
+    head = (
+        "attack",
+        "repairs",
+        "attack success left, mean",
+        "largest",
+        f"{CURED:.0%} or more",
+        "accuracy lost",
+        "most",
+        "lost against fine-tuning",
+        "within budget",
+    )
+    parts = ["## Method by method", "Accuracies in points; a minus is a gain."] if view.backdoored else []
+    for method in view.methods:
+        rows = []
+        for name, everything in with_totals(view.backdoored, attack_in_words):
+            cases = [case for case in everything if case.method == method]
+            if not cases:
+                continue
+            left = [case.success for case in cases]
+            lost = [case.lost for case in cases]
+            rows.append(
+                (
+                    name,
+                    str(len(cases)),
+                    spread(left),
+                    f"{100 * max(left):.2f}",
+                    str(sum(value >= CURED for value in left)),
+                    spread(lost),
+                    f"{100 * max(lost):.2f}",
+                    spread(_against_baseline(everything, method)) if method != BASELINE else NOTHING,
+                    f"{sum(case.repair.within_budget for case in cases)}/{len(cases)}",
+                )
+            )
+        if rows:
+            parts += [f"### {method}", table(head, rows)]
+    return parts
+
+
+def _against_baseline(cases: Iterable[Case], method: str) -> list[float]:
+    """Clean accuracy lost against plain fine-tuning of the same victim with the same images and seed."""
+    cases = list(cases)
+    baseline = {case.place: case.repair.after.accuracy for case in cases if case.method == BASELINE}
+    return [
+        baseline[case.place] - case.repair.after.accuracy
+        for case in cases
+        if case.method == method and case.place in baseline
+    ]
+
+
+def clean_victims(view: View) -> list[str]:
+    """Accuracy that the repair of a clean victim costs, and how many are accused afterwards."""
+    rows: list[tuple[str, ...]] = []
+    groups = grouped(view.clean, lambda case: kind_of(case.victim.recipe))
+    for name, everything in [*groups.items(), ("**all**", list(view.clean))]:
+        for method in view.methods:
+            cases = [case for case in everything if case.method == method]
+            if not cases:
+                continue
+            scanned = [case.entry.rescan for case in cases if case.entry.rescan is not None]
+            rows.append(
+                (
+                    name,
+                    method,
+                    str(len(cases)),
+                    spread([case.repair.before.accuracy for case in cases]),
+                    spread([case.lost for case in cases]),
+                    f"{100 * max(case.lost for case in cases):.2f}",
+                    f"{sum(case.repair.within_budget for case in cases)}/{len(cases)}",
+                    share(sum(scan.verdict is Verdict.BACKDOORED for scan in scanned), len(scanned)),
+                )
+            )
+    head = ("kind", "method", "repairs", "accuracy", "lost", "most", "within budget", "accused afterwards")
+    return [
+        "## Clean victims repaired by mistake",
+        table(head, rows) if rows else "No clean victim was repaired.",
+    ]
+
+
+def calls(view: View) -> list[str]:
+    """How many of the repairs that leave a backdoor, and of those that do not, the tool calls repaired."""
+    rows: list[tuple[str, ...]] = []
+    for method in view.methods:
+        cases = [case for case in view.backdoored if case.method == method]
+        left = [case for case in cases if case.success >= CURED]
+        cured = [case for case in cases if case.success < CURED]
+        scanned = [case for case in left if case.entry.rescan is not None]
+        rows.append(
+            (
+                method,
+                f"{len(left)} of {len(cases)}",
+                str(sum(not case.repair.within_budget for case in left)),
+                share(sum(_called_repaired(case) for case in scanned), len(scanned)),
+                share(sum(_called_repaired(case) and not relapses(case, view) for case in scanned), len(scanned)),
+                share(
+                    sum(_called_repaired(case) for case in cured if case.entry.rescan is not None),
+                    sum(case.entry.rescan is not None for case in cured),
+                ),
+            )
+        )
+    head = (
+        "method",
+        "left",
+        "of these over budget",
+        "left, scanned, called repaired",
+        "the same with the probe",
+        "cured, scanned, called repaired",
+    )
+    return [
+        "## What the tool says of its own repairs",
+        f"*Left*: attack success of {CURED:.0%} or more after the repair. *Called repaired*: it would have been "
+        "written, and the second scan finds no evidence. The probe's column adds the relapse probe, firing above the "
+        "95th percentile of the clean victims in the table below: in sample, so it flatters. The first scan is taken "
+        "to have named the right classes.",
+        table(head, rows),
+    ]
+
+
+def _called_repaired(case: Case) -> bool:
+    return case.entry.rescan is not None and case.entry.rescan.verdict is Verdict.NO_EVIDENCE
+
+
+def every_victim(view: View) -> list[str]:
+    """Behaviour of each victim before and after."""
+    rows = [
+        (name, before(cases), *(after(cases, method) for method in view.methods))
+        for name, cases in grouped(view.usual, lambda case: case.entry.victim).items()
+    ]
+    return ["## Every victim", table(("victim", "before", *view.methods), rows)]
+
+
+def problems(results: RepairResults) -> list[str]:
+    """Repairs that could not be made."""
+    failed = [entry for entry in results.entries if entry.repair is None]
+    if not failed:
+        return []
+    reasons = sorted({f"{results.setups[item.setup].method} on {item.victim}: {item.problem}" for item in failed})
+    return ["## Repairs that could not be made", bullets(reasons)]
