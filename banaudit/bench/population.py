@@ -1,8 +1,8 @@
 """The benchmark's victims as recipes: which models are trained for development and which for the test.
 
 The split was fixed before any model was looked at. Both are lists from the most to the least urgent, so that any first
-part of them is a fair population of its own size. Victims that were thought of later (those of :class:`Evasive`) come
-after all others, whose recipes never change.
+part of them is a fair population of its own size. Victims that were thought of later (those of :class:`Evasive`, and two
+of SSDT) come after all others, whose recipes never change.
 
 Only the test has: Imagenette at 64 pixels, MobileNetV2 and DenseNet, IAD and Adap-Patch, random derangements, and other
 target labels than development on every data set. Adap-Blend and SSDT are in both.
@@ -235,6 +235,8 @@ def development() -> list[VictimRecipe]:
         backdoored(CIFAR, 150, Evasive(), AllToOne(target=6)),
         backdoored(vgg, 151, Evasive(), AllToOne(target=1)),
         backdoored(wide, 152, Evasive(), AllToOne(target=4)),
+        backdoored(signs_vgg, 153, small_ssdt(), SourceTarget(source=14, target=38)),
+        backdoored(digits, 154, small_ssdt(), SourceTarget(source=1, target=7)),
     ]
 
 

@@ -61,7 +61,8 @@ def test_recipes_never_change_and_new_ones_come_last():
     assert digest(development()[:50]) == "7340e32398087190"
     assert digest(sealed_test()[:380]) == "fdd1a8400103336e"
     assert digest(sealed_test(5)[:95]) == "1366d68b168a992e"
-    assert {recipe.attack.name for recipe in development()[50:] + sealed_test()[380:]} == {"evasive"}
+    assert [recipe.attack.name for recipe in development()[50:]] == ["evasive"] * 3 + ["ssdt"] * 2
+    assert {recipe.attack.name for recipe in sealed_test()[380:]} == {"evasive"}
 
 
 def test_victims_added_at_the_end_are_the_same_however_many_come_before():
