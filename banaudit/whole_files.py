@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -17,17 +20,44 @@ def write_whole(path: Path, content: bytes) -> None:
     Raises:
         OSError: It cannot be written; the old file is as it was, and nothing else is left behind.
     """
-    temporary = _beside(path)
+    write_together(((path, content),))
+
+
+def write_together(files: Sequence[tuple[Path, bytes]]) -> None:
+    """Write files that belong together: each of them whole, and all of them or none.
+
+    Args:
+        files: Where to, and all of the content; existing files are replaced. Of all but the last a copy is kept
+            meanwhile, so a large file should be the last.
+
+    Raises:
+        OSError: One cannot be written; the old files are as they were, and nothing else is left behind.
+    """
+    paths = [path for path, _ in files]
+    temporaries = [_beside(path) for path in paths]
+    kept: dict[Path, Path] = {}
+    begun: list[Path] = []
     try:
-        with temporary.open("xb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
+        for temporary, (_, content) in zip(temporaries, files, strict=True):
+            with temporary.open("xb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+        for path in paths[:-1]:
+            if path.exists():
+                kept[path] = _beside(path)
+                shutil.copy2(path, kept[path])
+        for temporary, path in zip(temporaries, paths, strict=True):
+            begun.append(path)
+            temporary.replace(path)
     except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        if temporaries[-1].exists():  # once the last is in its place, all are
+            _undo(begun[: len(paths) - 1], kept)
         raise
+    finally:
+        for leftover in (*temporaries, *kept.values()):
+            with contextlib.suppress(OSError):
+                leftover.unlink(missing_ok=True)
 
 
 def try_writing(path: Path) -> None:
@@ -42,5 +72,23 @@ def try_writing(path: Path) -> None:
     temporary.unlink()
 
 
+def is_same_file(path: Path, other: Path) -> bool:
+    """Whether two names are of one file, or would be if there were one, whatever links lead there."""
+    if os.path.realpath(path) == os.path.realpath(other):
+        return True
+    return path.exists() and other.exists() and path.samefile(other)
+
+
+def _undo(begun: Sequence[Path], kept: dict[Path, Path]) -> None:
+    for path in begun:
+        with contextlib.suppress(OSError):
+            if path in kept:
+                kept[path].replace(path)
+            else:
+                path.unlink(missing_ok=True)
+
+
 def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.name[:200]}.{os.getpid()}.part")
+    # By chance, not by the process's number: in a container that is the same at each run, and what a killed run left
+    # behind would be in the way of all later ones.
+    return path.with_name(f".{path.name[:200]}.{secrets.token_hex(8)}.part")

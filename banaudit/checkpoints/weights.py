@@ -99,7 +99,9 @@ def _search(node: object, path: tuple[str, ...], seen: set[int]) -> Iterator[Can
     if inner or isinstance(node, list | tuple) or len(names) != len(children):
         return
     tensors = [value for value in children.values() if isinstance(value, Tensor)]
-    if 2 * len(tensors) >= len(children) and any(value.ndim >= 2 and value.is_floating_point() for value in tensors):
+    if 2 * len(tensors) >= len(children) and any(
+        value.ndim >= 2 and (value.is_floating_point() or value.is_complex()) for value in tensors
+    ):
         yield Candidate(path, children, len(tensors))
 
 
@@ -242,6 +244,8 @@ def _plain_tensor(key: str, tensor: Tensor, name: str) -> Tensor:
         kind = "a sparse tensor"
     elif tensor.is_quantized:
         kind = "a quantized tensor"
+    elif tensor.is_complex():
+        kind = "complex numbers, which no known network computes with"
     if kind:
         raise CheckpointError(f"{name}: expected a dense tensor for {printable(key)}, found {kind}; convert it first")
     return tensor.detach().cpu()
@@ -302,7 +306,7 @@ def _check_finite(entries: list[_Entry], name: str) -> None:
     first = ""
     for entry in entries:
         tensor = entry.tensor
-        if not (tensor.is_floating_point() or tensor.is_complex()):
+        if not tensor.is_floating_point():
             continue
         values = tensor.float() if tensor.element_size() < 2 else tensor  # torch has no isfinite for 8-bit floats
         if torch.isfinite(values).all():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 from argparse import Namespace
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -22,7 +21,7 @@ from banaudit.checkpoints.weights import Candidate, TidyWeights, find_state_dict
 from banaudit.checkpoints.wording import printable
 from banaudit.errors import CheckpointError, UsageError
 from banaudit.shapes import Weights
-from banaudit.whole_files import try_writing, write_whole
+from banaudit.whole_files import is_same_file, try_writing, write_together
 
 LOOSE_NUMBERS = 64
 """Outside the weights, a tensor with more floating-point numbers than this could be a copy of some of them."""
@@ -63,7 +62,7 @@ def check_out(source: Path, out: Path, *, force: bool) -> None:
     """Make sure that a checkpoint can be written, before any work is done.
 
     Args:
-        source: The input, which must not be overwritten.
+        source: The input, which neither the checkpoint nor its account may overwrite.
         out: Where the output goes.
         force: Whether existing files may be replaced.
 
@@ -71,9 +70,10 @@ def check_out(source: Path, out: Path, *, force: bool) -> None:
         UsageError: It cannot, or must not without ``force``.
     """
     name = printable(str(out), limit=1000)
-    if os.path.realpath(out) == os.path.realpath(source) or (out.exists() and source.exists() and out.samefile(source)):
-        raise UsageError(f"{name}: is the input itself, which is never changed; give another path")
     for path in (out, beside(out)):
+        if is_same_file(path, source):
+            shown = printable(str(path), limit=1000)
+            raise UsageError(f"{shown}: is the input itself, which is never changed; give another path")
         if path.exists() and not path.is_file():
             raise UsageError(f"{printable(str(path), limit=1000)}: expected a file's name, found a folder or a device")
         if path.exists() and not force:
@@ -154,7 +154,7 @@ _ADVICE = "save its weights alone with torch.save(model.state_dict(), ...) and r
 
 
 def write_checkpoint(out: Path, rewritten: Rewritten, account: str, *, force: bool) -> None:
-    """Write the checkpoint and, beside it, the account of how it came about; each is whole or not there.
+    """Write the checkpoint and, beside it, the account of how it came about; both, or neither.
 
     Args:
         out: Where to.
@@ -163,22 +163,21 @@ def write_checkpoint(out: Path, rewritten: Rewritten, account: str, *, force: bo
         force: Whether existing files may be replaced.
 
     Raises:
-        UsageError: A file exists, or cannot be written (no such folder, no permission, no space).
+        UsageError: A file exists, or cannot be written (no such folder, no permission, no space); what was there
+            before is as it was.
     """
     for path in (out, beside(out)):
         if path.exists() and not force:
             raise UsageError(f"{printable(str(path), limit=1000)}: exists already; give another path, or --force")
-    # The account first: a checkpoint without it would be one of unknown origin.
-    for path, content in ((beside(out), account.encode()), (out, rewritten.content)):
-        try:
-            write_whole(path, content)
-        except OSError as error:
-            if path == out:
-                beside(out).unlink(missing_ok=True)
-            raise UsageError(
-                f"{printable(str(path), limit=1000)}: cannot be written ({error.strerror or error}); "
-                "nothing was left there; make room or choose another folder"
-            ) from None
+    try:
+        # The account first: a checkpoint without it would be one of unknown origin.
+        write_together(((beside(out), account.encode()), (out, rewritten.content)))
+    except OSError as error:
+        left = "the old file is unchanged" if out.exists() else "nothing was left there"
+        raise UsageError(
+            f"{printable(str(out), limit=1000)}: cannot be written ({error.strerror or error}); {left}; "
+            "make room or choose another folder"
+        ) from None
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

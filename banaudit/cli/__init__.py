@@ -1,6 +1,6 @@
 """The command line. ``main`` is the only place where failures become exit codes.
 
-Nothing but the standard library is imported before ``main`` runs, so that Ctrl-C is handled from the start.
+Next to nothing but the standard library is imported before ``main`` runs, so that Ctrl-C is handled from the start.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import signal
 import sys
 from collections.abc import Sequence
 from types import FrameType
+
+from banaudit.cli.messages import say, write_stderr
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 and the signal's number, as shells have it."""
@@ -59,7 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if interrupts.seen or isinstance(problem, KeyboardInterrupt):
             code = INTERRUPTED
         elif isinstance(problem, SystemExit):
-            code = problem.code if isinstance(problem.code, int) else ERROR
+            # Not a command's, but typer's own, after help or a mistake; no other code of its is one of banaudit's.
+            code = 0 if problem.code in (0, None) else INTERRUPTED if problem.code == INTERRUPTED else ERROR
         elif isinstance(problem, Exception):
             # Read from the arguments: the failure may lie before or within their parsing.
             code = _report(problem, verbose="--verbose" in given)
@@ -67,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
     if interrupts.seen or code == INTERRUPTED:
         code = INTERRUPTED
-        _say("banaudit: interrupted")
+        say("interrupted")
     _flush()
     if handles:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -75,29 +78,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    from banaudit.cli.app import build
+    from banaudit.cli.app import Ended, build
 
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a name that the terminal's encoding lacks must not end a scan
             stream.reconfigure(errors="backslashreplace")
-    build()(args=arguments, prog_name="banaudit")
+    try:
+        build()(args=arguments, prog_name="banaudit")
+    except Ended as ended:
+        return ended.code
     return 0
 
 
 def _report(problem: Exception, *, verbose: bool) -> int:
     from banaudit.errors import BanauditError, UnsafeCheckpointError
-    from banaudit.reports.escaping import printable
 
     if verbose:
         import traceback
 
-        traceback.print_exception(problem)
+        write_stderr("".join(traceback.format_exception(problem)))
     if isinstance(problem, BanauditError):
         line = str(problem)
     else:
         line = f"unexpected {type(problem).__name__}: {problem}"
         line += "" if verbose else "; run again with --verbose for the traceback"
-    _say(f"banaudit: {printable(line)}")
+    say(line)
     return UNSAFE if isinstance(problem, UnsafeCheckpointError) else ERROR
 
 
@@ -106,12 +111,6 @@ def _replace_closed_streams() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - open as long as the process
-
-
-def _say(line: str) -> None:
-    """Write to standard error; that it takes nothing changes no exit code."""
-    with contextlib.suppress(OSError):
-        print(line, file=sys.stderr)
 
 
 def _flush() -> None:

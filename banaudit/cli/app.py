@@ -12,12 +12,28 @@ from banaudit.cli import bench, demo, inspect, methods, purify, scan, schema
 from banaudit.errors import UsageError
 
 
+class Ended(Exception):  # noqa: N818 - no error
+    """A command has done its work and gives its exit code.
+
+    ``SystemExit`` would not tell that: typer raises it with 1, an accusation, when nobody reads what it prints.
+
+    Args:
+        code: The exit code.
+    """
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
 class _Commands(TyperGroup):
     """The commands. They end with ``typer.Exit``; ``SystemExit`` is that of code which the user gave, and an error."""
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
         try:
             return super().invoke(ctx)
+        except typer.Exit as ended:
+            raise Ended(ended.exit_code) from None
         except SystemExit as problem:
             detail = " ".join(str(problem).split())
             raise UsageError(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from banaudit.cli.messages import say
 from banaudit.cli.progress import progress_bar
 from banaudit.cli.streams import write_stdout
 from banaudit.errors import BanauditError
@@ -33,7 +33,7 @@ def demo(
     with examples() as models:
         for number, example in enumerate(models, start=1):
             if not quiet:
-                print(f"banaudit: scanning the {example.name} model ({number} of {len(models)})", file=sys.stderr)
+                say(f"scanning the {example.name} model ({number} of {len(models)})")
             with progress_bar(wanted=not quiet) as listener:
                 subject = audit.Subject(model=example.model, data=example.images, mean=example.mean, std=example.std)
                 report = audit.scan(subject, seed=SEED, listener=listener)

@@ -56,6 +56,13 @@ def make_subject(
     )
 
 
+def input_files(model: Path, data: Path, *, classes: Path | None, arch: str | None) -> tuple[Path, ...]:
+    """What a command reads, as the user named it; nothing that is written may go there."""
+    code = (arch or "").rpartition(":")[0]
+    files = (model, data, classes, Path(code).expanduser() if code.endswith(".py") else None)
+    return tuple(file for file in files if file is not None)
+
+
 def parse_numbers(option: str, text: str | None) -> tuple[float, ...] | None:
     """Numbers of the channels, e.g. ``0.49,0.48,0.45``.
 

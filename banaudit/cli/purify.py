@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from banaudit.cli import subject
-from banaudit.cli.options import choose_mitigation, make_subject, parse_settings
+from banaudit.cli.messages import say
+from banaudit.cli.options import choose_mitigation, input_files, make_subject, parse_settings
 from banaudit.cli.progress import progress_bar
-from banaudit.cli.streams import deliver
-from banaudit.reports.escaping import printable
+from banaudit.cli.streams import deliver, refuse_inputs
 from banaudit.results import EXIT_CODES
 
 REPAIR = "Repair"
@@ -78,6 +77,10 @@ def purify(
     """
     del verbose  # read by main, which prints the traceback
     mitigation = choose_mitigation(method, parse_settings(settings or ()), epochs=epochs)
+    from banaudit.checkpoints.writer import beside
+
+    for path in (out, beside(out)):
+        refuse_inputs(path, input_files(model, data, classes=classes, arch=arch), f"--output {out}")
     with progress_bar(wanted=not (quiet or no_progress)) as listener:
         suspect = make_subject(
             model,
@@ -107,6 +110,5 @@ def purify(
         )
     deliver(record, format_)
     if not quiet:
-        said = f"wrote {printable(str(out))} and {printable(out.name)}.json" if record.written else "wrote nothing"
-        print(f"banaudit: {said}", file=sys.stderr)
+        say(f"wrote {out} and {out.name}.json" if record.written else "wrote nothing")
     raise typer.Exit(EXIT_CODES[record.verdict])

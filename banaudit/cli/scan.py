@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from banaudit.cli import subject
-from banaudit.cli.options import choose_detectors, make_subject, parse_settings
+from banaudit.cli.messages import say
+from banaudit.cli.options import choose_detectors, input_files, make_subject, parse_settings
 from banaudit.cli.pictures import check_folder, keep_pictures
 from banaudit.cli.progress import progress_bar
 from banaudit.cli.streams import deliver, parse_outputs
 from banaudit.errors import UnsafeCheckpointError, UsageError
-from banaudit.reports.escaping import printable
 from banaudit.results import EXIT_CODES, ExitCode, Inspection, Report
 
 if TYPE_CHECKING:
@@ -83,7 +82,7 @@ def scan(
     Exit codes: 0 no evidence, 1 backdoored or unsafe to load, 2 usage or error, 3 inconclusive.
     """
     del verbose  # read by main, which prints the traceback
-    outputs = parse_outputs(output or (), (model, data))
+    outputs = parse_outputs(output or (), input_files(model, data, classes=classes, arch=arch))
     if triggers is not None:
         check_folder(triggers, [written.path for written in outputs])
     changes = parse_settings(settings or ())
@@ -120,7 +119,7 @@ def scan(
             # A finding of its own: reported in every format, and counted as one by the exit code.
             record, code, unsafe = audit.inspect(model), ExitCode.BACKDOORED_OR_UNSAFE, str(refusal)
     if unsafe:
-        print(f"banaudit: {printable(unsafe)}", file=sys.stderr)
+        say(unsafe)
     refused: UsageError | None = None
     if triggers is not None and found and isinstance(record, Report):
         try:
@@ -132,10 +131,7 @@ def scan(
         raise refused
     if not quiet:
         for written in outputs:
-            print(f"banaudit: wrote {written.format} to {printable(str(written.path))}", file=sys.stderr)
+            say(f"wrote {written.format} to {written.path}")
         if triggers is not None:
-            said = (
-                f"wrote pictures to {printable(str(triggers))}" if found else "no trigger was recovered, so no picture"
-            )
-            print(f"banaudit: {said}", file=sys.stderr)
+            say(f"wrote pictures to {triggers}" if found else "no trigger was recovered, so no picture")
     raise typer.Exit(0 if exit_zero else code)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import BinaryIO, Literal, get_args
 
 from rich.console import Console
 
@@ -16,12 +17,15 @@ from banaudit.errors import UsageError
 from banaudit.reports import inspection, json_text, markdown, repair, scan, terminal
 from banaudit.reports.document import Document
 from banaudit.results import Inspection, Repair, Report
-from banaudit.whole_files import try_writing, write_whole
+from banaudit.whole_files import is_same_file, try_writing, write_whole
 
 ScreenFormat = Literal["text", "json"]
 """What standard output can carry."""
 FileFormat = Literal["text", "json", "markdown"]
 """What a file can hold."""
+
+_STANDARD = {"/dev/stdout": 1, "/dev/stderr": 2}
+_DESCRIPTOR = re.compile(r"/(?:dev|proc/self)/fd/(\d{1,9})")
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class Output:
 
     Args:
         format: How.
-        path: Where to; links are followed.
+        path: Where to. Links to files are followed; the name of a device, a pipe or an open file is as it was given.
     """
 
     format: FileFormat
@@ -53,14 +57,39 @@ def parse_outputs(texts: Sequence[str], inputs: Sequence[Path]) -> tuple[Output,
         known = [known for known in get_args(FileFormat) if known == word]
         if not (known and equals and name):
             raise UsageError(f"--output {text}: expected FORMAT=PATH, FORMAT one of {', '.join(get_args(FileFormat))}")
-        path = Path(os.path.realpath(name))
+        path = _place(name)
         if any(path == other.path for other in outputs):
             raise UsageError(f"--output {text}: another output goes to the same file; give each a path of its own")
-        if any(path == Path(os.path.realpath(other)) for other in inputs):
-            raise UsageError(f"--output {text}: would overwrite an input; give another path")
+        refuse_inputs(path, inputs, f"--output {text}")
         _try(path, text)
         outputs.append(Output(known[0], path))
     return tuple(outputs)
+
+
+def refuse_inputs(path: Path, inputs: Sequence[Path], option: str) -> None:
+    """Make sure that what is written goes to no file that is read.
+
+    Args:
+        path: What is to be written.
+        inputs: What is read.
+        option: What the user gave, for the message.
+
+    Raises:
+        UsageError: It is an input.
+    """
+    for other in inputs:
+        if is_same_file(path, other):
+            raise UsageError(f"{option}: would overwrite an input, {other}; give another path")
+
+
+def _place(name: str) -> Path:
+    """Where an output goes: the file that links lead to, so that they stay links.
+
+    Not so for devices, pipes and open files: links lead from ``/dev/stdout`` to the file behind it, which must not be
+    replaced while the other report goes there, or to the made-up name of a pipe.
+    """
+    given = Path(os.path.abspath(name))
+    return given if _is_special(given) else Path(os.path.realpath(name))
 
 
 def write_stdout(text: str) -> None:
@@ -135,17 +164,31 @@ def deliver(record: Report | Inspection | Repair, screen: ScreenFormat, outputs:
 
 
 def _is_special(path: Path) -> bool:
-    """Whether the path is a device or a pipe, which must be written to and never replaced."""
-    return path.exists() and not stat.S_ISREG(path.stat().st_mode)
+    """Whether the path is a device, a pipe or an open file, which must be written to and never replaced."""
+    return _descriptor(path) is not None or (path.exists() and not stat.S_ISREG(path.stat().st_mode))
+
+
+def _descriptor(path: Path) -> int | None:
+    """Number of the process's own open file that the path stands for; none: of none."""
+    match = _DESCRIPTOR.fullmatch(str(path))
+    return int(match[1]) if match else _STANDARD.get(str(path))
+
+
+def _open_special(path: Path) -> BinaryIO:
+    number = _descriptor(path)
+    # Opened by its name, a file would be written from its beginning on, over what is there already.
+    return path.open("wb") if number is None else os.fdopen(os.dup(number), "wb")
 
 
 def _try(path: Path, text: str) -> None:
     try:
         if path.is_dir():
             raise UsageError(f"--output {text}: is a folder; name a file in it")
-        if _is_special(path):
-            return
-        try_writing(path)
+        number = _descriptor(path)
+        if number is not None:
+            os.fstat(number)  # fails where nothing is open
+        elif not _is_special(path):
+            try_writing(path)
     except OSError as error:
         reason = error.strerror or error
         raise UsageError(
@@ -158,7 +201,7 @@ def _write(path: Path, text: str) -> None:
     content = text.encode("utf-8", errors="backslashreplace")
     try:
         if _is_special(path):
-            with path.open("wb") as stream:
+            with _open_special(path) as stream:
                 stream.write(content)
             return
         write_whole(path, content)

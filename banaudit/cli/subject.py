@@ -11,6 +11,11 @@ from banaudit.cli.streams import ScreenFormat
 
 DATA, MODEL, METHODS, OUTPUT = "Clean images", "Model", "Methods", "Output"
 
+MAX_SEED = 2**32 - 1
+"""Repairs multiply a seed by some hundred thousand, and torch takes none beyond 64 bits."""
+MAX_SIZE = 4096
+"""Larger than any classifier's input; a few hundred images of this side take as much memory as most machines have."""
+
 ModelPath = Annotated[Path, typer.Argument(help="Checkpoint: torch or safetensors. None of its code is run.")]
 DataPath = Annotated[
     Path,
@@ -37,7 +42,9 @@ Mean = Annotated[
 Std = Annotated[
     str | None, typer.Option(metavar="R,G,B", help="Standard deviation of each channel.", rich_help_panel=DATA)
 ]
-Size = Annotated[int | None, typer.Option(min=1, help="Side of the network's input in pixels.", rich_help_panel=DATA)]
+Size = Annotated[
+    int | None, typer.Option(min=1, max=MAX_SIZE, help="Side of the network's input in pixels.", rich_help_panel=DATA)
+]
 MaxImages = Annotated[int, typer.Option(min=1, help="Images used at most, evenly by class.", rich_help_panel=DATA)]
 AccuracyFloor = Annotated[
     float | None,
@@ -49,7 +56,7 @@ Settings = Annotated[
         "--set", metavar="A.KEY=VALUE", help="Change a method's setting; repeatable.", rich_help_panel=METHODS
     ),
 ]
-Seed = Annotated[int, typer.Option(min=0, help="Same seed, same report.", rich_help_panel=METHODS)]
+Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Same seed, same report.", rich_help_panel=METHODS)]
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.", rich_help_panel=METHODS)]
 Format = Annotated[ScreenFormat, typer.Option("--format", help="Format on standard output.", rich_help_panel=OUTPUT)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no messages.", rich_help_panel=OUTPUT)]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 
 from banaudit.data.clean import CleanData
 from banaudit.results import DataFacts
@@ -28,6 +29,9 @@ MAX_KEPT_PIXELS = 640 * 640
 
 MIN_FOR_VERDICT = 50
 """Fewer images than this (or than two a class) are too few for a verdict."""
+
+_TWO_BYTES = re.compile(r";16[BLN]")
+"""In Pillow's name for how pixels lie in a file: two bytes a channel, of which it keeps the higher."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ class ImageSet:
         labels: N labels in 0..K-1.
         class_names: K names; the position is the label.
         facts: What a report says of the images.
-        unreadable: Files that were drawn and could not be used.
+        unreadable: Files that were drawn and could not be used, and links that lead nowhere.
         pictures: N decoded files.
     """
 
@@ -152,7 +156,7 @@ def decode_picture(content: bytes) -> Picture:
 
     Raises:
         Exception: Whatever Pillow raises on a broken file.
-        ValueError: Too many pixels, or pixels that are not 8 or 16 bit.
+        ValueError: Too many pixels, or pixels that are not 8 or 16 bit or of unknown scale.
     """
     image = Image.open(io.BytesIO(content), formats=FORMATS)
     width, height = size = image.size
@@ -166,9 +170,23 @@ def decode_picture(content: bytes) -> Picture:
     return Picture(eight_bit if eight_bit.size == kept else eight_bit.resize(kept, Image.Resampling.BILINEAR), size)
 
 
-def _to_eight_bit(image: Image.Image) -> Image.Image:
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+def _to_eight_bit(image: ImageFile.ImageFile) -> Image.Image:
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers; expected 8 or 16 bits")
-    return image.convert("L" if image.mode in {"1", "L", "LA", "La"} else "RGB")
+    is_integer = image.mode == "I" or image.mode.startswith("I;16")
+    is_deep = is_integer or any(_TWO_BYTES.search(str(tile.args)) for tile in image.tile)
+    eight_bit = (
+        _higher_byte(image) if is_integer else image.convert("L" if image.mode in {"1", "L", "LA", "La"} else "RGB")
+    )
+    if is_deep and eight_bit.getbbox() is None:
+        # Numbers of 8 bits in a wider type, as arrays are often saved, would all be read as black.
+        raise ValueError("scale unknown: pixels of more than 8 bits, of which none is above 255; save it with 8 bits")
+    return eight_bit
+
+
+def _higher_byte(image: Image.Image) -> Image.Image:
+    values = np.asarray(image)
+    lowest, highest = int(values.min()), int(values.max())
+    if lowest < 0 or highest > 0xFFFF:
+        raise ValueError(f"its pixels are from {lowest} to {highest}; expected 8 or 16 bits")
+    return Image.fromarray((values >> 8).astype(np.uint8))

@@ -5,7 +5,8 @@ ImageNet); a CSV of file and label; files named ``class_3_example_7.png``. A cat
 class there (a folder's name, a CSV's label); :mod:`banaudit.data.labels` turns categories into labels.
 
 Links to files and folders are followed, as data sets are often linked together; nothing is searched deeper than two
-folders below the place that holds the classes, so a loop of links cannot trap the search.
+folders below the place that holds the classes, so a loop of links cannot trap the search. A link that leads nowhere is
+listed as such.
 """
 
 from __future__ import annotations
@@ -56,12 +57,15 @@ class Listing:
         root: Folder that holds the class folders, the CSV or the named files.
         files: In the order of their names.
         empty: Class folders without any image.
+        broken: Links there and in the class folders that lead nowhere, relative to ``root``; those with the name of an
+            image are among the files.
     """
 
     layout: Layout
     root: Path
     files: tuple[LabelledFile, ...]
     empty: tuple[str, ...] = ()
+    broken: tuple[str, ...] = ()
 
     @property
     def categories(self) -> tuple[str, ...]:
@@ -76,6 +80,7 @@ class _Folder:
     folders: tuple[Path, ...]
     images: tuple[Path, ...]
     tables: tuple[Path, ...]
+    broken: tuple[Path, ...]
 
 
 def list_files(path: Path) -> Listing:
@@ -114,11 +119,12 @@ def list_files(path: Path) -> Listing:
             for image in held[folder]
         )
         empty = tuple(folder.name for folder in inside if not held[folder])
-        return Listing("class folders", path, files, empty)
+        broken = (*content.broken, *(link for folder in inside for link in inside[folder].broken))
+        return Listing("class folders", path, files, empty, tuple(link.relative_to(path).as_posix() for link in broken))
     if len(tables) > 1:
         raise DataError(f"{path}: holds {len(tables)} CSV files with labels; pass one of them, e.g. {tables[0]}")
     if content.images:
-        return _read_numbered(path, content.images)
+        return _read_numbered(path, content)
     return _descend(path, inside)
 
 
@@ -126,6 +132,7 @@ def _look(folder: Path) -> _Folder:
     folders: list[Path] = []
     images: list[Path] = []
     tables: list[Path] = []
+    broken: list[Path] = []
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
@@ -133,17 +140,20 @@ def _look(folder: Path) -> _Folder:
                 suffix = where.suffix.lower()
                 if entry.name.startswith("."):
                     continue
-                if entry.is_dir():
+                is_broken = entry.is_symlink() and not os.path.exists(where)  # one to itself cannot even be asked
+                if not is_broken and entry.is_dir():
                     folders.append(where)
                 elif suffix in IMAGE_SUFFIXES:
                     images.append(where)
+                elif is_broken:
+                    broken.append(where)
                 elif suffix in {".csv", ".tsv"} and entry.is_file():
                     tables.append(where)
     except FileNotFoundError:
         raise DataError(f"{folder}: no such folder; pass the folder of clean images") from None
     except OSError as error:
         raise DataError(f"{folder}: cannot be read ({error.strerror or error}); check its permissions") from None
-    return _Folder(tuple(sorted(folders)), tuple(sorted(images)), tuple(sorted(tables)))
+    return _Folder(tuple(sorted(folders)), tuple(sorted(images)), tuple(sorted(tables)), tuple(sorted(broken)))
 
 
 def _inner(folder: Path, found: _Folder) -> tuple[Path, ...]:
@@ -166,14 +176,14 @@ def _refuse_splits(path: Path, holding: list[Path]) -> None:
         raise DataError(f"{path}: {holding[0].name!r} is named like a split, not like a class; {EXPECTED}")
 
 
-def _read_numbered(path: Path, images: tuple[Path, ...]) -> Listing:
+def _read_numbered(path: Path, content: _Folder) -> Listing:
     files: list[LabelledFile] = []
-    for image in images:
+    for image in content.images:
         match = _NUMBERED_FILE.fullmatch(image.stem)
         if match is None:
             raise DataError(f"{path}: {image.name!r} has no label; {EXPECTED}")
         files.append(LabelledFile(image, image.name, match.group(1)))
-    return Listing("file names", path, tuple(files))
+    return Listing("file names", path, tuple(files), broken=tuple(link.name for link in content.broken))
 
 
 def _descend(path: Path, inside: dict[Path, _Folder]) -> Listing:

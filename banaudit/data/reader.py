@@ -79,6 +79,7 @@ def read_clean_folder(
     class_of = map_classes(listing, classes, class_map, beside=path if path.is_dir() else path.parent)
     most = len(listing.files) if limit is None else limit
     read, unreadable = _draw(listing.files, class_of.labels, most, seed, meter)
+    unreadable += [Unreadable(_printable(name), "a link that leads nowhere") for name in listing.broken]
     _check_enough(path, read, unreadable)
     return ImageSet(
         paths=tuple(item.file.path for item in read),
@@ -165,7 +166,7 @@ def _facts(
     return DataFacts(
         path=_printable(str(path)),
         layout=listing.layout,
-        found=len(listing.files),
+        found=len(listing.files) + len(listing.broken),
         unreadable=len(unreadable),
         used=len(read),
         class_mapping={_printable(category): label for category, label in class_of.labels.items()},

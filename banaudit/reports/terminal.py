@@ -16,6 +16,8 @@ from banaudit.reports.escaping import printable
 
 LABEL_WIDTH = 14
 """Columns of a row's label. With the indent and a gap, a SHA-256 fits behind it on 80 columns."""
+MIN_WIDTH = 40
+"""A console that is narrower, or says so, gets lines of this length: there is no room for bars and words below."""
 MAX_WIDTH = 120
 """Lines are not drawn longer than this: longer ones are hard to read."""
 PLAIN_WIDTH = 100
@@ -43,8 +45,10 @@ def render(document: Document, console: Console) -> str:
 
     Args:
         document: What to show.
-        console: Decides width, colours and whether bars can be drawn; nothing is written to it.
+        console: Decides width, colours and whether bars can be drawn; nothing is written to it. It is widened to
+            :data:`MIN_WIDTH` if it is narrower.
     """
+    console.width = max(console.width, MIN_WIDTH)
     width = min(console.width, MAX_WIDTH)
     drawn = console.is_terminal and not console.options.ascii_only
     with console.capture() as capture:

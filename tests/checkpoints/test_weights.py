@@ -156,3 +156,10 @@ def test_nothing_there():
 def test_a_count_beyond_64_bits(count):
     with pytest.raises(CheckpointError, match=r"^m\.pt: expected a 64-bit count for bn\.num_batches_tracked"):
         tidied({**weights(), "bn.num_batches_tracked": count})
+
+
+@pytest.mark.parametrize("parts", [("conv.weight",), ("conv.weight", "bn.weight")])
+def test_complex_numbers_are_no_weights(parts):
+    content = weights() | {key: weights()[key].to(torch.complex64) for key in parts}
+    with pytest.raises(CheckpointError, match=r"expected a dense tensor for conv\.weight, found complex numbers"):
+        tidied(content)

@@ -3,6 +3,7 @@ import os
 import warnings
 from argparse import Namespace
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -187,6 +188,8 @@ def test_places_that_are_refused(tmp_path):
     for same in (source, tmp_path / "link.pt", tmp_path / "." / "m.pt"):
         with pytest.raises(UsageError, match="is the input itself"):
             check_out(source, same, force=True)
+    with pytest.raises(UsageError, match=r"labels.json: is the input itself"):
+        check_out(tmp_path / "labels.json", tmp_path / "labels", force=True)
     with pytest.raises(UsageError, match="found a folder"):
         check_out(source, tmp_path, force=True)
     with pytest.raises(UsageError, match="No such file or directory"):
@@ -210,6 +213,25 @@ def test_full_disk_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="No space left on device"):
         repair(source)
     assert [path.name for path in tmp_path.iterdir()] == ["m.pt"]
+
+
+@pytest.mark.parametrize("flushed", [0, 1], ids=["account", "checkpoint"])
+def test_full_disk_leaves_the_old_pair(tmp_path, monkeypatch, flushed):
+    source = tmp_path / "m.pt"
+    torch.save(network().state_dict(), source)
+    out, _, result = repair(source)
+    before = {path: path.read_bytes() for path in (out, beside(out))}
+    flushes = []
+
+    def full(_):
+        flushes.append(None)
+        if len(flushes) > flushed:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UsageError, match=r"\(No space left on device\); the old file is unchanged"):
+        write_checkpoint(out, replace(result, content=b"new"), '{"new": true}', force=True)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir() if path != source} == before
 
 
 def test_read_only_input(tmp_path):

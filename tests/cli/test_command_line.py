@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -131,6 +132,66 @@ def test_full_standard_output(tmp_path, arguments):
     assert done.returncode == 2
     assert done.stderr == "banaudit: standard output cannot be written (No space left on device)\n"
     assert report.exists() == bool(outputs)
+
+
+@pytest.mark.parametrize(("verdict", "code"), [("no evidence", 0), ("backdoored", 1), ("inconclusive", 3)])
+def test_nobody_reads_the_report_or_the_messages(tmp_path, verdict, code):
+    script = f"""
+        from banaudit.results import Verdict
+        answer = lambda *_, **__: __import__("samples").report(Verdict({verdict!r}))
+    """
+    command = [sys.executable, "-c", program(textwrap.dedent(script) + textwrap.dedent(SCAN))]
+    report = tmp_path / "report.json"
+    command += ["scan", "model.pt", "-d", "clean", "--output", f"json={report}"]
+    with unread_pipe() as pipe:
+        done = subprocess.run(command, stdout=pipe, stderr=pipe, check=False, timeout=60)
+    assert done.returncode == code
+    assert json.loads(report.read_text())["verdict"] == verdict
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--help",),
+        ("scan", "--what"),
+        ("scan", "model.pt", "-d", "clean", "--output", "pdf=a"),
+        ("scan", "model.pt", "-d", "clean", "--output", "pdf=a", "--verbose"),
+    ],
+    ids=" ".join,
+)
+def test_nobody_reads_help_or_mistakes_and_no_model_is_accused(arguments):
+    command = [sys.executable, "-c", program(SCAN), *arguments]
+    with unread_pipe() as pipe:
+        assert subprocess.run(command, stdout=pipe, stderr=pipe, check=False, timeout=60).returncode in {0, 2}
+
+
+@contextlib.contextmanager
+def unread_pipe():
+    """A pipe whose reader has gone, as behind ``head``."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        yield writing
+    finally:
+        os.close(writing)
+
+
+@pytest.mark.parametrize("into", ["pipe", "file"])
+def test_two_reports_on_standard_output(tmp_path, into):
+    command = [sys.executable, "-c", program(SCAN), "scan", "model.pt", "-d", "clean", "--output", "json=/dev/stdout"]
+    if into == "pipe":
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False, timeout=60)
+        text = done.stdout.decode()
+    else:
+        with (tmp_path / "both.txt").open("wb") as stream:
+            done = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, check=False, timeout=60)
+        text = (tmp_path / "both.txt").read_text()
+    assert done.returncode == 1
+    shown, brace, rest = text.partition("\n{")
+    assert "BACKDOORED" in shown
+    record, end = json.JSONDecoder().raw_decode(brace.strip() + rest)
+    assert record["verdict"] == "backdoored"
+    assert (brace.strip() + rest)[end:].strip() == "banaudit: wrote json to /dev/stdout"
 
 
 def test_light_commands_do_not_import_torch():

@@ -117,3 +117,17 @@ def test_usage_errors(asked, run, more, expected):
 def test_expected_errors_are_one_line(asked, run):
     asked["problem"] = UsageError("out.pt: exists already")
     assert run(*BASE).err == "banaudit: out.pt: exists already\n"
+
+
+@pytest.mark.parametrize("out", ["list.csv", "order", "order.json", "nets.py", "model.pt"])
+def test_neither_checkpoint_nor_account_overwrites_an_input(asked, run, tmp_path, monkeypatch, out):
+    monkeypatch.chdir(tmp_path)
+    inputs = [tmp_path / file for file in ("model.pt", "list.csv", "order.json", "nets.py")]
+    for file in inputs:
+        file.write_text(file.name)
+    base = ("purify", "model.pt", "--data", "list.csv", "--classes", "order.json", "--arch", "nets.py:factory")
+    done = run(*base, "-o", out, "--force")
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith(f"banaudit: --output {out}: would overwrite an input, ")
+    assert [file.read_text() for file in inputs] == [file.name for file in inputs]
+    assert "model" not in asked

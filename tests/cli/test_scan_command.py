@@ -9,6 +9,7 @@ import jsonschema
 import pytest
 import samples
 
+from banaudit.cli import main
 from banaudit.errors import CheckpointError, DataError, UnsafeCheckpointError, UsageError
 from banaudit.reports import json_text
 from banaudit.results import Verdict
@@ -120,6 +121,7 @@ def test_interrupt_while_writing_leaves_the_old_file(audit, run, tmp_path, monke
         ("json=", "expected FORMAT=PATH"),
         ("json=no/such/folder/a.json", "cannot be written (No such file or directory)"),
         ("json=.", "is a folder"),
+        ("json=/dev/fd/977", "cannot be written (Bad file descriptor)"),
         ("json=model.pt", "would overwrite an input"),
     ],
 )
@@ -130,6 +132,22 @@ def test_output_that_cannot_be_written_is_refused_before_the_scan(audit, run, tm
     assert done.err.startswith(f"banaudit: --output {output}: ")
     assert expected in done.err
     assert done.err.count("\n") == 1
+    assert audit.asked == {}
+
+
+@pytest.mark.parametrize("name", ["list.csv", "order.json", "nets.py", "link", "hard"])
+def test_an_output_overwrites_no_input(audit, run, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    inputs = [tmp_path / file for file in ("model.pt", "list.csv", "order.json", "nets.py")]
+    for file in inputs:
+        file.write_text(file.name)
+    (tmp_path / "link").symlink_to("order.json")
+    os.link("order.json", "hard")
+    base = ("scan", "model.pt", "--data", "list.csv", "--classes", "order.json", "--arch", "nets.py:factory")
+    done = run(*base, "--output", f"json={name}")
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith(f"banaudit: --output json={name}: would overwrite an input, ")
+    assert [file.read_text() for file in inputs] == [file.name for file in inputs]
     assert audit.asked == {}
 
 
@@ -249,3 +267,29 @@ def test_code_that_ends_the_process_has_no_say_in_the_exit_code(audit, run, code
     assert (done.code, done.out) == (2, "")
     assert done.err.startswith("banaudit: code from outside banaudit ended the process (SystemExit")
     assert done.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("option", ["--seed", "--size"])
+def test_numbers_beyond_what_can_be_computed_are_usage_errors(audit, run, option):
+    most = {"--seed": 2**32 - 1, "--size": 4096}[option]
+    assert run(*BASE, option, str(most)).code == 1
+    audit.asked = {}
+    for command in (BASE, ("purify", *BASE[1:], "-o", "out.pt")):
+        for number in (most + 1, 99999999999999999999):
+            done = run(*command, option, str(number))
+            assert (done.code, done.out) == (2, "")
+            assert "Usage" in done.err
+            assert str(most) in done.err
+    assert audit.asked == {}
+
+
+def test_seeds_of_the_benchmark_have_the_same_limit(run):
+    done = run("bench", "run", "--split", "development", "--seed", str(2**32))
+    assert done.code == 2
+    assert str(2**32 - 1) in done.err
+
+
+def test_a_console_of_two_columns_costs_no_report(audit, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "2")
+    assert main(list(BASE)) == 1
+    assert "BACKDOORED" in capsys.readouterr().out

@@ -2,6 +2,7 @@ import io
 import json
 import os
 import shutil
+import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -400,6 +401,30 @@ def test_links_are_followed_and_loops_are_harmless(tmp_path):
     assert len(_read(linked)) == 30
 
 
+def test_links_that_lead_nowhere_are_counted_and_named(tmp_path):
+    _class_folders(tmp_path, ["a", "b", "c"])
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "a" / "self").symlink_to("self")
+    (tmp_path / "b" / "gone.csv").symlink_to("nowhere")
+    (tmp_path / "c" / "round.png").symlink_to("round.png")
+    images = _read(tmp_path)
+    nowhere = "a link that leads nowhere"
+    assert [(file.name, file.reason) for file in images.unreadable] == [
+        ("c/round.png", "no such file"),
+        ("loop", nowhere),
+        ("a/self", nowhere),
+        ("b/gone.csv", nowhere),
+    ]
+    assert (images.facts.found, images.facts.used, images.facts.unreadable) == (34, 30, 4)
+
+
+def test_links_that_lead_nowhere_beside_numbered_files_are_counted(tmp_path):
+    for index in range(30):
+        _save(tmp_path / f"class_{index % 3}_example_{index}.png")
+    (tmp_path / "loop").symlink_to("loop")
+    assert [file.name for file in _read(tmp_path).unreadable] == ["loop"]
+
+
 def test_a_file_name_that_is_no_unicode(tmp_path):
     _class_folders(tmp_path, ["a", "b", "c"])
     shutil.copy(tmp_path / "a" / "0.png", os.fsencode(tmp_path) + b"/a/\xff.png")
@@ -493,6 +518,56 @@ def test_every_usual_pixel_format_is_read(tmp_path, channels):
     assert all(level[f"{index}.png"] == pytest.approx(1) for index in range(1, 5))
     with pytest.raises(ValueError, match="1 or 3 channels"):
         images.decode(8, 2)
+
+
+def _deep_colour(path: Path, value: int, kind: bytes = b"\2", channels: int = 3) -> None:
+    """A PNG of 16 bits a channel, which Pillow reads and does not write."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return len(content).to_bytes(4, "big") + name + content + zlib.crc32(name + content).to_bytes(4, "big")
+
+    header = (8).to_bytes(4, "big") * 2 + b"\x10" + kind + b"\0\0\0"
+    rows = (b"\0" + value.to_bytes(2, "big") * 8 * channels) * 8
+    parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + parts)
+
+
+def test_eight_bits_in_a_wider_type_are_not_read_as_black(tmp_path):
+    folder = _class_folders(tmp_path, ["a", "b", "c"]) / "a"
+    grey = np.full((8, 8), 255)
+    Image.fromarray(grey.astype(np.uint16)).save(folder / "short.png")
+    Image.fromarray(grey.astype(np.uint16)).save(folder / "short.tif")
+    Image.fromarray(grey.astype(np.int32)).save(folder / "int.tif")
+    _deep_colour(folder / "colour.png", 255)
+    _deep_colour(folder / "alpha.png", 255, kind=b"\4", channels=2)
+    unreadable = {file.name: file.reason for file in _read(tmp_path).unreadable}
+    assert sorted(unreadable) == ["a/alpha.png", "a/colour.png", "a/int.tif", "a/short.png", "a/short.tif"]
+    assert all("scale unknown" in reason for reason in unreadable.values())
+
+
+def test_sixteen_bits_are_read_whatever_their_type_and_black_is_black_in_eight(tmp_path):
+    folder = _class_folders(tmp_path, ["a", "b", "c"]) / "a"
+    deep = np.full((8, 8), 40_000)
+    Image.fromarray(deep.astype(np.uint16)).save(folder / "deep.tif")
+    Image.fromarray(deep.astype(np.int32)).save(folder / "int.tif")
+    _deep_colour(folder / "colour.png", 40_000)
+    Image.new("RGB", (8, 8)).save(folder / "black.bmp")
+    images = _read(tmp_path)
+    assert images.unreadable == ()
+    level = dict(zip((path.name for path in images.paths), images.decode(8, 3).images.mean((1, 2, 3)), strict=True))
+    for name in ("deep.tif", "int.tif", "colour.png"):
+        assert level[name].item() == pytest.approx(40_000 / 65_536, abs=1 / 255)
+    assert level["black.bmp"].item() == 0
+
+
+@pytest.mark.parametrize("value", [-1, 65_536, 2**31 - 1])
+def test_integers_beyond_sixteen_bits_are_unreadable(tmp_path, value):
+    folder = _class_folders(tmp_path, ["a", "b", "c"]) / "a"
+    pixels = np.full((8, 8), 300, dtype=np.int32)
+    pixels[0, 0] = value
+    Image.fromarray(pixels).save(folder / "int.tif")
+    (file,) = _read(tmp_path).unreadable
+    assert file.reason.endswith("expected 8 or 16 bits")
 
 
 def test_mixed_sizes_are_resized_to_a_square(tmp_path):

@@ -39,6 +39,14 @@ def test_lines_fit(width, verdict):
     assert not any(line != line.rstrip() for line in text.splitlines())
 
 
+@pytest.mark.parametrize("is_terminal", [False, True])
+@pytest.mark.parametrize("width", [1, 2, 39])
+def test_a_console_too_narrow_for_anything_gets_lines_of_the_least_length(width, is_terminal):
+    document = scan.document(samples.report(permuted=True))
+    text = terminal.render(document, screen(width, terminal=is_terminal))
+    assert text == terminal.render(document, screen(terminal.MIN_WIDTH, terminal=is_terminal))
+
+
 def test_hash_is_on_one_line_of_80_columns():
     assert "ab" * 32 in plain(samples.report(), 80)
 
