@@ -14,13 +14,14 @@ from pathlib import Path
 import torch
 
 import banaudit
+from banaudit.agreement import noise_agreement
 from banaudit.architectures import LoadedNetwork, SplitModel, load_network, recognise, torchvision_models
 from banaudit.checkpoints import Checkpoint, inspect_checkpoint, read_checkpoint
 from banaudit.data import CleanData, ImageSet, read_clean_folder
 from banaudit.detectors import Detector, default_detectors
 from banaudit.errors import CheckpointError, TimeLimitReached, UsageError
 from banaudit.meter import Listener, Meter
-from banaudit.preflight import judge_predictions, likely_cause, predictions
+from banaudit.preflight import UNEVEN, averaged, judge_predictions, misreading, predictions
 from banaudit.preprocessing import choose
 from banaudit.results import (
     ArchitectureFacts,
@@ -104,7 +105,7 @@ class Prepared:
         images: The clean images as read.
         preprocessing: How images become inputs.
         accuracy: Clean accuracy on ``clean``.
-        low_accuracy_cause: Likely cause when the accuracy is below its floor, else empty.
+        misread: Why the images say nothing about the network, by its answers to them; empty: they do.
         device: Where to compute.
     """
 
@@ -115,7 +116,7 @@ class Prepared:
     images: ImageSet
     preprocessing: PreprocessingFacts
     accuracy: CleanAccuracy
-    low_accuracy_cause: str
+    misread: str
     device: torch.device
 
 
@@ -199,7 +200,6 @@ def prepare(subject: Subject, *, seed: int = 0, device: str = "auto", meter: Met
     split.logit_scale = usual_scale(split, clean)
     predicted = predictions(split, clean.images, meter=meter)
     accuracy = judge_predictions(predicted, clean, subject.accuracy_floor)
-    below = accuracy.accuracy < accuracy.floor
     return Prepared(
         model=split,
         clean=clean,
@@ -208,7 +208,7 @@ def prepare(subject: Subject, *, seed: int = 0, device: str = "auto", meter: Met
         images=images,
         preprocessing=facts,
         accuracy=accuracy,
-        low_accuracy_cause=likely_cause(accuracy, predicted, clean.class_names) if below else "",
+        misread=misreading(accuracy, clean.class_names, predicted),
         device=where,
     )
 
@@ -282,16 +282,10 @@ def facts_of(prepared: Prepared) -> Facts:
     architecture, data = prepared.loaded.facts, prepared.images.facts
     caveats: list[str] = []
     inconclusive: list[str] = []
-    if prepared.low_accuracy_cause:
-        inconclusive.append(
-            f"clean accuracy {prepared.accuracy.accuracy:.1%} is below the floor of {prepared.accuracy.floor:.0%}: "
-            f"{prepared.low_accuracy_cause}"
-        )
-    elif prepared.accuracy.accuracy < LOW_ACCURACY:
-        caveats.append(
-            f"clean accuracy is only {prepared.accuracy.accuracy:.1%}: "
-            "check preprocessing and labels before trusting this"
-        )
+    if prepared.misread:
+        inconclusive.append(prepared.misread)
+    else:
+        caveats += _accuracy_caveats(prepared.accuracy)
     shortfall = prepared.images.shortfall()
     if shortfall is not None:
         inconclusive.append(shortfall)
@@ -329,12 +323,27 @@ def facts_of(prepared: Prepared) -> Facts:
     )
 
 
+def _accuracy_caveats(found: CleanAccuracy) -> list[str]:
+    caveats: list[str] = []
+    if found.accuracy < LOW_ACCURACY:
+        caveats.append(
+            f"clean accuracy is only {found.accuracy:.1%}: check preprocessing and labels before trusting this"
+        )
+    if abs(found.accuracy - averaged(found)) >= UNEVEN:
+        caveats.append(
+            f"clean accuracy is {found.accuracy:.1%} over all images but {averaged(found):.1%} averaged over the "
+            "classes: some classes are read much worse than others"
+        )
+    return caveats
+
+
 def judge(
     model: SplitModel,
     clean: CleanData,
     *,
     detectors: Sequence[Detector] | None = None,
     accuracy: CleanAccuracy | None = None,
+    accuracy_floor: float | None = None,
     facts: Facts | None = None,
     seed: int = 0,
     meter: Meter | None = None,
@@ -348,6 +357,8 @@ def judge(
         clean: Clean images with labels, on the model's device.
         detectors: Methods to run; none: the default ones.
         accuracy: Clean accuracy, if known already.
+        accuracy_floor: Clean accuracy below which no verdict is given, where ``accuracy`` is not known; none: five
+            times chance, at least 20 %.
         facts: Origin of model and images; reasons for which there can be no verdict.
         seed: Of every method.
         meter: Counts passes, tells progress, keeps the time limit.
@@ -355,23 +366,30 @@ def judge(
         triggers: Given each trigger that a method recovered, with its pictures.
 
     Returns:
-        The report. Detectors do not run on a model whose clean accuracy is below its floor.
+        The report. Detectors do not run on a model whose clean accuracy is below its floor, or whose class order is
+        another than the images'; then it says so.
     """
     started = started if started is not None else datetime.now(UTC)
     detectors = tuple(detectors) if detectors is not None else default_detectors()
     meter = meter if meter is not None else Meter()
     facts = facts if facts is not None else Facts()
+    predicted = None
     if accuracy is None:
-        accuracy = judge_predictions(predictions(model, clean.images, meter=meter), clean)
+        predicted = predictions(model, clean.images, meter=meter)
+        accuracy = judge_predictions(predicted, clean, accuracy_floor)
+    misread = misreading(accuracy, clean.class_names, predicted)
     findings: tuple[Finding, ...] = ()
-    if accuracy.accuracy >= accuracy.floor:
+    if not misread:
         for number, detector in enumerate(detectors):
             # Planned anew each time: a method that had done earlier than planned brings the end nearer.
             meter.planned_images = meter.forward_images + sum(
                 other.planned_images(clean.num_classes, len(clean)) for other in detectors[number:]
             )
             findings = (*findings, detector(model, clean, seed=seed, meter=meter, triggers=triggers))
-    verdict, reason, strongest = combine(findings, facts.inconclusive)
+        together = noise_agreement(findings)
+        findings = (*findings, together) if together is not None else findings
+    against = (*facts.inconclusive, misread) if misread else facts.inconclusive
+    verdict, reason, strongest = combine(findings, against)
     return _report(
         verdict,
         reason,

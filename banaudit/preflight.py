@@ -5,6 +5,7 @@ A verdict on a network that misreads its input means nothing, so clean accuracy 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -29,10 +30,16 @@ PERMUTED_ACCURACY = 0.60
 """Accuracy after renaming the labels from which on the class order is called wrong ..."""
 
 PERMUTED_GAIN = 2.0
-"""... if it is at least this many times the accuracy as labelled."""
+"""... if it is at least this many times the accuracy as labelled; both are asked of all classes or of some of them."""
+
+PERMUTED_ERRORS = 3.0
+"""Where some classes alone look exchanged, they must gain this many standard errors: nine images at the least."""
 
 ONE_CLASS_SHARE = 0.90
 """From this share of all answers on, one class is said to be the only answer."""
+
+UNEVEN = 0.05
+"""From this difference on, accuracy over all images and accuracy averaged over the classes are both told."""
 
 NO_ANSWER = -1
 """Stands for the prediction where a logit is not finite; it equals no label."""
@@ -84,7 +91,7 @@ def predictions(
 def clean_accuracy(
     model: SplitModel, clean: CleanData, floor: float | None = None, meter: Meter | None = None
 ) -> CleanAccuracy:
-    """Measure clean accuracy, and look for a wrong class order if it is below the floor.
+    """Measure clean accuracy, and look for a wrong class order.
 
     Args:
         model: Images in [0, 1] to logits.
@@ -104,9 +111,6 @@ def clean_accuracy(
 def judge_predictions(predicted: Labels, clean: CleanData, floor: float | None = None) -> CleanAccuracy:
     """Clean accuracy of predictions that are already there.
 
-    Below the floor, the renaming of labels that would fit best is searched on half of each class's images and its
-    accuracy measured on the other half, so that many classes with few images cannot fit by chance.
-
     Args:
         predicted: [N] labels, :data:`NO_ANSWER` where there is none.
         clean: The N images' labels and the K class names.
@@ -125,25 +129,47 @@ def judge_predictions(predicted: Labels, clean: CleanData, floor: float | None =
             "check that images and network belong together"
         )
     labels = clean.labels.cpu()
-    accuracy = (predicted == labels).double().mean().item()
-    floor = default_floor(classes) if floor is None else floor
-    permutation: dict[int, int] | None = None
-    permuted_accuracy: float | None = None
-    if accuracy < floor:
-        fitted, held_out = _alternate(labels, classes)
-        renamed = best_permutation(labels[fitted], predicted[fitted], classes)
-        share = (renamed[labels[held_out]] == predicted[held_out]).double().mean().item() if len(held_out) else 0.0
-        if share >= max(PERMUTED_ACCURACY, PERMUTED_GAIN * accuracy):
-            renamed = best_permutation(labels, predicted, classes)
-            permutation = {label: int(renamed[label]) for label in sorted(set(labels.tolist()))}
-            permuted_accuracy = share
+    order = _other_order(labels, predicted, classes)
     return CleanAccuracy(
-        accuracy=accuracy,
+        accuracy=_share(predicted == labels),
+        balanced_accuracy=_balanced_accuracy(labels, predicted),
         images=len(clean),
-        floor=floor,
-        label_permutation=permutation,
-        permuted_accuracy=permuted_accuracy,
+        floor=default_floor(classes) if floor is None else floor,
+        one_answer=_one_answer(labels, predicted),
+        label_permutation=order[0] if order is not None else None,
+        permuted_accuracy=order[1] if order is not None else None,
     )
+
+
+def misreading(found: CleanAccuracy, class_names: tuple[str, ...], predicted: Labels | None = None) -> str:
+    """Why these images say nothing about this network, nor may it be trained on them.
+
+    A wrong class order, or one answer to everything, is a reason however low the floor was set.
+
+    Args:
+        found: The clean accuracy.
+        class_names: K names.
+        predicted: [N] predictions it was computed from, if they are at hand: they tell more of the cause.
+
+    Returns:
+        One line; empty where the network reads the images as it should.
+    """
+    if found.accuracy < found.floor:
+        told = f"clean accuracy {found.accuracy:.1%} is below the floor of {found.floor:.0%}"
+    elif averaged(found) < found.floor:
+        told = (
+            f"clean accuracy averaged over the classes, {averaged(found):.1%}, is below the floor of {found.floor:.0%} "
+            f"({found.accuracy:.1%} of all images)"
+        )
+    else:
+        return _recorded_cause(found, class_names)
+    cause = _recorded_cause(found, class_names) if predicted is None else likely_cause(found, predicted, class_names)
+    return f"{told}: {cause}" if cause else told
+
+
+def averaged(found: CleanAccuracy) -> float:
+    """Clean accuracy averaged over the classes; of a record that does not have it, over the images."""
+    return found.accuracy if found.balanced_accuracy is None else found.balanced_accuracy
 
 
 def likely_cause(found: CleanAccuracy, predicted: Labels, class_names: tuple[str, ...]) -> str:
@@ -158,13 +184,7 @@ def likely_cause(found: CleanAccuracy, predicted: Labels, class_names: tuple[str
         One line.
     """
     if found.label_permutation is not None:
-        moved = {label: to for label, to in found.label_permutation.items() if label != to}
-        pairs = ", ".join(f"{label} {class_names[label]} -> {to}" for label, to in list(moved.items())[:12])
-        more = f" and {len(moved) - 12} more" if len(moved) > 12 else ""
-        return (
-            f"the class order looks wrong: with {pairs}{more} the accuracy is {found.permuted_accuracy:.0%}; "
-            "give the network's order in classes.txt"
-        )
+        return _recorded_cause(found, class_names)
     answers = torch.bincount(predicted[predicted != NO_ANSWER], minlength=len(class_names))
     if answers.sum() < len(predicted) / 2:
         return "most outputs are not finite numbers: the weights or the preprocessing are broken"
@@ -174,7 +194,7 @@ def likely_cause(found: CleanAccuracy, predicted: Labels, class_names: tuple[str
             f"{int(answers[top]) / len(predicted):.0%} of all answers are {top} {class_names[top]}: the preprocessing "
             "looks wrong (--preset, --mean, --std, --size), or the network was never trained on such images"
         )
-    if found.accuracy < 2 / len(class_names):
+    if min(found.accuracy, averaged(found)) < 2 / len(class_names):
         return (
             "the answers are near chance and no renaming of the classes helps: other images than the network was "
             "trained on, or wrong preprocessing (--preset, --mean, --std, --size)"
@@ -183,6 +203,123 @@ def likely_cause(found: CleanAccuracy, predicted: Labels, class_names: tuple[str
         "better than chance, but low: the preprocessing may be wrong (--preset, --mean, --std, --size), the images "
         "differ from the training images (crop, compression), or the network is weak"
     )
+
+
+def _recorded_cause(found: CleanAccuracy, class_names: tuple[str, ...]) -> str:
+    """What the record alone tells of a cause; empty: nothing."""
+    if found.label_permutation is not None:
+        moved = [(label, to) for label, to in found.label_permutation.items() if label != to]
+        pairs = ", ".join(
+            f"images of {label} {class_names[label]!r} are answered {to} {class_names[to]!r}"
+            for label, to in moved[:12]
+        )
+        more = f", and {len(moved) - 12} more" if len(moved) > 12 else ""
+        return (
+            f"the class order looks wrong: {pairs}{more}; in the network's order the accuracy is "
+            f"{found.permuted_accuracy:.0%} instead of {found.accuracy:.0%}; name that order with --classes"
+        )
+    if found.one_answer is not None:
+        return (
+            f"nearly all answers are {found.one_answer} {class_names[found.one_answer]}, whatever the images show: the "
+            "preprocessing looks wrong, or the network was never trained on such images"
+        )
+    return ""
+
+
+def _share(right: Tensor) -> float:
+    """Share of true entries."""
+    return right.double().mean().item()
+
+
+def _balanced_accuracy(labels: Labels, predicted: Labels) -> float:
+    """Mean over the classes that have images of the share of each that is classified as labelled."""
+    images = torch.bincount(labels)
+    right = torch.bincount(labels[predicted == labels], minlength=len(images))
+    present = images > 0
+    return (right[present].double() / images[present]).mean().item()
+
+
+def _one_answer(labels: Labels, predicted: Labels) -> int | None:
+    """The class that nearly all answers are although the images are not."""
+    answers = predicted[predicted != NO_ANSWER]
+    if not len(answers):
+        return None
+    top = int(torch.bincount(answers).argmax())
+    share = _share(predicted == top)
+    return top if share >= ONE_CLASS_SHARE and _share(labels == top) < ONE_CLASS_SHARE * share else None
+
+
+def _other_order(labels: Labels, predicted: Labels, classes: int) -> tuple[dict[int, int], float] | None:
+    """The class order that the answers speak of, if it is another than the labels', and the accuracy with it.
+
+    Either all labels look mixed up, or some of them exchanged among themselves. What is found on half of each class's
+    images must hold on the other half, so that many classes with few images cannot fit by chance.
+
+    Returns:
+        Label -> predicted label, over the labels that have images, and the accuracy after that renaming.
+    """
+    halves = _alternate(labels)
+    if not len(halves[1]):
+        return None
+    first, second = (best_permutation(labels[half], predicted[half], classes) for half in halves)
+    there = sorted(set(labels.tolist()))
+    held_out = _share(first[labels[halves[1]]] == predicted[halves[1]])
+    if held_out >= max(PERMUTED_ACCURACY, PERMUTED_GAIN * _share(predicted == labels)):
+        renamed = best_permutation(labels, predicted, classes)
+        return {label: int(renamed[label]) for label in there}, held_out
+    renamed = _exchanged(first, second, labels, predicted)
+    accuracy = _share(renamed[labels] == predicted)
+    # Among many mistakes some look like an exchange; only of a network that does its job otherwise is it one.
+    if renamed.equal(torch.arange(classes)) or accuracy < default_floor(classes):
+        return None
+    return {label: int(renamed[label]) for label in there}, accuracy
+
+
+def _exchanged(first: Tensor, second: Tensor, labels: Labels, predicted: Labels) -> Tensor:
+    """Those cycles of a permutation that cannot be confusion, the labels outside them kept.
+
+    Of a pair that a weak network confuses, each class still is its own likeliest answer, or one class takes the images
+    of both. So in a cycle no class may be answered rightly more often than renamed, and the images of all its classes
+    together must answer to the new names: most of them, more often than to the old ones, and by more than chance.
+
+    Args:
+        first: [K] label -> predicted label, as one half of the images has it.
+        second: The same by the other half, which has to agree.
+        labels: [N] of both halves.
+        predicted: [N].
+    """
+    classes = len(first)
+    images = torch.bincount(labels, minlength=classes)
+    right = torch.bincount(labels[predicted == labels], minlength=classes)
+    renamed_right = torch.bincount(labels[predicted == first[labels]], minlength=classes)
+    kept = torch.arange(classes)
+    for cycle in _cycles(first):
+        seen = cycle[images[cycle] > 0]
+        before, after = int(right[seen].sum()), int(renamed_right[seen].sum())
+        if (
+            first[seen].equal(second[seen])
+            and bool((renamed_right[seen] >= right[seen]).all())
+            and after >= max(PERMUTED_ACCURACY * int(images[seen].sum()), PERMUTED_GAIN * before)
+            and after - before >= PERMUTED_ERRORS * math.sqrt(after + before) > 0
+        ):
+            kept[cycle] = first[cycle]
+    return kept
+
+
+def _cycles(permutation: Tensor) -> list[Tensor]:
+    """The cycles of a permutation that move something, as positions."""
+    to = permutation.tolist()
+    seen: set[int] = set()
+    cycles: list[Tensor] = []
+    for start, end in enumerate(to):
+        if start == end or start in seen:
+            continue
+        cycle = [start]
+        while to[cycle[-1]] != start:
+            cycle.append(to[cycle[-1]])
+        seen.update(cycle)
+        cycles.append(torch.tensor(cycle))
+    return cycles
 
 
 def best_permutation(labels: Labels, predicted: Labels, classes: int) -> Tensor:
@@ -197,25 +334,46 @@ def best_permutation(labels: Labels, predicted: Labels, classes: int) -> Tensor:
         [K] a permutation: label -> predicted label. Labels without images keep their own place where it is free.
     """
     answered = predicted != NO_ANSWER
-    counts = torch.bincount(labels[answered] * classes + predicted[answered], minlength=classes**2)
-    gains = counts.view(classes, classes).double()
-    gains += 0.5 / classes * torch.eye(classes, dtype=torch.float64)  # breaks ties, weighs less than one image in all
-    return torch.from_numpy(_assign(-gains.numpy()))
+    labels, predicted = labels[answered], predicted[answered]
+    # Rows and columns are what occurs: a table of K x K would be gigabytes for a file that claims many classes.
+    rows = _distinct(labels)
+    columns = _distinct(torch.cat([labels, predicted]))
+    places = torch.searchsorted(rows, labels) * len(columns) + torch.searchsorted(columns, predicted)
+    gains = torch.bincount(places, minlength=len(rows) * len(columns)).view(len(rows), len(columns)).double()
+    # An own place breaks ties and weighs less than one image in all.
+    gains[torch.arange(len(rows)), torch.searchsorted(columns, rows)] += 0.5 / classes
+    permutation = torch.arange(classes)
+    permutation[rows] = columns[torch.from_numpy(_assign(-gains.numpy()))]
+    return _completed(permutation, rows)
+
+
+def _completed(permutation: Tensor, rows: Tensor) -> Tensor:
+    """A permutation of which only these rows are settled; others keep their own place, or get one that is left."""
+    classes = len(permutation)
+    taken = torch.zeros(classes, dtype=torch.bool)
+    taken[permutation[rows]] = True
+    settled = torch.zeros(classes, dtype=torch.bool)
+    settled[rows] = True
+    displaced = taken & ~settled
+    permutation[displaced] = (~taken & settled).nonzero().flatten()
+    return permutation
 
 
 def _assign(costs: np.ndarray[tuple[int, int], np.dtype[np.float64]]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """Column of each row so that the summed cost is least: shortest augmenting paths, O(K^3), one row a time.
+    """Column of each row so that the summed cost is least: shortest augmenting paths, O(R^2 C), one row a time.
+
+    There may be more columns C than rows R, not fewer.
 
     Source: Jonker and Volgenant, Computing 38, 1987; rows enter one by one, and the potentials of rows and columns keep
     every reduced cost at or above zero.
     """
-    size = len(costs)
-    row_potential, column_potential = np.zeros(size), np.zeros(size)
-    row_of = np.full(size, -1)
-    for new_row in range(size):
-        distance = np.full(size, np.inf)
-        came_from = np.full(size, -1)
-        done = np.zeros(size, dtype=bool)
+    rows, columns = costs.shape
+    row_potential, column_potential = np.zeros(rows), np.zeros(columns)
+    row_of = np.full(columns, -1)
+    for new_row in range(rows):
+        distance = np.full(columns, np.inf)
+        came_from = np.full(columns, -1)
+        done = np.zeros(columns, dtype=bool)
         row, column, reached = new_row, -1, 0.0
         while row >= 0:
             through = reached + costs[row] - row_potential[row] - column_potential
@@ -235,12 +393,18 @@ def _assign(costs: np.ndarray[tuple[int, int], np.dtype[np.float64]]) -> np.ndar
             previous = int(came_from[column])
             row_of[column] = row_of[previous] if previous >= 0 else new_row
             column = previous
-    return np.argsort(row_of)
+    assigned = np.flatnonzero(row_of >= 0)
+    return assigned[np.argsort(row_of[assigned])]
 
 
-def _alternate(labels: Labels, classes: int) -> tuple[Tensor, Tensor]:
+def _distinct(labels: Labels) -> Labels:
+    """Each label that occurs once, in rising order."""
+    return torch.bincount(labels).nonzero().flatten()
+
+
+def _alternate(labels: Labels) -> tuple[Tensor, Tensor]:
     """Positions of every other image of each class, and of the rest."""
-    members = [(labels == label).nonzero().flatten() for label in range(classes)]
+    members = [(labels == label).nonzero().flatten() for label in _distinct(labels)]
     return torch.cat([index[::2] for index in members]), torch.cat([index[1::2] for index in members])
 
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from banaudit.mitigations import BANFineTuning, Mitigation, Repaired, TargetedMi
 from banaudit.mitigations.base import MAX_DROP
 from banaudit.preflight import predictions
 from banaudit.relapse import planned_images, probe_relapse, wanted_labels
+from banaudit.reports import json_text
 from banaudit.results import CheckpointFacts, RelapseProbe, Repair, RepairSettings, Report, Verdict
 from banaudit.shapes import Weights
 
@@ -115,7 +115,7 @@ def purify(
         detectors: Methods of both scans; none: the default ones.
         max_drop: Clean accuracy that the repair may cost, 0 to 1.
         flips: Whether training images are mirrored; none: found out on the model.
-        force: Replace an existing ``out``, and repair a model that the scan finds no evidence against.
+        force: Replace an existing ``out``, and repair a model that the scan finds no evidence against or cannot judge.
         seed: Same seed, same repair on the same machine.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         listener: Told of progress.
@@ -124,8 +124,9 @@ def purify(
         The record; nothing was written if the repair cost more accuracy than allowed.
 
     Raises:
-        UsageError: ``out`` exists or cannot be written, or there is no evidence against the model and no ``force``.
-        DataError: The images are too few, or the network does not do its job on them.
+        UsageError: ``out`` exists or cannot be written; or, without ``force``, there is no evidence against the model,
+            or no method could look for any.
+        DataError: The images are too few, the network does not do its job on them, or their class order is another.
         UnsupportedModelError: The mitigation does not fit the network.
         BanauditError: Whatever else is wrong with file, images or arguments, in one line.
     """
@@ -138,12 +139,17 @@ def purify(
     mitigation.check(prepared.model)
     facts = audit.facts_of(prepared)
     parts = _part_images(prepared.clean, seed)
-    before = audit.judge(prepared.model, parts.scan, detectors=detectors, facts=facts, seed=seed, meter=meter)
-    if before.verdict is Verdict.NO_EVIDENCE and not force:
-        raise UsageError(
-            f"{prepared.checkpoint.facts.path}: the scan finds no evidence of a backdoor ({before.reason}), so nothing "
-            "was repaired; --force repairs it all the same"
-        )
+    before = audit.judge(
+        prepared.model,
+        parts.scan,
+        detectors=detectors,
+        accuracy_floor=subject.accuracy_floor,
+        facts=facts,
+        seed=seed,
+        meter=meter,
+    )
+    if not force:
+        _require_suspicion(before, prepared.checkpoint.facts.path)
     meter = _next(meter, _part(listener, *_REPAIR))
     state = out.with_name(f".{out.name}.purify")
     if before.target is not None and isinstance(mitigation, TargetedMitigation):
@@ -172,7 +178,7 @@ def purify(
         "kept_epoch": repaired.kept_epoch,
         "made": made,
         "before": before,
-        "caveats": (SEEN_IMAGES,) if len(parts.untouched) < MIN_SCAN_IMAGES else (),
+        "caveats": _caveats(parts, accuracies, max_drop),
         "seed": seed,
         "device": str(prepared.device),
         "tool_version": banaudit.__version__,
@@ -182,7 +188,8 @@ def purify(
 
     def finish(verdict: Verdict, reason: str, **more: Any) -> Repair:
         spent = {"forward_images": meter.forward_images, "backward_images": meter.backward_images}
-        seconds = round((datetime.now(UTC) - started).total_seconds(), 3)
+        earlier = sum(item.seconds for item in repaired.epochs if item.earlier)
+        seconds = round(earlier + (datetime.now(UTC) - started).total_seconds(), 3)
         return Repair(verdict=verdict, reason=reason, seconds=seconds, **spent, **record, **more)
 
     missed = missed_budget(repaired, accuracies, max_drop)
@@ -205,6 +212,7 @@ def purify(
         training=parts.repair,
         held_out=parts.untouched,
         detectors=detectors,
+        accuracy_floor=subject.accuracy_floor,
         facts=facts,
         seed=seed,
         meter=meter,
@@ -221,7 +229,7 @@ def purify(
         after=after,
         relapse=judged.relapse,
     )
-    write_checkpoint(out, rewritten, _account(result), force=force)
+    write_checkpoint(out, rewritten, json_text.render(result), force=force)
     state.unlink(missing_ok=True)
     return result
 
@@ -230,12 +238,34 @@ def _require_usable(prepared: audit.Prepared, data: Path) -> None:
     shortfall = prepared.images.shortfall()
     if shortfall is not None:
         raise DataError(f"{data}: {shortfall}, and a repair as many; give more images")
-    if prepared.low_accuracy_cause:
-        found = prepared.accuracy
-        raise DataError(
-            f"{data}: clean accuracy {found.accuracy:.1%} is below the floor of {found.floor:.0%}, and training on "
-            f"such images would ruin the network: {prepared.low_accuracy_cause}"
+    if prepared.misread:
+        raise DataError(f"{data}: training on these images would ruin the network: {prepared.misread}")
+
+
+def _require_suspicion(before: Report, model: str) -> None:
+    """Nothing is repaired, without force, that no method speaks against: it could only become worse."""
+    if before.verdict is Verdict.NO_EVIDENCE:
+        raise UsageError(
+            f"{model}: the scan finds no evidence of a backdoor ({before.reason}), so nothing was repaired; --force "
+            "repairs it all the same"
         )
+    if not before.findings:
+        raise UsageError(
+            f"{model}: the scan cannot judge the model ({before.reason}), so nothing was repaired; --force repairs it "
+            "all the same"
+        )
+
+
+def _caveats(parts: _Parts, found: Accuracies, max_drop: float) -> tuple[str, ...]:
+    seen = (SEEN_IMAGES,) if len(parts.untouched) < MIN_SCAN_IMAGES else ()
+    drop, give = found.before - found.after, SIGNIFICANT * found.drop_error
+    if give <= max_drop or drop + give <= max_drop:
+        return seen
+    return (
+        *seen,
+        f"{len(parts.untouched)} untouched images are too few to tell whether the repair kept to the {max_drop:.1%} of "
+        f"clean accuracy that it may cost: it cost {drop:.1%} of theirs, give or take {give:.1%}; give more images",
+    )
 
 
 def _part_images(clean: CleanData, seed: int) -> _Parts:
@@ -304,6 +334,7 @@ def judge_repaired(
     training: CleanData,
     held_out: CleanData,
     detectors: Sequence[Detector] | None = None,
+    accuracy_floor: float | None = None,
     facts: audit.Facts | None = None,
     seed: int = 0,
     meter: Meter | None = None,
@@ -318,12 +349,15 @@ def judge_repaired(
         training: Clean images that the probe trains on.
         held_out: Clean images that the probe's shares are read from.
         detectors: Methods of the scan; none: the default ones.
+        accuracy_floor: Clean accuracy below which the scan gives no verdict; none: five times chance, at least 20 %.
         facts: Origin of model and images.
         seed: Of scan and probe.
         meter: Counts passes, tells progress.
     """
     meter = meter if meter is not None else Meter()
-    report = audit.judge(after, scan, detectors=detectors, facts=facts, seed=seed, meter=meter)
+    report = audit.judge(
+        after, scan, detectors=detectors, accuracy_floor=accuracy_floor, facts=facts, seed=seed, meter=meter
+    )
     relapse = None
     if wanted:
         meter.planned_images = meter.forward_images + planned_images(len(held_out))
@@ -357,10 +391,6 @@ def _provenance(prepared: audit.Prepared, made: RepairSettings, found: Accuracie
         "accuracy_before": found.before,
         "accuracy_after": found.after,
     }
-
-
-def _account(record: Repair) -> str:
-    return json.dumps(json.loads(record.model_dump_json()), indent=2) + "\n"
 
 
 def _next(meter: Meter, listener: Listener | None) -> Meter:

@@ -181,8 +181,14 @@ class CleanAccuracy(Record):
     """Share of clean images classified as labelled. It tells the reader that the set-up is right."""
 
     accuracy: float
+    balanced_accuracy: float | None = Field(
+        default=None, description="The same averaged over the classes, each of equal weight however many images it has."
+    )
     images: int
-    floor: float
+    floor: float = Field(description="Below it, by either accuracy, no verdict is given.")
+    one_answer: int | None = Field(
+        default=None, description="Label that nearly all answers are although the images are not of that class."
+    )
     label_permutation: dict[int, int] | None = Field(
         default=None, description="Label -> predicted label, when renaming the labels would give a high accuracy."
     )
@@ -251,6 +257,7 @@ class RepairEpoch(Record):
     loss: float | None = Field(default=None, description="Mean over the batches; none: nothing was trained.")
     accuracy: float = Field(description="On the images that choose what is kept.")
     seconds: float
+    earlier: bool = Field(default=False, description="It ran in an earlier call, which was interrupted.")
 
 
 class RelapseProbe(Record):

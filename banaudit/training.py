@@ -168,8 +168,9 @@ class Choice:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from what :meth:`dump` gave."""
-        self.epochs = [RepairEpoch.model_validate_json(text) for text in state["epochs"]]
+        """Go on from what :meth:`dump` gave, in an earlier call."""
+        epochs = (RepairEpoch.model_validate_json(text) for text in state["epochs"])
+        self.epochs = [item.model_copy(update={"earlier": True}) for item in epochs]
         self._kept, self._kept_epoch, self._within = state["kept"], state["kept_epoch"], state["within"]
 
     def tuned(self) -> Tuned:
@@ -297,9 +298,12 @@ class Progress:
 
 
 def identify(model: SplitModel, data: CleanData, settings: dict[str, Scalar]) -> str:
-    """A fingerprint of a run: same weights, images, settings and versions give the same text."""
-    digest = hashlib.sha256(json.dumps([settings, str(torch.__version__), str(data.images.device)]).encode())
-    for tensor in (*model.state_dict().values(), data.labels, data.images.sum(dim=(1, 2, 3), dtype=torch.float64)):
+    """A fingerprint of a run: same network, normalisation, images, settings and versions give the same text."""
+    told = [settings, str(torch.__version__), str(data.images.device), model.logit_scale]
+    digest = hashlib.sha256(json.dumps(told).encode())
+    # No state dict holds the normalisation: the same weights behind another one are another model.
+    own = (*model.state_dict().values(), model.mean, model.std)
+    for tensor in (*own, data.labels, data.images.sum(dim=(1, 2, 3), dtype=torch.float64)):
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
@@ -322,7 +326,7 @@ def fine_tune(
     """Train all weights of a model in place and keep one epoch.
 
     Weights that are exactly zero at the start stay zero, so that a pruned network stays pruned. A run that is
-    interrupted and goes on later ends with the same weights as one that is not.
+    interrupted and goes on later ends with the same weights as one that is not, and books the same passes.
 
     Args:
         model: A private copy; changed, and left in eval mode.
@@ -356,8 +360,11 @@ def fine_tune(
         passes=passes,
     )
     choice = Choice(accuracy(model, selection, meter, "held-out accuracy"), max_drop, len(selection))
+    begun = meter.forward_images, meter.backward_images
     state = progress.load()
     if state is not None:
+        meter.forward_images += state["forward_images"]
+        meter.backward_images += state["backward_images"]
         model.load_state_dict(state["model"])
         run.optimizer.load_state_dict(state["optimizer"])
         choice.restore(state)
@@ -378,6 +385,8 @@ def fine_tune(
                 "model": model.state_dict(),
                 "optimizer": run.optimizer.state_dict(),
                 "companion": companion.dump() if companion is not None else None,
+                "forward_images": meter.forward_images - begun[0],
+                "backward_images": meter.backward_images - begun[1],
                 **choice.dump(),
             },
         )

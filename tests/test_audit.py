@@ -24,6 +24,7 @@ from banaudit.audit import (
     scan,
     usual_scale,
 )
+from banaudit.data import CleanData
 from banaudit.detectors.base import Outcome
 from banaudit.detectors.mm_bd import MMBD
 from banaudit.detectors.targeted_noise import TargetedNoise
@@ -188,15 +189,58 @@ def test_a_wrong_class_order_is_named_and_no_method_runs(subject, tmp_path):
     assert report.clean_accuracy.label_permutation == {0: 5, 1: 0, 2: 1, 3: 2, 4: 3, 5: 4}
     assert report.clean_accuracy.permuted_accuracy > 0.9
     assert "below the floor of 60%" in report.reason
-    assert "the class order looks wrong: with 0 a -> 5, 1 b -> 0" in report.reason
+    assert "the class order looks wrong: images of 0 'a' are answered 5 'f', images of 1 'b'" in report.reason
     assert report.target is None
 
 
-def test_two_classes_exchanged_are_a_caveat_at_a_low_floor(subject, tmp_path):
-    images = rename_classes(subject.images, tmp_path, dict(zip("abcdef", "badcef", strict=True)))
-    report = scan_subject(dataclasses.replace(subject, images=images), accuracy_floor=0.2)
-    assert report.findings
-    assert any(caveat.startswith("clean accuracy is only") for caveat in report.caveats)
+@pytest.mark.parametrize("floor", [None, 0.2])
+def test_two_classes_exchanged_are_named_above_the_floor(subject, tmp_path, floor):
+    images = rename_classes(subject.images, tmp_path, dict(zip("abcdef", "bacdef", strict=True)))
+    report = scan_subject(dataclasses.replace(subject, images=images), accuracy_floor=floor)
+    assert report.clean_accuracy.accuracy >= report.clean_accuracy.floor
+    assert report.verdict is Verdict.INCONCLUSIVE
+    assert report.findings == ()
+    assert report.reason.startswith(
+        "the class order looks wrong: images of 0 'a' are answered 1 'b', images of 1 'b' are answered 0 'a'; "
+    )
+    assert report.reason.endswith("name that order with --classes")
+
+
+class OneAnswer(toys.TinyNetwork):
+    """A network that always answers the first class."""
+
+    def head(self, features):
+        return super().head(features) * 0 + torch.nn.functional.one_hot(torch.tensor(0), toys.CLASSES)
+
+
+def test_a_network_with_one_answer_is_not_judged_by_images_of_that_class():
+    images, labels = toys.draw_images(240, torch.Generator().manual_seed(2))
+    kept = (labels == 0).nonzero().flatten().repeat(4).tolist() + list(range(36))
+    uneven = CleanData(images[kept], labels[kept], toys.NAMES)
+    model = SplitModel(OneAnswer(), (0.5,) * 3, (0.25,) * 3).eval()
+    report = judge(model, uneven, detectors=QUICK)
+    assert report.clean_accuracy.accuracy > report.clean_accuracy.floor
+    assert (report.verdict, report.findings) == (Verdict.INCONCLUSIVE, ())
+    assert report.reason.startswith("clean accuracy averaged over the classes, 16.7%, is below the floor of 60%")
+
+
+def test_classes_read_unlike_well_are_a_caveat(subject):
+    prepared = prepare(described(subject), device="cpu")
+    uneven = prepared.accuracy.model_copy(update={"accuracy": 0.9, "balanced_accuracy": 0.7})
+    found = facts_of(dataclasses.replace(prepared, accuracy=uneven))
+    assert found.caveats == (
+        "clean accuracy is 90.0% over all images but 70.0% averaged over the classes: some classes are read much worse "
+        "than others",
+    )
+
+
+def test_a_floor_of_the_callers_decides_whether_a_method_runs(planted, clean_data):
+    wrong = CleanData(clean_data.images, torch.where(clean_data.labels < 3, 5, clean_data.labels), toys.NAMES)
+    below = judge(planted, wrong, detectors=(MMBD(images=2, steps=4),))
+    assert (below.verdict, below.findings) == (Verdict.INCONCLUSIVE, ())
+    assert below.reason.startswith("clean accuracy")
+    assert "below the floor of 60%" in below.reason
+    assert judge(planted, wrong, detectors=(MMBD(images=2, steps=4),), accuracy_floor=0.3).findings
 
 
 def test_class_folders_of_another_number_are_refused_in_one_line(subject, tmp_path):

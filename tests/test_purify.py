@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,10 +16,10 @@ import torch
 from PIL import Image
 from pydantic import PrivateAttr
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 from toys import INTERRUPTIBLE
 
-from banaudit import relapse
+from banaudit import preflight, relapse
 from banaudit.architectures import SplitModel, load_network
 from banaudit.audit import Subject
 from banaudit.checkpoints import read_checkpoint
@@ -27,10 +28,10 @@ from banaudit.demo import examples
 from banaudit.detectors import Detector
 from banaudit.errors import BanauditError, DataError, UnsupportedModelError, UsageError
 from banaudit.mitigations import BANFineTuning, FeatureFlip, FineTuning
-from banaudit.purify import purify
+from banaudit.purify import Accuracies, _caveats, _Parts, purify
 from banaudit.relapse import probe_relapse, wanted_labels
 from banaudit.reports import json_text, repair, terminal
-from banaudit.results import EXIT_CODES, Evidence, Reading, Repair, Verdict
+from banaudit.results import EXIT_CODES, Evidence, Reading, Repair, RepairEpoch, Verdict
 
 TARGET = 3
 
@@ -92,6 +93,90 @@ def run(demo, out, *answers, known=None, mitigation=None, **settings):
 
 def files(folder):
     return sorted(path.name for path in folder.iterdir())
+
+
+def exchange_classes(demo, folder, one, other):
+    """The demo's images, with the folders of two classes exchanged."""
+    names = {one: other, other: one}
+    for source in demo.images.iterdir():
+        if source.is_dir():
+            shutil.copytree(source, folder / names.get(source.name, source.name))
+    return folder
+
+
+@pytest.mark.parametrize("floor", [None, 0.01])
+def test_exchanged_classes_are_not_taught(demo, tmp_path, floor):
+    one, other = sorted(path.name for path in demo.images.iterdir() if path.is_dir())[:2]
+    images = exchange_classes(demo, tmp_path / "images", one, other)
+    with pytest.raises(DataError, match=f"the class order looks wrong: images of . '{one}' are answered . '{other}'"):
+        run(demo, tmp_path / "out", True, False, known={"data": images, "accuracy_floor": floor}, force=True)
+    assert files(tmp_path) == ["images"]
+
+
+def test_the_floor_holds_in_both_scans(demo, tmp_path, monkeypatch):
+    monkeypatch.setattr(preflight, "default_floor", lambda classes: 1.1)
+    record = run(demo, tmp_path / "out", True, False, known={"accuracy_floor": 0.3})
+    assert record.before.findings
+    assert record.after.findings
+    assert (record.before.clean_accuracy.floor, record.after.clean_accuracy.floor) == (0.3, 0.3)
+
+
+def test_nothing_is_repaired_that_no_method_could_judge(demo, tmp_path):
+    with pytest.raises(UsageError, match=r"the scan cannot judge the model \(no method ran\).*--force"):
+        purify(subject(demo, max_images=100), tmp_path / "out", detectors=[], device="cpu")
+    assert files(tmp_path) == []
+
+
+def test_output_whose_name_is_no_text(demo, tmp_path):
+    out = tmp_path / os.fsdecode(b"rep\xff.safetensors")
+    assert run(demo, out, True, False).written
+    assert load(out.read_bytes()).keys() == load_file(demo.model).keys()
+    assert json.loads(out.with_name(f"{out.name}.json").read_text(encoding="ascii"))["path"] == str(out)
+
+
+@pytest.mark.parametrize(
+    ("drop", "error", "max_drop", "told"),
+    [
+        (0.08, 0.038, 0.02, True),
+        (0.0, 0.02, 0.02, True),
+        (-0.1, 0.04, 0.02, False),
+        (0.01, 0.005, 0.02, False),
+        (0.0, 0.0, 0.02, False),
+    ],
+)
+def test_too_few_untouched_images_for_the_budget_are_a_caveat(drop, error, max_drop, told):
+    data = CleanData(torch.zeros(300, 1, 1, 1), torch.zeros(300, dtype=torch.long), ("a",))
+    found = _caveats(_Parts(data, data, data), Accuracies(0.9, 0.9 - drop, error), max_drop)
+    assert len(found) == told
+    assert all(text.startswith("300 untouched images are too few to tell whether") for text in found)
+
+
+def test_record_tells_of_few_untouched_images(demo, tmp_path, monkeypatch):
+    monkeypatch.setattr("banaudit.purify.compare", lambda *_: Accuracies(0.9, 0.9, 0.4))
+    record = run(demo, tmp_path / "out", True, False)
+    assert any("untouched images are too few to tell" in caveat for caveat in record.caveats)
+
+
+def test_record_counts_the_epochs_before_an_interruption(demo, tmp_path):
+    mitigation = FineTuning(epochs=3, learning_rate=1e-4, batch_size=32)
+    whole = run(demo, tmp_path / "whole", True, False, mitigation=mitigation)
+    assert not any(item.earlier for item in whole.epochs)
+
+    def stop(what, _):
+        if what.startswith("epoch 3/3"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(demo, tmp_path / "out", True, False, mitigation=mitigation, listener=stop)
+    state = tmp_path / ".out.purify"
+    saved = torch.load(state, weights_only=True)
+    hours = [RepairEpoch.model_validate_json(text).model_copy(update={"seconds": 3600.0}) for text in saved["epochs"]]
+    torch.save({**saved, "epochs": [item.model_dump_json() for item in hours]}, state)
+    record = run(demo, tmp_path / "out", True, False, mitigation=mitigation)
+    assert [item.earlier for item in record.epochs] == [True, True, False]
+    assert record.forward_images == whole.forward_images
+    assert record.backward_images == whole.backward_images
+    assert 7200 < record.seconds < 7200 + 3600
 
 
 @pytest.mark.parametrize(("named", "aimed_at"), [(None, TARGET), (1, 1)])

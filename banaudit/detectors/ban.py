@@ -28,6 +28,9 @@ FEWEST_MISTAKES = 0.1
 """Share of the images that must be mistaken before the mistakes' shares count in full: of one mistake all falls in one
 class, on any network."""
 
+NOISE_ALONE = "noise alone"
+"""Label of the reading of the mistakes under noise, without the mask."""
+
 
 @dataclass(frozen=True)
 class _Restart:
@@ -244,7 +247,7 @@ class BAN(Detector):
             torch.stack([item.errors_null for item in restarts]),
             threshold=self.errors_threshold,
             null_margin=None,
-            label="noise alone",
+            label=NOISE_ALONE,
             measures="share of the mistakes under noise alone that fall in one class; null: random noise",
         )
 

@@ -218,7 +218,7 @@ class PatchInversion(TriggerDetector, ABC):
     """Steps between two cuts of the field."""
     held_out_images: PositiveInt = 100
     """Images, from those kept out of the search, that the recovered triggers are tried on."""
-    threshold: PositiveFloat = 3.0
+    threshold: PositiveFloat = 3.5
     """Robust standard deviations, on the log scale, that the smallest mask must lie below the median of the others."""
     largest_ratio: float = Field(default=0.7, gt=0, le=1)
     """Largest norm, as a share of the runner-up's, at which the smallest mask is an accusation."""

@@ -7,10 +7,11 @@ null, the agreement of restarts) is the same, so that the two differ in nothing 
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import dataclass
 from typing import ClassVar, final
 
 import torch
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from banaudit.architectures.base import SplitModel
 from banaudit.detectors.base import Outcome, Samples, TriggerDetector, agreement_of
@@ -30,6 +31,18 @@ from banaudit.meter import Meter
 from banaudit.results import Evidence, Reading
 from banaudit.triggers import RecoveredTrigger
 
+TEN_CLASSES = 10
+"""Number of classes for which the all-to-all threshold is given."""
+
+
+@dataclass(frozen=True)
+class _Followed:
+    """The paths of one restart, and what they say."""
+
+    paths: Paths
+    lead: Lead
+    pair: PairLead
+
 
 class ShortcutDetector(TriggerDetector):
     """Detector that looks for a class, a map or a pair that one small common perturbation reaches too easily."""
@@ -40,18 +53,26 @@ class ShortcutDetector(TriggerDetector):
     """How much a perturbation grows with each step; the unit is the subclass's."""
     search_images: PositiveInt = 48
     """Images of other classes that each step towards a class descends on."""
-    mapping_steps: PositiveInt = 6
-    """Steps of the all-to-all search; with two more, networks that are easily steered (digits) follow some map too."""
-    mapping_images: PositiveInt = 128
-    """Images that each step of the all-to-all search descends on."""
+    mapping_steps: PositiveInt = 8
+    """Steps of the all-to-all search."""
+    mapping_step_share: PositiveFloat = 0.55
+    """Growth of a perturbation with each of these steps, as a share of ``step_size``. The whole way is shorter than the
+    paths': with one as long, networks that are easily steered (digits) follow some map without a backdoor."""
+    mapping_images: PositiveInt = 256
+    """Images that each of these steps descends on, where they are more than ``mapping_images_per_class`` of each."""
+    mapping_images_per_class: PositiveInt = 9
+    """Needed to tell where each class is carried: with 3 of each of 43 classes a third of the map came out wrong."""
     read_images: PositiveInt = 160
     """Held-out images of a reading."""
     restarts: PositiveInt = 2
     """Independent paths on different images, at most; all must name the same class."""
     lead_threshold: PositiveFloat
     """Lead of the first class over the second above which the all-to-one reading fires."""
-    mapping_threshold: PositiveFloat = 0.36
-    """Share of images that follow the map above which the all-to-all reading fires."""
+    mapping_threshold: PositiveFloat = 0.31
+    """Share of images that follow the map above which the all-to-all reading fires, for ten classes."""
+    mapping_decline: float = Field(default=0.4, ge=0)
+    """The same for K classes is (10 / K) to this power as much: the more classes, the fewer images follow a map of all
+    of them, with a backdoor and without. Set where clean networks and victims of 10 and of 43 classes part."""
     pair_threshold: PositiveFloat
     """Lead of the first source -> target pair over the next above which the source-target reading fires."""
 
@@ -60,8 +81,15 @@ class ShortcutDetector(TriggerDetector):
     """What is perturbed, in the user's words."""
 
     @abstractmethod
-    def perturbation(self, model: SplitModel, samples: Samples, meter: Meter) -> Perturbation:
-        """The perturbation of this detector for a private copy of the model."""
+    def perturbation(self, model: SplitModel, samples: Samples, meter: Meter, *, share: float = 1.0) -> Perturbation:
+        """The perturbation of this detector for a private copy of the model.
+
+        Args:
+            model: The copy.
+            samples: Clean images.
+            meter: Counts passes.
+            share: Growth with each step as a share of ``step_size``.
+        """
 
     @abstractmethod
     def shown(self, leader: Leader, samples: Samples, *, accused: bool) -> RecoveredTrigger | None:
@@ -79,58 +107,67 @@ class ShortcutDetector(TriggerDetector):
         half = images // 2
         search, read = min(self.search_images, half), min(self.read_images, half)
         paths = planned_images(num_classes, steps=self.steps, search_images=search, read_images=read)
-        mapping = self.mapping_steps * min(self.mapping_images, half) + 2 * read
+        mapping = self.mapping_steps * min(self._mapping_images(num_classes), half) + 2 * read
         return self.restarts * (paths + mapping)
 
     @final
     def search(self, model: SplitModel, samples: Samples, generator: torch.Generator, meter: Meter) -> Outcome:
-        """Paths and a mapping search for each restart, then the three readings.
+        """Paths towards each class and a search for a map, each restarted while a reading of it could fire.
 
-        The weakest restart counts: once no reading is above its threshold, further ones could not make it fire.
+        The weakest restart counts: once a reading is not above its threshold, further ones could not make it fire.
         """
+        followed = self._follow(model, samples, generator, meter)
+        paths = [found.paths for found in followed]
+        one = self._all_to_one(samples, paths, [found.lead for found in followed])
+        mappings = self._map(model, samples, generator, meter)
+        evidence = [one, self._all_to_all(samples, mappings), self._source_target([found.pair for found in followed])]
+        leaders = next((path.leaders for path in paths if path.leaders[0].target == one.target), ())
+        shown = (self.shown(leader, samples, accused=one.fired and leader.target == one.target) for leader in leaders)
+        return Outcome(evidence, tuple(trigger for trigger in shown if trigger is not None))
+
+    def _follow(self, model: SplitModel, samples: Samples, generator: torch.Generator, meter: Meter) -> list[_Followed]:
         perturbation = self.perturbation(model, samples, meter)
-        paths: list[Paths] = []
-        leads: list[Lead] = []
-        pairs: list[PairLead] = []
-        mappings: list[Mapping] = []
-        evidence: list[Evidence] = []
+        found: list[_Followed] = []
         for restart in range(self.restarts):
-            what = f"{self.name}, restart {restart + 1} of {self.restarts}"
-            paths.append(
-                follow(
-                    perturbation,
-                    samples,
-                    steps=self.steps,
-                    search_images=self.search_images,
-                    read_images=self.read_images,
-                    generator=generator,
-                    what=f"{what}: towards each class",
-                )
+            paths = follow(
+                perturbation,
+                samples,
+                steps=self.steps,
+                search_images=self.search_images,
+                read_images=self.read_images,
+                generator=generator,
+                what=f"{self.name}, restart {restart + 1} of {self.restarts}: towards each class",
             )
-            leads.append(lead(paths[-1].margins, paths[-1].start))
-            pairs.append(pair_lead(paths[-1]))
-            mappings.append(
+            found.append(_Followed(paths, lead(paths.margins, paths.start), pair_lead(paths)))
+            if found[-1].lead.score <= self.lead_threshold and found[-1].pair.score <= self.pair_threshold:
+                break
+        return found
+
+    def _map(self, model: SplitModel, samples: Samples, generator: torch.Generator, meter: Meter) -> list[Mapping]:
+        perturbation = self.perturbation(model, samples, meter, share=self.mapping_step_share)
+        found: list[Mapping] = []
+        for restart in range(self.restarts):
+            found.append(
                 search_mapping(
                     perturbation,
                     samples,
                     steps=self.mapping_steps,
-                    search_images=self.mapping_images,
+                    search_images=self._mapping_images(samples.num_classes),
                     read_images=self.read_images,
                     generator=generator,
-                    what=f"{what}: all-to-all",
+                    what=f"{self.name}, restart {restart + 1} of {self.restarts}: all-to-all",
                 )
             )
-            evidence = [
-                self._all_to_one(samples, paths, leads),
-                self._all_to_all(samples, mappings),
-                self._source_target(pairs),
-            ]
-            if not any(item.score > item.threshold for item in evidence):
+            if found[-1].score <= self._mapping_threshold(samples.num_classes):
                 break
-        one = evidence[0]
-        leaders = next((path.leaders for path in paths if path.leaders[0].target == one.target), ())
-        shown = (self.shown(leader, samples, accused=one.fired and leader.target == one.target) for leader in leaders)
-        return Outcome(evidence, tuple(trigger for trigger in shown if trigger is not None))
+        return found
+
+    def _mapping_images(self, num_classes: int) -> int:
+        return max(self.mapping_images, self.mapping_images_per_class * num_classes)
+
+    def _mapping_threshold(self, num_classes: int) -> float:
+        scale: float = (TEN_CLASSES / num_classes) ** self.mapping_decline
+        return min(1.0, self.mapping_threshold * scale)
 
     def _all_to_one(self, samples: Samples, paths: list[Paths], leads: list[Lead]) -> Evidence:
         weakest = min(leads, key=lambda item: item.score)
@@ -155,6 +192,7 @@ class ShortcutDetector(TriggerDetector):
 
     def _all_to_all(self, samples: Samples, mappings: list[Mapping]) -> Evidence:
         weakest = min(mappings, key=lambda item: item.score)
+        threshold = self._mapping_threshold(samples.num_classes)
         common = [
             sum(item.targets[source] == target for item in mappings) == len(mappings)
             for source, target in weakest.targets.items()
@@ -167,8 +205,8 @@ class ShortcutDetector(TriggerDetector):
                 "null: a random one of the same size"
             ),
             score=weakest.score,
-            threshold=self.mapping_threshold,
-            fired=weakest.score > self.mapping_threshold and (agreement is None or agreement > 0.5),
+            threshold=threshold,
+            fired=weakest.score > threshold and (agreement is None or agreement > 0.5),
             null=max(item.null for item in mappings),
             mapping=weakest.targets,
             per_class=samples.per_class(torch.stack([item.per_source for item in mappings]).mean(dim=0)),

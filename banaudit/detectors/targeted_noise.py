@@ -65,10 +65,10 @@ class TargetedNoise(ShortcutDetector):
     statistics: Statistics = "batch"
     """Statistics that BatchNorm uses under noise."""
 
-    def perturbation(self, model: SplitModel, samples: Samples, meter: Meter) -> _NeuronShift:
+    def perturbation(self, model: SplitModel, samples: Samples, meter: Meter, *, share: float = 1.0) -> _NeuronShift:
         """Additive neuron noise on this model."""
         noisy = NoisyModel(model, form="additive", statistics=self.statistics, meter=meter)
-        return _NeuronShift(noisy, self.step_size)
+        return _NeuronShift(noisy, share * self.step_size)
 
     def shown(self, leader: Leader, samples: Samples, *, accused: bool) -> None:
         """Nothing: noise on neurons is no picture."""

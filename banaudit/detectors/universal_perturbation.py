@@ -76,13 +76,15 @@ class UniversalPerturbation(ShortcutDetector):
 
     step_size: PositiveFloat = 0.6
     """Growth of the L2 norm with each step, for 3 x 32 x 32 images in [0, 1]."""
-    mapping_steps: PositiveInt = 8
+    mapping_step_share: PositiveFloat = 1.0
+    mapping_images: PositiveInt = 128
+    mapping_threshold: PositiveFloat = 0.36
     lead_threshold: PositiveFloat = 0.4
     pair_threshold: PositiveFloat = 0.8
 
-    def perturbation(self, model: SplitModel, samples: Samples, meter: Meter) -> _PixelShift:
+    def perturbation(self, model: SplitModel, samples: Samples, meter: Meter, *, share: float = 1.0) -> _PixelShift:
         """A universal perturbation of images of this shape."""
-        return _PixelShift(model, samples.search.images, self.step_size, meter)
+        return _PixelShift(model, samples.search.images, share * self.step_size, meter)
 
     def shown(self, leader: Leader, samples: Samples, *, accused: bool) -> RecoveredTrigger:
         """The perturbation, and an image without and with it."""

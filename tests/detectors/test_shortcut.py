@@ -40,7 +40,7 @@ class Shifts(ShortcutDetector):
     pair_threshold: float = 0.5
     steps: int = 4
 
-    def perturbation(self, model, samples, meter):
+    def perturbation(self, model, samples, meter, *, share=1.0):
         return Counted(self.gain, meter)
 
     def shown(self, leader, samples, *, accused):
@@ -69,13 +69,12 @@ def test_no_reading_fires_without_cause():
 
 
 def test_all_passes_are_planned():
-    detector, meter = (
-        Shifts(gain=(1.0, 1.0, 3.0, 1.0), restarts=3, steps=2, mapping_steps=2, lead_threshold=0.01),
-        Meter(),
-    )
+    detector = Shifts(gain=(1.0, 1.0, 3.0, 1.0), restarts=3, steps=2, mapping_steps=2, lead_threshold=0.01)
+    meter = Meter()
     read(detector, meter)
-    # Each half of the samples has 80 images here, where real ones are halves of one set
-    assert meter.forward_images == detector.planned_images(4, 160)
+    # Each half of the samples has 80 images here, where real ones are halves of one set. No map is followed: the two
+    # further searches for one are planned and not made.
+    assert meter.forward_images == detector.planned_images(4, 160) - 2 * (2 * 80 + 2 * 80)
 
 
 def test_a_restart_that_could_make_nothing_fire_is_not_run():
@@ -130,6 +129,12 @@ def test_maps_must_agree_on_more_than_half(monkeypatch, scores, maps, classes, f
     assert reading.fired is fired
     assert reading.score == min(scores)
     assert reading.mapping == dict(enumerate(maps[1]))
+
+
+@pytest.mark.parametrize(("classes", "threshold"), [(10, 0.31), (43, 0.173), (4, 0.447)])
+def test_more_classes_need_fewer_followers(classes, threshold):
+    reading = read(Shifts(gain=(1.0,) * classes, steps=1))[Reading.ALL_TO_ALL]
+    assert reading.threshold == pytest.approx(threshold, abs=1e-3)
 
 
 def test_one_pair_far_ahead_is_a_source_and_its_target(monkeypatch):

@@ -68,6 +68,29 @@ def test_state_that_does_not_belong_starts_afresh(damage, tmp_path):
     )
 
 
+@pytest.mark.parametrize("change", ["mean", "std", "logit_scale"])
+def test_state_of_another_normalisation_starts_afresh(change, tmp_path):
+    def other():
+        model = make_model()
+        setattr(model, change, getattr(model, change) * 2)
+        return model
+
+    method, data, state = FineTuning(epochs=2), make_data(), tmp_path / "state"
+    method(make_model(), data, max_drop=1.0, state=state)
+    resumed = method(other(), data, max_drop=1.0, state=state)
+    assert not any(item.earlier for item in resumed.epochs)
+    assert same_weights(method(other(), data, max_drop=1.0).model.state_dict(), resumed.model.state_dict())
+
+
+def test_state_of_an_older_version_starts_afresh(tmp_path):
+    method, data, state = FineTuning(epochs=2), make_data(), tmp_path / "state"
+    method(make_model(), data, max_drop=1.0, state=state)
+    saved = torch.load(state, weights_only=True)
+    old = {name: value for name, value in saved.items() if not name.endswith("_images")}
+    torch.save({**old, "identity": "of weights alone"}, state)
+    assert not any(item.earlier for item in method(make_model(), data, max_drop=1.0, state=state).epochs)
+
+
 def test_refusals():
     with pytest.raises(UnsupportedModelError, match="needs BatchNorm"):
         BANFineTuning()(make_model(normalised=False), make_data())

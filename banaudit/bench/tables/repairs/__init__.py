@@ -20,7 +20,7 @@ from banaudit.bench.tables.repairs.settings import by_amount, by_settings, cost
 
 __all__ = ["repair_tables", "upper_percentile"]
 
-DEVELOPMENT = (
+_DEVELOPMENT = (
     "These are development models: constants of the repairs were chosen on them, so the tables show what works and "
     "what does not, and are no estimate of how well a repair does."
 )
@@ -34,7 +34,7 @@ def repair_tables(results: RepairResults) -> str:
     parts = [
         f"# Repairs: {results.split} split",
         _introduction(results, view),
-        DEVELOPMENT if results.split == "development" else "",
+        _DEVELOPMENT if results.split == "development" else "",
         *side_by_side(view),
         *what_is_left(view),
         *beside_the_paper(view),
