@@ -25,7 +25,7 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from banaudit.bench.population import TEST_SEED
+from banaudit.bench.population import OPENED_SEEDS, TEST_SEED
 from banaudit.bench.runner import BenchmarkResults, Number, Outcome, ScanSettings, ScoredReading, VictimEntry
 from banaudit.bench.strata import counted, network_of, stratum_of
 from banaudit.bench.verdicts import Thresholds, is_certain, may_fire, rejudge
@@ -118,28 +118,31 @@ def fit_threshold(scores: Sequence[float], rate: float) -> float:
     return max(float(values.max()), middle + excess * math.log(0.5 / rate))
 
 
-def calibrate(results: BenchmarkResults, *, aimed_rate: float = AIMED_RATE) -> Calibration:
+def calibrate(*files: BenchmarkResults, aimed_rate: float = AIMED_RATE) -> Calibration:
     """Refit every threshold and judge every victim anew; no model is needed.
 
     Args:
-        results: Of development victims.
+        files: Results of development victims, and of test victims that were opened before; one at least.
         aimed_rate: False-alarm rate aimed at, in (0, 0.5).
 
     Raises:
         UsageError: The victims are of the test, none of them counts, or the rate is not as above.
     """
-    if results.split == "test" or any(entry.victim.recipe.seed >= TEST_SEED for entry in results.entries):
+    split = " and ".join(results.split for results in files)
+    held = tuple(entry for results in files for entry in results.entries)
+    seeds = {entry.victim.recipe.seed for entry in held}
+    if "test" in split.split() or any(seed >= TEST_SEED and seed not in OPENED_SEEDS for seed in seeds):
         raise UsageError(
-            f"split {results.split}: thresholds are never fitted on test victims; give results of development victims"
+            f"split {split}: thresholds are never fitted on test victims; give results of development victims"
         )
     if not 0 < aimed_rate < 0.5:
         raise UsageError(f"--rate {aimed_rate:g}: expected a share between 0 and 0.5, e.g. --rate {AIMED_RATE}")
-    entries = counted(results.entries)
+    entries = _on_one_scale(counted(held))
     if not any(not entry.truth.backdoored for entry in entries):
-        raise UsageError(f"split {results.split}: holds no clean victim to fit thresholds on; scan some")
+        raise UsageError(f"split {split}: holds no clean victim to fit thresholds on; scan some")
     readings = {item.key: item for entry in entries for item in entry.scan.readings}
     if not readings:
-        raise UsageError(f"split {results.split}: its scans hold no scores; scan again")
+        raise UsageError(f"split {split}: its scans hold no scores; scan again")
     rate = aimed_rate / len(readings)
 
     proposed = _thresholds(entries, readings, rate)
@@ -156,11 +159,11 @@ def calibrate(results: BenchmarkResults, *, aimed_rate: float = AIMED_RATE) -> C
     }
     counting = {entry.key for entry in entries}
     return Calibration(
-        split=results.split,
+        split=split,
         aimed_rate=aimed_rate,
         reading_rate=rate,
-        current_settings=_current(results.settings),
-        excluded=tuple(entry.key for entry in results.entries if entry.key not in counting),
+        current_settings=all(_current(results.settings) for results in files),
+        excluded=tuple(entry.key for entry in held if entry.key not in counting),
         readings=tuple(_fit(key, readings[key], entries, proposed) for key in readings),
         victims=tuple(
             VictimVerdicts(
@@ -178,6 +181,26 @@ def calibrate(results: BenchmarkResults, *, aimed_rate: float = AIMED_RATE) -> C
             for entry in entries
         ),
     )
+
+
+def _on_one_scale(entries: Sequence[VictimEntry]) -> list[VictimEntry]:
+    """The entries with the scores of each reading as if all had been held against its first threshold.
+
+    Some thresholds depend on the number of classes; what can be compared is the score as a share of its own.
+    """
+    first = {item.key: item.threshold for entry in reversed(entries) for item in reversed(entry.scan.readings)}
+
+    def scaled(item: ScoredReading) -> ScoredReading:
+        factor = first[item.key] / item.threshold
+        score, null = (None if value is None else value * factor for value in (item.score, item.null))
+        return item.model_copy(update={"threshold": first[item.key], "score": score, "null": null})
+
+    return [
+        entry.model_copy(
+            update={"scan": entry.scan.model_copy(update={"readings": tuple(map(scaled, entry.scan.readings))})}
+        )
+        for entry in entries
+    ]
 
 
 def _setup(entry: VictimEntry) -> str:

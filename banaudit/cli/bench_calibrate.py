@@ -13,7 +13,9 @@ from banaudit.errors import UsageError
 
 
 def calibrate(
-    results: Annotated[Path, typer.Argument(help="Results file of development victims.")],
+    results: Annotated[
+        list[Path], typer.Argument(help="Results files of development victims, and of opened ones of the test.")
+    ],
     *,
     rate: Annotated[float, typer.Option(help="False-alarm rate of the joint verdict to aim at.")] = 0.02,
     output: Annotated[Path, typer.Option("--output", "-o", help="JSON file; replaced.")] = RESULTS / "calibration.json",
@@ -26,8 +28,11 @@ def calibrate(
     from banaudit.bench.runner import BenchmarkResults
     from banaudit.bench.tables import render
 
-    held = read_results(results, BenchmarkResults)
-    if held is None:
-        raise UsageError(f"{results}: there is no such file; make it with banaudit bench run --split development")
-    write_results(output, refit(held, aimed_rate=rate))
+    held = []
+    for path in results:
+        found = read_results(path, BenchmarkResults)
+        if found is None:
+            raise UsageError(f"{path}: there is no such file; make it with banaudit bench run --split development")
+        held.append(found)
+    write_results(output, refit(*held, aimed_rate=rate))
     write_stdout(render(output))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
@@ -10,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from banaudit.cli.messages import say
 from banaudit.cli.streams import write_stdout
+from banaudit.cli.subject import MAX_SEED
 from banaudit.errors import UsageError
-from banaudit.reports.escaping import printable
 from banaudit.whole_files import write_whole
 
 if TYPE_CHECKING:
@@ -23,7 +23,10 @@ RESULTS = Path("docs/benchmark")
 """Where results files are kept, relative to the checkout."""
 
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")]
-Split = Annotated[Literal["development", "test"], typer.Option(help="Which victims; the test is opened once.")]
+Split = Annotated[
+    Literal["development", "opened", "test"],
+    typer.Option(help="Which victims; opened: of the test, seen before today's thresholds; the rest is opened once."),
+]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first so many victims of the split.")]
 Only = Annotated[
     str | None, typer.Option(metavar="PATTERN", help="Only victims whose name matches, e.g. '*vgg11*-badnets-*'.")
@@ -34,7 +37,7 @@ Cache = Annotated[
 Root = Annotated[Path | None, typer.Option("--data", "-d", help="Folder of the data sets, as folders or zip files.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Scan again what was scanned with the same settings.")]
 Images = Annotated[int, typer.Option("--max-images", min=20, help="Clean images of a scan at most.")]
-Seed = Annotated[int, typer.Option(min=0, help="Of images and searches.")]
+Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of images and searches.")]
 Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, help="Processes that share the work.")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Show the traceback of an error.")]
 
@@ -48,7 +51,7 @@ def choose_recipes(split: str, limit: int | None = None, only: str | None = None
 
 def tell(text: str) -> None:
     """A line of progress on standard error."""
-    print(f"banaudit: {printable(text)}", file=sys.stderr, flush=True)
+    say(text)
 
 
 def workplace(data: Path | None, cache: Path | None, device: str, *, fresh: bool = False, jobs: int = 1) -> Workplace:

@@ -84,3 +84,24 @@ def test_the_command_writes_json_and_prints_tables(results, tmp_path, capsys):
     assert main(["bench", "calibrate", str(source), "--output", str(output)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert main(["bench", "calibrate", str(tmp_path / "none.json")]) == 2
+
+
+def test_files_are_joined_and_scores_held_against_one_threshold(results):
+    half = len(results.entries) // 2
+    parts = [results.model_copy(update={"entries": part}) for part in (results.entries[:half], results.entries[half:])]
+
+    def doubled(item):
+        values = {"score": item.score, "threshold": item.threshold, "null": item.null}
+        return item.model_copy(update={name: None if value is None else 2 * value for name, value in values.items()})
+
+    other = [
+        entry.model_copy(
+            update={"scan": entry.scan.model_copy(update={"readings": tuple(map(doubled, entry.scan.readings))})}
+        )
+        for entry in parts[1].entries
+    ]
+    joined = calibrate(parts[0], parts[1].model_copy(update={"entries": tuple(other)}))
+    whole = calibrate(results)
+    assert joined.split == "development and development"
+    assert joined.readings == whole.readings
+    assert joined.victims == whole.victims

@@ -5,7 +5,15 @@ from banaudit.bench.attacks import IAD, AdapPatch, BadNets
 from banaudit.bench.attacks.labelling import AllToAll, AllToOne, Derangement, SourceTarget
 from banaudit.bench.datasets import DATASETS
 from banaudit.bench.networks import NETWORKS
-from banaudit.bench.population import TEST_SEED, development, floor_misses, sealed_test
+from banaudit.bench.population import (
+    OPENED_SEEDS,
+    TEST_SEED,
+    development,
+    floor_misses,
+    opened,
+    sealed_test,
+    still_sealed,
+)
 from banaudit.bench.trainer import TrainingSettings
 from banaudit.bench.victims import VictimFacts, VictimRecipe
 
@@ -89,3 +97,10 @@ def test_floors_hold_for_backdoored_victims_only():
     assert len(floor_misses(facts(patched, 0.78, 0.85), 0.84)) == 3
     assert floor_misses(facts(VictimRecipe(attack=BadNets(), labelling=AllToAll()), 0.82, 0.8)) == ()
     assert floor_misses(facts(VictimRecipe(), 0.4, None), 0.84) == ()
+
+
+def test_what_was_opened_is_no_longer_sealed():
+    names = [recipe.key for recipe in opened()]
+    assert len(names) == len(OPENED_SEEDS)
+    assert not set(names) & {recipe.key for recipe in still_sealed()}
+    assert set(names) | {recipe.key for recipe in still_sealed()} == {recipe.key for recipe in sealed_test()}

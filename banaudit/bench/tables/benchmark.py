@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
+from banaudit.bench.population import OPENED_SEEDS
 from banaudit.bench.roc import ALARM_RATES, Curve, curves
 from banaudit.bench.runner import BenchmarkResults, Outcome, VictimEntry
 from banaudit.bench.strata import attack_of, kind_of, network_of, shortfalls
@@ -20,6 +21,19 @@ from banaudit.bench.tables.scans import (
     targets,
 )
 
+FIRST_OPENED = (
+    "These test victims were opened first, with thresholds that had been set on others. The verdict fell short on "
+    "them; what was changed then was chosen on them too: they count as development models since (split `opened`)."
+)
+
+
+def _standing(results: BenchmarkResults) -> str:
+    """What the figures may be taken for."""
+    if results.split != "test":
+        return DEVELOPMENT
+    opened = any(entry.victim.recipe.seed in OPENED_SEEDS for entry in results.entries)
+    return FIRST_OPENED if opened else ""
+
 
 def benchmark_tables(results: BenchmarkResults) -> str:
     """Detection, targets and false alarms by attack, architecture and data set, and the ranking of each reading."""
@@ -35,7 +49,7 @@ def benchmark_tables(results: BenchmarkResults) -> str:
         "*Target right*: of all victims, detected and the target named (source-specific: the source besides; "
         "all-to-all: at least 80 % of the map). An inconclusive verdict on a backdoored victim counts as a miss. "
         "Intervals are exact, 95 %.",
-        DEVELOPMENT if results.split == "development" else "",
+        _standing(results),
         provenance(results.settings, [entry.scan for entry in results.entries]),
         "## Backdoored victims by attack",
         _detection_table("attack", backdoored, lambda entry: attack_of(entry.victim.recipe)),
