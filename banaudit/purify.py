@@ -22,7 +22,7 @@ from banaudit.data import CleanData
 from banaudit.detectors import Detector
 from banaudit.errors import DataError, UsageError
 from banaudit.meter import Listener, Meter
-from banaudit.mitigations import BANFineTuning, Mitigation, Repaired, TargetedMitigation
+from banaudit.mitigations import BANDistillation, Mitigation, Repaired, TargetedMitigation
 from banaudit.mitigations.base import MAX_DROP
 from banaudit.preflight import predictions
 from banaudit.relapse import planned_images, probe_relapse, wanted_labels
@@ -132,7 +132,7 @@ def purify(
     """
     started = datetime.now(UTC)
     check_out(subject.model, out, force=force)
-    mitigation = mitigation if mitigation is not None else BANFineTuning()
+    mitigation = mitigation if mitigation is not None else BANDistillation()
     meter = Meter(listener=_part(listener, *_SCAN))
     prepared = audit.prepare(subject, seed=seed, device=device, meter=meter)
     _require_usable(prepared, subject.data)

@@ -268,6 +268,10 @@ class Progress:
         self._path = path
         self._identity = identity
 
+    def part(self, name: str) -> Progress:
+        """The same file for one of several runs in a row; the state of one is none for the others."""
+        return Progress(self._path, f"{self._identity} {name}")
+
     def load(self) -> dict[str, Any] | None:
         """The last state; none where there is none, it is of another run, or it cannot be read."""
         if self._path is None or not self._path.is_file():

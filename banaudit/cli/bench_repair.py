@@ -35,7 +35,7 @@ def repair(
     split: Split,
     method: Annotated[
         str, typer.Option(help="Mitigations, with commas between them; each is held against fine-tuning.")
-    ] = "ban,fine-tuning",
+    ] = "ban-distillation,ban,fine-tuning",
     settings: subject.Settings = None,
     images: Annotated[
         str, typer.Option(help="Clean images: a number, or a share of the training set; or a list: 5%,2%,1%,0.5%.")

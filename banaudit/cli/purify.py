@@ -42,10 +42,10 @@ def purify(
     method: Annotated[
         str,
         typer.Option(
-            help="ban, ban-distillation, fine-tuning, ft-sam, anp, clp, bti-dbf-unlearning or feature-flip.",
+            help="ban-distillation, ban, fine-tuning, ft-sam, anp, clp, bti-dbf-unlearning or feature-flip.",
             rich_help_panel=REPAIR,
         ),
-    ] = "ban",
+    ] = "ban-distillation",
     settings: subject.Settings = None,
     epochs: Annotated[
         int | None,

@@ -6,7 +6,7 @@ import pytest
 
 from banaudit import purify as pipeline
 from banaudit.errors import UsageError
-from banaudit.mitigations import BANFineTuning, FineTuning
+from banaudit.mitigations import BANDistillation, FineTuning
 from banaudit.reports import json_text
 from banaudit.results import (
     CheckpointFacts,
@@ -79,7 +79,7 @@ def test_exit_codes(asked, run, verdict, code):
 
 def test_defaults_and_options(asked, run):
     run(*BASE)
-    assert asked["mitigation"] == BANFineTuning()
+    assert asked["mitigation"] == BANDistillation()
     assert (asked["max_drop"], asked["flips"], asked["force"], asked["max_images"]) == (0.02, None, False, 4000)
     run(
         *(*BASE, "--method", "fine-tuning", "--epochs", "3", "--set", "fine-tuning.batch_size=32"),
@@ -101,9 +101,12 @@ def test_json_is_the_record(asked, run):
     ("more", "expected"),
     [
         (("--method", "magic"), "--method magic: no such method; there are anp, ban, "),
-        (("--set", "fine-tuning.epochs=2"), "--set fine-tuning.epochs: fine-tuning does not run; ban does"),
-        (("--set", "ban.magic=2"), "--set ban.magic: no such setting"),
-        (("--set", "ban.epochs=2", "--epochs", "3"), "--epochs is given too"),
+        (
+            ("--set", "fine-tuning.epochs=2"),
+            "--set fine-tuning.epochs: fine-tuning does not run; ban-distillation does",
+        ),
+        (("--method", "ban", "--set", "ban.magic=2"), "--set ban.magic: no such setting"),
+        (("--set", "ban-distillation.epochs=2", "--epochs", "3"), "--epochs is given too"),
         (("--max-drop", "-1"), "--max-drop"),
     ],
 )

@@ -13,7 +13,8 @@ from banaudit.meter import Meter
 from banaudit.mitigations import BANDistillation, RepairJob
 from banaudit.mitigations.ban_distillation import SmallestPatch, distillation_loss
 from banaudit.neurons import train_under_noise, worst_noise
-from banaudit.training import UNCHANGED, Progress
+from banaudit.results import RepairEpoch
+from banaudit.training import UNCHANGED, Progress, Tuned
 from mitigations.tiny import make_data, make_model
 
 
@@ -85,17 +86,7 @@ def test_a_patch_is_unlearned_only_where_it_stands_out(monkeypatch, norms, stand
     monkeypatch.setattr(NeuralCleanse, "invert", lambda self, *rest: recovered(norms))
     settings = BANDistillation(epochs=10)
     images = torch.zeros(4, 3, 8, 8)
-    clean = CleanData(images, torch.arange(4), tuple("abcd"))
-    job = RepairJob(
-        model=make_model(),
-        training=clean,
-        selection=clean,
-        augmentation=UNCHANGED,
-        max_drop=1.0,
-        seed=0,
-        meter=Meter(),
-        progress=Progress(None, ""),
-    )
+    job = small_job()
     patch = SmallestPatch(settings, job)
     assert patch.stamp(images) is None
     patch.before_epoch(2, make_model())  # no search is due
@@ -131,3 +122,66 @@ def test_stamped_images_leave_the_running_statistics_alone(monkeypatch):
         with_patch.model.named_buffers(), dict(without.model.named_buffers()).values(), strict=True
     ):
         assert torch.allclose(one, other, atol=1e-5), name
+
+
+def small_job(progress=None):
+    clean = CleanData(torch.zeros(4, 3, 8, 8), torch.arange(4), tuple("abcd"))
+    return RepairJob(
+        model=make_model(),
+        training=clean,
+        selection=clean,
+        augmentation=UNCHANGED,
+        max_drop=1.0,
+        seed=0,
+        meter=Meter(),
+        progress=progress if progress is not None else Progress(None, ""),
+    )
+
+
+def test_the_strengths_that_are_tried():
+    strengths = [(s.batch_size, s.noise_weight, s.learning_rate, s.epochs) for s in BANDistillation().strengths()]
+    assert strengths == [(32, 0.5, 0.05, 10), (64, 1.0, pytest.approx(0.03), 20), (128, 0.25, 0.05, 10)]
+    (gentle,) = BANDistillation(gentle=True).strengths()
+    assert gentle == BANDistillation(gentle=True)
+
+
+@pytest.mark.parametrize(
+    ("kept", "accuracies", "tried"),
+    [
+        ((10,), (0.9,), 1),
+        ((10, 20), (0.89, 0.9), 2),  # a stronger repair must cost nothing that shows
+        ((9, 20), (0.95, 0.95), 2),  # an earlier epoch of the strongest is no strong repair
+        ((10, 20, 10), (0.5, 0.5, 0.5), 3),  # the gentlest is the answer, whatever it costs
+    ],
+)
+def test_the_strongest_repair_that_costs_nothing_is_made(monkeypatch, kept, accuracies, tried):
+    seen = []
+
+    def once(self, job, original):
+        seen.append((self.batch_size, job.model is original))
+        number = len(seen) - 1
+        last = RepairEpoch(epoch=self.epochs, loss=0.0, accuracy=accuracies[number], seconds=0.0)
+        return Tuned({}, (last,), kept[number], within_budget=True, accuracy_before=0.9)
+
+    monkeypatch.setattr(BANDistillation, "repair_once", once)
+    tuned = BANDistillation().repair(small_job())
+    assert [size for size, _ in seen] == [32, 64, 128][:tried]
+    assert [same for _, same in seen] == [False, False, True][:tried]  # each begins with the weights as they came
+    assert tuned.kept_epoch == kept[tried - 1]
+
+
+def test_an_interrupted_repair_goes_on_at_its_strength(monkeypatch, tmp_path):
+    seen = []
+
+    def once(self, job, original):
+        seen.append(self.batch_size)
+        job.progress.save({})
+        if seen == [32, 64]:
+            raise KeyboardInterrupt
+        return Tuned({}, (), 1, False, 1.0)
+
+    monkeypatch.setattr(BANDistillation, "repair_once", once)
+    with pytest.raises(KeyboardInterrupt):
+        BANDistillation().repair(small_job(Progress(tmp_path / "state", "this")))
+    BANDistillation().repair(small_job(Progress(tmp_path / "state", "this")))
+    assert seen == [32, 64, 64, 128]
