@@ -129,7 +129,7 @@ class BANDistillation(NoiseTraining):
             # Few images choose: what costs several points may lose two of a hundred. A stronger repair must lose none.
             if last or (tuned.kept_epoch == settings.epochs and tuned.epochs[-1].accuracy >= tuned.accuracy_before):
                 break
-        return tuned
+        return tuned if self.gentle else _told(tuned, f"strength {number + 1} of {len(strengths)}")
 
     def strengths(self) -> tuple[BANDistillation, ...]:
         """These settings at each strength that is tried, the strongest first."""
@@ -202,6 +202,12 @@ class BANDistillation(NoiseTraining):
     def _passes(self) -> tuple[int, int]:
         """The ascent, a noisy and a clean pass, and the teacher's, which has no way back."""
         return self.noise_steps + 3, self.noise_steps + 2
+
+
+def _told(tuned: Tuned, strength: str) -> Tuned:
+    """The same, with the strength said in every epoch."""
+    epochs = (item.model_copy(update={"what": f"{strength}, epoch {item.epoch}"}) for item in tuned.epochs)
+    return replace(tuned, epochs=tuple(epochs))
 
 
 @final

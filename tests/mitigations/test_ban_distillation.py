@@ -168,6 +168,7 @@ def test_the_strongest_repair_that_costs_nothing_is_made(monkeypatch, kept, accu
     assert [size for size, _ in seen] == [32, 64, 128][:tried]
     assert [same for _, same in seen] == [False, False, True][:tried]  # each begins with the weights as they came
     assert tuned.kept_epoch == kept[tried - 1]
+    assert tuned.epochs[0].what.startswith(f"strength {tried} of 3, epoch ")
 
 
 def test_an_interrupted_repair_goes_on_at_its_strength(monkeypatch, tmp_path):
