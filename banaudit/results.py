@@ -253,7 +253,7 @@ class RepairEpoch(Record):
     """One pass of a repair over its training images, or what a repair without such passes tries in their place."""
 
     epoch: int = Field(description="Counts from 1.")
-    what: str = Field(default="", description="What was tried, such as a pruning threshold; empty: it was an epoch.")
+    what: str = Field(default="", description="What was tried, such as a pruning threshold; empty: an epoch.")
     loss: float | None = Field(default=None, description="Mean over the batches; none: nothing was trained.")
     accuracy: float = Field(description="On the images that choose what is kept.")
     seconds: float
