@@ -61,7 +61,7 @@ class ShortcutDetector(TriggerDetector):
     mapping_images: PositiveInt = 256
     """Images that each of these steps descends on, where they are more than ``mapping_images_per_class`` of each."""
     mapping_images_per_class: PositiveInt = 9
-    """Needed to tell where each class is carried: with 3 of each of 43 classes a third of the map came out wrong."""
+    """Needed to tell where each class is carried: with 3 of each of 43 classes much of the map came out wrong."""
     read_images: PositiveInt = 160
     """Held-out images of a reading."""
     restarts: PositiveInt = 2

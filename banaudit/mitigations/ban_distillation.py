@@ -81,8 +81,8 @@ class BANDistillation(NoiseTraining):
     of all classes (Neural Cleanse) is unlearned if its mask is far smaller than the runner-up's. It is searched again
     later, on the network as it is then.
 
-    How strong a repair a network affords differs by far: what takes a backdoor from a digit network for a third of a
-    point takes seven points from a CIFAR network. So the strongest of :data:`STRENGTHS` comes first, and a weaker one
+    How strong a repair a network affords differs by far: what takes a backdoor from a digit network at almost no cost
+    takes much of a small CIFAR network's accuracy. So the strongest of :data:`STRENGTHS` comes first, and a weaker one
     only if its last epoch was less accurate, on the images that choose, than the network as it came.
 
     Source:
