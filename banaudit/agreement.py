@@ -33,7 +33,8 @@ def noise_agreement(findings: Sequence[Finding]) -> Finding | None:
     unaimed = _reading(findings, BAN.name, NOISE_ALONE)
     if aimed is None or unaimed is None:
         return None
-    same = aimed.target == unaimed.target
+    sure = all(item.agreement in {None, 1.0} for item in (aimed, unaimed))  # restarts that differ name no class
+    same = sure and aimed.target == unaimed.target
     score = min(aimed.score / aimed.threshold, unaimed.score / unaimed.threshold) if same else 0.0
     evidence = Evidence(
         reading=Reading.ALL_TO_ONE,
@@ -46,7 +47,7 @@ def noise_agreement(findings: Sequence[Finding]) -> Finding | None:
         fired=score > THRESHOLD,
         target=aimed.target if same else None,
     )
-    named = f"both name class {aimed.target}" if same else f"classes {aimed.target} and {unaimed.target}"
+    named = f"both name class {aimed.target}" if same else "they do not name one class"
     return Finding(
         method=METHOD,
         title=TITLE,

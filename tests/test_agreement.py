@@ -43,3 +43,12 @@ def test_one_alone_agrees_with_nobody(missing):
     undecided = findings[missing].model_copy(update={"verdict": Verdict.INCONCLUSIVE})
     assert noise_agreement([findings[1 - missing]]) is None
     assert noise_agreement([findings[1 - missing], undecided]) is None
+
+
+@pytest.mark.parametrize("doubtful", [0, 1])
+def test_restarts_that_differ_name_no_class(doubtful):
+    findings = list(both((1.6, 3), (1.6, 3)))
+    evidence = tuple(item.model_copy(update={"agreement": 0.5}) for item in findings[doubtful].evidence)
+    findings[doubtful] = findings[doubtful].model_copy(update={"evidence": evidence})
+    finding = noise_agreement(findings)
+    assert (finding.verdict, finding.evidence[0].score) == (Verdict.NO_EVIDENCE, 0.0)

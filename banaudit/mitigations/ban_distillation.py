@@ -136,7 +136,8 @@ class BANDistillation(NoiseTraining):
         return tuple(
             self.model_copy(
                 update={
-                    "batch_size": max(1, round(strength.batch_size * self.batch_size)),
+                    # Of a single image BatchNorm has no spread.
+                    "batch_size": min(self.batch_size, max(2, round(strength.batch_size * self.batch_size))),
                     "noise_weight": strength.noise_weight * self.noise_weight,
                     "learning_rate": strength.learning_rate * self.learning_rate,
                     "epochs": max(1, round(strength.epochs * self.epochs)),

@@ -141,6 +141,7 @@ def small_job(progress=None):
 def test_the_strengths_that_are_tried():
     strengths = [(s.batch_size, s.noise_weight, s.learning_rate, s.epochs) for s in BANDistillation().strengths()]
     assert strengths == [(32, 0.5, 0.05, 10), (64, 1.0, pytest.approx(0.03), 20), (128, 0.25, 0.05, 10)]
+    assert [s.batch_size for s in BANDistillation(batch_size=4).strengths()] == [2, 2, 4]
     (gentle,) = BANDistillation(gentle=True).strengths()
     assert gentle == BANDistillation(gentle=True)
 
