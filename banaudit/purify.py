@@ -249,7 +249,7 @@ def _require_suspicion(before: Report, model: str) -> None:
             f"{model}: the scan finds no evidence of a backdoor ({before.reason}), so nothing was repaired; --force "
             "repairs it all the same"
         )
-    if not before.findings:
+    if all(finding.verdict is Verdict.INCONCLUSIVE for finding in before.findings):
         raise UsageError(
             f"{model}: the scan cannot judge the model ({before.reason}), so nothing was repaired; --force repairs it "
             "all the same"
@@ -259,7 +259,7 @@ def _require_suspicion(before: Report, model: str) -> None:
 def _caveats(parts: _Parts, found: Accuracies, max_drop: float) -> tuple[str, ...]:
     seen = (SEEN_IMAGES,) if len(parts.untouched) < MIN_SCAN_IMAGES else ()
     drop, give = found.before - found.after, SIGNIFICANT * found.drop_error
-    if give <= max_drop or drop + give <= max_drop:
+    if drop + give <= max_drop or max(drop, give) <= max_drop:
         return seen
     return (
         *seen,

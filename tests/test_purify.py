@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 from typing import ClassVar, final
 
 import jsonschema
@@ -28,7 +29,7 @@ from banaudit.demo import examples
 from banaudit.detectors import Detector
 from banaudit.errors import BanauditError, DataError, UnsupportedModelError, UsageError
 from banaudit.mitigations import BANFineTuning, FeatureFlip, FineTuning
-from banaudit.purify import Accuracies, _caveats, _Parts, purify
+from banaudit.purify import SIGNIFICANT, Accuracies, _caveats, _Parts, _require_suspicion, purify
 from banaudit.relapse import probe_relapse, wanted_labels
 from banaudit.reports import json_text, repair, terminal
 from banaudit.results import EXIT_CODES, Evidence, Reading, Repair, RepairEpoch, Verdict
@@ -376,3 +377,17 @@ def test_wanted_labels():
     assert wanted_labels(4, 1, (3,), None) == {3: 1}
     assert wanted_labels(3, None, (), {0: 1, 1: 1, 2: 0}) == {0: 1, 2: 0}
     assert wanted_labels(3, None, (), None) == {}
+
+
+@pytest.mark.parametrize("findings", [(), (SimpleNamespace(verdict=Verdict.INCONCLUSIVE),)])
+def test_a_model_that_no_method_can_judge_is_not_repaired(findings):
+    before = SimpleNamespace(verdict=Verdict.INCONCLUSIVE, reason="no method fits", findings=findings)
+    with pytest.raises(UsageError, match="cannot judge the model"):
+        _require_suspicion(before, "model.pt")
+
+
+@pytest.mark.parametrize(("drop", "give", "told"), [(0.049, 0.02, True), (0.02, 0.02, False), (0.0, 0.05, True)])
+def test_a_loss_that_may_be_over_the_budget_is_told(drop, give, told):
+    parts = SimpleNamespace(untouched=range(1000))
+    found = SimpleNamespace(before=0.95, after=0.95 - drop, drop_error=give / SIGNIFICANT)
+    assert bool(_caveats(parts, found, 0.03)) is told
