@@ -47,14 +47,19 @@ def from_file(kind: type[AnyResults], make: Callable[[AnyResults], str]) -> Call
         kind: What the file holds.
         make: Results -> text; where the file is missing or something else a UsageError is raised instead.
     """
+    return lambda path: make(need_results(path, kind))
 
-    def read_and_make(path: Path) -> str:
-        results = read_results(path, kind)
-        if results is None:
-            raise UsageError(f"{path}: there is no such file; another bench command makes it")
-        return make(results)
 
-    return read_and_make
+def need_results(path: Path, kind: type[AnyResults]) -> AnyResults:
+    """A results file that has to be there.
+
+    Raises:
+        UsageError: It is missing, or something else.
+    """
+    results = read_results(path, kind)
+    if results is None:
+        raise UsageError(f"{path}: there is no such file; another bench command makes it")
+    return results
 
 
 def write_results(path: Path, results: BaseModel) -> None:

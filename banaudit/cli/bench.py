@@ -34,6 +34,7 @@ from banaudit.cli.bench_study import study
 from banaudit.cli.bench_timing import timing
 from banaudit.cli.options import choose_detectors, parse_settings
 from banaudit.cli.streams import write_stdout
+from banaudit.errors import UsageError
 
 if TYPE_CHECKING:
     from banaudit.bench.victims import VictimFacts, VictimRecipe
@@ -208,16 +209,21 @@ def speed(
 
 @app.command("table")
 def table(
-    results: Annotated[Path, typer.Argument(help="Results file of another bench command.")],
+    results: Annotated[
+        list[Path],
+        typer.Argument(help="Results file of another bench command; several of bench run: methods side by side."),
+    ],
     *,
     output: Annotated[Path | None, typer.Option(help="Markdown file; else standard output.")] = None,
     verbose: Verbose = False,
 ) -> None:
-    """Print the tables of a results file as Markdown."""
+    """Print the tables of a results file as Markdown; of several, every method beside the first one's joint verdict."""
     del verbose  # read by main, which prints the traceback
-    from banaudit.bench.tables import render
+    from banaudit.bench.tables import render, render_side_by_side
 
-    text = render(results)
+    if output is not None and output.resolve() in {path.resolve() for path in results}:
+        raise UsageError(f"--output {output}: is the results file itself; name a Markdown file")
+    text = render(results[0]) if len(results) == 1 else render_side_by_side(results)
     if output is None:
         write_stdout(text)
         return

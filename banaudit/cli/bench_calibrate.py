@@ -9,7 +9,6 @@ import typer
 
 from banaudit.cli.bench_options import RESULTS, Verbose
 from banaudit.cli.streams import write_stdout
-from banaudit.errors import UsageError
 
 
 def calibrate(
@@ -24,15 +23,10 @@ def calibrate(
     """Refit every threshold from the raw scores of development victims, beside the frozen ones; changes no code."""
     del verbose  # read by main, which prints the traceback
     from banaudit.bench.calibration import calibrate as refit
-    from banaudit.bench.results_files import read_results, write_results
+    from banaudit.bench.results_files import need_results, write_results
     from banaudit.bench.runner import BenchmarkResults
     from banaudit.bench.tables import render
 
-    held = []
-    for path in results:
-        found = read_results(path, BenchmarkResults)
-        if found is None:
-            raise UsageError(f"{path}: there is no such file; make it with banaudit bench run --split development")
-        held.append(found)
+    held = [need_results(path, BenchmarkResults) for path in results]
     write_results(output, refit(*held, aimed_rate=rate))
     write_stdout(render(output))

@@ -192,6 +192,7 @@ def test_tables_are_chosen_by_what_the_file_holds(results, zoo, tmp_path, capsys
     assert main(["bench", "table", str(path), "--output", str(tmp_path / "zoo.md")]) == 0
     assert (tmp_path / "zoo.md").read_text() == render(path)
     assert main(["bench", "table", str(path)]) == 0
+    assert main(["bench", "table", str(path), "--output", str(path)]) == 2
     assert capsys.readouterr().out == render(path)
     path.write_text("[]")
     assert main(["bench", "table", str(path)]) == 2

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
-from victim_entries import benchmark, entry, reading
+import pytest
+from victim_entries import TARGET, benchmark, entry, reading
 
 from banaudit.bench.attacks import AdapBlend
 from banaudit.bench.attacks.labelling import AllToAll, AllToOne
-from banaudit.bench.population import CIFAR, HARD_KINDS, Setup, backdoored, clean
+from banaudit.bench.population import CIFAR, HARD_KINDS, OPENED_SEEDS, Setup, backdoored, clean
 from banaudit.bench.published_detection import CLEAN, PUBLISHED, cell_of
-from banaudit.bench.runner import VictimEntry
+from banaudit.bench.runner import ScoredReading, VictimEntry
 from banaudit.bench.tables.methods import method_tables
+from banaudit.bench.tables.side_by_side import side_by_side
+from banaudit.errors import UsageError
 
 
 def named(victim: VictimEntry, method: str) -> VictimEntry:
@@ -50,3 +53,48 @@ def test_theirs_stand_beside_ours():
     assert "| CIFAR-10 | ResNet18 | badnets | cifar10, resnet18, width 16 | 1/2 = 50% [1%, 99%]" in text
     assert text.count("| *20/20* |") == 2
     assert method_tables([]) == []
+
+
+def other(victim: VictimEntry, method: str, *readings: ScoredReading) -> VictimEntry:
+    """The same victim scanned by one other method."""
+    cost = victim.scan.methods[0].model_copy(update={"method": method, "seconds": 7})
+    scan = victim.scan.model_copy(update={"methods": (cost,), "readings": readings})
+    return victim.model_copy(update={"scan": scan})
+
+
+def test_methods_of_several_files_stand_beside_the_joint_verdict_of_the_first():
+    found, missed, clear = entry(1, reading("m/a", 2.0), backdoored=True), entry(2, backdoored=True), entry(3)
+    only_elsewhere = entry(4, reading("n/a", 2.0), backdoored=True)
+    text = side_by_side(
+        [
+            benchmark(found, missed, clear, split="test"),
+            benchmark(
+                other(found, "n", reading("n/a", 2.0, target=TARGET + 1)),
+                other(missed, "n", reading("n/a", 2.0)),
+                other(clear, "n", reading("n/a", 0.5)),
+                other(only_elsewhere, "n", reading("n/a", 2.0)),
+                split="test",
+            ),
+        ]
+    )
+    assert "3 victims" in text
+    assert "The joint verdict is that of m." in text
+    half, none = "1/2 = 50% [1%, 99%]", "0/1 = 0% [0%, 98%]"
+    assert f"| joint verdict | {half} | {half} | {none} |" in text
+    assert f"| m | {half} | {half} | {none} |" in text
+    # It accuses both, one of them of the wrong class.
+    assert f"| n | 2/2 = 100% [16%, 100%] | {half} | {none} | 0/3 = 0% [0%, 71%] | 7.0 |" in text
+    assert "Victims of the test" in text
+
+
+def test_opened_victims_are_not_shown_as_blind():
+    text = side_by_side([benchmark(entry(min(OPENED_SEEDS)), split="test")])
+    assert "Victims of the test" not in text
+
+
+def test_files_that_do_not_belong_together_are_refused():
+    pool = benchmark(entry(1)).model_copy(update={"clean_images": "pool"})
+    with pytest.raises(UsageError, match="one source"):
+        side_by_side([benchmark(entry(1)), pool])
+    with pytest.raises(UsageError, match="no scans"):
+        side_by_side([benchmark(), benchmark(entry(1))])

@@ -6,13 +6,13 @@ One module for each kind of results file, which says in its field ``kind`` what 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from banaudit.bench.calibration import Calibration
 from banaudit.bench.noise import NoiseResults
 from banaudit.bench.repairs import RepairResults
-from banaudit.bench.results_files import from_file
+from banaudit.bench.results_files import from_file, need_results
 from banaudit.bench.round_trip import RoundTripResults
 from banaudit.bench.runner import BenchmarkResults, StudyResults
 from banaudit.bench.speed import SpeedResult
@@ -22,6 +22,7 @@ from banaudit.bench.tables.markdown import share
 from banaudit.bench.tables.noise import noise_tables
 from banaudit.bench.tables.repairs import repair_tables
 from banaudit.bench.tables.round_trip import round_trip_table
+from banaudit.bench.tables.side_by_side import side_by_side
 from banaudit.bench.tables.speed import speed_table
 from banaudit.bench.tables.studies import study_tables
 from banaudit.bench.tables.timing import timing_tables
@@ -36,9 +37,11 @@ __all__ = [
     "calibration_tables",
     "noise_tables",
     "render",
+    "render_side_by_side",
     "repair_tables",
     "round_trip_table",
     "share",
+    "side_by_side",
     "speed_table",
     "study_tables",
     "timing_tables",
@@ -74,3 +77,12 @@ def render(path: Path) -> str:
     if renderer is None:
         raise UsageError(f"{path}: kind {kind!r} is not known; expected {', '.join(RENDERERS)}")
     return renderer(path)
+
+
+def render_side_by_side(paths: Sequence[Path]) -> str:
+    """The methods of several results files of ``bench run`` beside one another.
+
+    Raises:
+        UsageError: One is missing or something else, or they do not belong together.
+    """
+    return side_by_side([need_results(path, BenchmarkResults) for path in paths])

@@ -41,7 +41,7 @@ def method_tables(entries: Sequence[VictimEntry]) -> list[str]:
         table(
             ("victims", "network", "data set", JOINT, *methods),
             [
-                (*place, _accused(group, _joint), *(_accused(group, _by(method)) for method in methods))
+                (*place, accused(group, joint_verdict), *(accused(group, verdict_by(method)) for method in methods))
                 for place, group in sorted(grouped.items())
             ],
         ),
@@ -62,7 +62,7 @@ def _paper_tables(entries: Sequence[VictimEntry], methods: Sequence[str]) -> lis
             (
                 *cell,
                 "; ".join(sorted({f"{e.victim.recipe.dataset}, {network_of(e.victim.recipe)}" for e in cells[cell]})),
-                _accused(cells[cell], _joint),
+                accused(cells[cell], joint_verdict),
                 *(text for method in columns for text in _pair(cells[cell], published, cell, method)),
             )
             for cell in published.rows
@@ -77,21 +77,24 @@ def _paper_tables(entries: Sequence[VictimEntry], methods: Sequence[str]) -> lis
 
 def _pair(group: Sequence[VictimEntry], published: PublishedTable, cell: Cell, method: str) -> tuple[str, str]:
     theirs = published.rows[cell][published.methods.index(method)]
-    return _accused(group, _by(method)), f"*{theirs}/{published.models}*"
+    return accused(group, verdict_by(method)), f"*{theirs}/{published.models}*"
 
 
 Verdicts = Callable[[VictimEntry], Verdict | None]
 """The verdict to be counted; none where there is none."""
 
 
-def _joint(entry: VictimEntry) -> Verdict:
+def joint_verdict(entry: VictimEntry) -> Verdict:
+    """The verdict of all methods of a scan together."""
     return entry.scan.verdict
 
 
-def _by(method: str) -> Verdicts:
+def verdict_by(method: str) -> Verdicts:
+    """The verdict of one method of a scan; none where it was not run."""
     return lambda entry: next((cost.verdict for cost in entry.scan.methods if cost.method == method), None)
 
 
-def _accused(group: Sequence[VictimEntry], verdict_of: Verdicts) -> str:
+def accused(group: Sequence[VictimEntry], verdict_of: Verdicts) -> str:
+    """How many of those victims that have a verdict it calls backdoored."""
     verdicts = [verdict for entry in group if (verdict := verdict_of(entry)) is not None]
     return share(verdicts.count(Verdict.BACKDOORED), len(verdicts)) if verdicts else NOTHING

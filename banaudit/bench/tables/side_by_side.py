@@ -1,0 +1,123 @@
+"""Methods side by side on the same victims, out of several results files: each method alone, and the joint verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from banaudit.bench.population import OPENED_SEEDS
+from banaudit.bench.runner import BenchmarkResults, Outcome, VictimEntry
+from banaudit.bench.strata import counted, stratum_of
+from banaudit.bench.tables.markdown import NOTHING, share, table
+from banaudit.bench.tables.methods import JOINT, accused, joint_verdict, method_tables, verdict_by
+from banaudit.bench.tables.scans import DETECTED
+from banaudit.bench.verdicts import rejudge
+from banaudit.errors import UsageError
+
+
+def side_by_side(files: Sequence[BenchmarkResults]) -> str:
+    """Every method of several files on every victim, alone and (in the first file's methods) together.
+
+    Args:
+        files: With clean images from one source, those that the joint verdict is read from first. What several files
+            tell of one victim and method is taken from the first of them.
+
+    Raises:
+        UsageError: Their clean images come from different sources, or the first holds no scans.
+    """
+    if len({results.clean_images for results in files}) > 1:
+        raise UsageError("files side by side: expected clean images from one source, found test and pool")
+    if not files[0].entries:
+        raise UsageError("files side by side: the joint verdict is that of the first file, which holds no scans")
+    joint = _methods(files[0].entries)
+    entries = [entry for entry in counted(_merged(files)) if _methods([entry])[: len(joint)] == joint]
+    tested = {entry.key for results in files if results.split == "test" for entry in results.entries}
+    blind = [entry for entry in entries if entry.key in tested and entry.victim.recipe.seed not in OPENED_SEEDS]
+    methods = _methods(entries)
+    parts = [
+        "# Methods side by side",
+        f"{len(entries)} victims that reach their floors, of the splits "
+        f"{', '.join(dict.fromkeys(results.split for results in files))}. The joint verdict is that of "
+        f"{', '.join(joint)}. *Alone*: the verdict that a method would have given without the others.",
+        "## Each method alone, and the joint verdict",
+        *_overall("Victims of the test, which set no threshold", blind, methods),
+        *_overall("All victims, those on which thresholds were set among them", entries, methods),
+        "## By attack, over all networks and data sets",
+        "Models accused, with whatever target: detections in rows of backdoored models, false alarms in rows of clean "
+        "ones.",
+        _by_attack(entries, methods),
+        *method_tables(entries),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _methods(entries: Iterable[VictimEntry]) -> list[str]:
+    return list(dict.fromkeys(cost.method for entry in entries for cost in entry.scan.methods))
+
+
+def _merged(files: Iterable[BenchmarkResults]) -> list[VictimEntry]:
+    """One entry a victim, with the methods and readings of all files."""
+    merged: dict[str, VictimEntry] = {}
+    for results in files:
+        for entry in results.entries:
+            known = merged.get(entry.key)
+            merged[entry.key] = entry if known is None else _with_methods_of(known, entry)
+    return list(merged.values())
+
+
+def _with_methods_of(entry: VictimEntry, other: VictimEntry) -> VictimEntry:
+    known = {cost.method for cost in entry.scan.methods}
+    new = tuple(cost for cost in other.scan.methods if cost.method not in known)
+    names = {cost.method for cost in new}
+    readings = tuple(item for item in other.scan.readings if _method_of(item.key) in names)
+    scan = entry.scan.model_copy(
+        update={"methods": (*entry.scan.methods, *new), "readings": (*entry.scan.readings, *readings)}
+    )
+    return entry.model_copy(update={"scan": scan})
+
+
+def _method_of(key: str) -> str:
+    return key.partition("/")[0]
+
+
+def _overall(title: str, entries: Sequence[VictimEntry], methods: Sequence[str]) -> list[str]:
+    if not entries:
+        return []
+    alone = [[found for entry in entries if (found := _alone(entry, method)) is not None] for method in methods]
+    rows = [_row(name, group) for name, group in zip((JOINT, *methods), (entries, *alone), strict=True)]
+    head = ("method", "detected", "target right", "false alarms", "inconclusive", "seconds, mean")
+    return [f"### {title}", table(head, rows)]
+
+
+def _row(name: str, entries: Sequence[VictimEntry]) -> tuple[str, ...]:
+    backdoored = [entry.outcome for entry in entries if entry.truth.backdoored]
+    clean = [entry.outcome for entry in entries if not entry.truth.backdoored]
+    return (
+        name,
+        share(sum(outcome in DETECTED for outcome in backdoored), len(backdoored)),
+        share(backdoored.count(Outcome.RIGHT), len(backdoored)),
+        share(clean.count(Outcome.FALSE_ALARM), len(clean)),
+        share([*backdoored, *clean].count(Outcome.INCONCLUSIVE), len(entries)),
+        f"{sum(entry.scan.seconds for entry in entries) / len(entries):.1f}" if entries else NOTHING,
+    )
+
+
+def _alone(entry: VictimEntry, method: str) -> VictimEntry | None:
+    """A victim as if nothing but this method had been run on it; none where it was not run."""
+    cost = next((cost for cost in entry.scan.methods if cost.method == method), None)
+    if cost is None:
+        return None
+    readings = tuple(item for item in entry.scan.readings if _method_of(item.key) == method)
+    scan = entry.scan.model_copy(update={"methods": (cost,), "readings": readings, "seconds": cost.seconds})
+    alone = entry.model_copy(update={"scan": scan})
+    return alone.model_copy(update={"outcome": rejudge(alone, {})})
+
+
+def _by_attack(entries: Sequence[VictimEntry], methods: Sequence[str]) -> str:
+    grouped: dict[str, list[VictimEntry]] = {}
+    for entry in entries:
+        grouped.setdefault(stratum_of(entry.victim.recipe), []).append(entry)
+    rows = [
+        (name, accused(group, joint_verdict), *(accused(group, verdict_by(method)) for method in methods))
+        for name, group in sorted(grouped.items())
+    ]
+    return table(("victims", JOINT, *methods), rows)
