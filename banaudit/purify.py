@@ -188,8 +188,7 @@ def purify(
 
     def finish(verdict: Verdict, reason: str, **more: Any) -> Repair:
         spent = {"forward_images": meter.forward_images, "backward_images": meter.backward_images}
-        earlier = sum(item.seconds for item in repaired.epochs if item.earlier)
-        seconds = round(earlier + (datetime.now(UTC) - started).total_seconds(), 3)
+        seconds = round(repaired.earlier_seconds + (datetime.now(UTC) - started).total_seconds(), 3)
         return Repair(verdict=verdict, reason=reason, seconds=seconds, **spent, **record, **more)
 
     missed = missed_budget(repaired, accuracies, max_drop)

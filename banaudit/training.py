@@ -8,15 +8,11 @@ and among the affordable prunings, offered from the smallest on, the one that re
 from __future__ import annotations
 
 import copy
-import hashlib
-import io
-import json
 import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 import torch.nn.functional as F
@@ -24,12 +20,12 @@ from torch import Tensor, nn
 
 from banaudit.architectures.base import SplitModel
 from banaudit.data import CleanData
-from banaudit.errors import BanauditError, UsageError
+from banaudit.errors import BanauditError
 from banaudit.meter import Meter
 from banaudit.preflight import predictions
-from banaudit.results import RepairEpoch, Scalar
+from banaudit.results import RepairEpoch
+from banaudit.resume import Progress
 from banaudit.shapes import Images, Labels, Weights
-from banaudit.whole_files import write_whole
 
 CROP_SHARE = 8
 """Random crops shift an image by up to H / 8 pixels: 4 of 32, the field's habit on CIFAR."""
@@ -159,19 +155,23 @@ class Choice:
         self.epochs.append(epoch)
 
     def dump(self) -> dict[str, Any]:
-        """Everything that :meth:`restore` needs, for :class:`Progress`."""
+        """Everything that :meth:`restored` needs, for :class:`Progress`."""
         return {
+            "before": self._before,
             "epochs": [item.model_dump_json() for item in self.epochs],
             "kept": self._kept,
             "kept_epoch": self._kept_epoch,
             "within": self._within,
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
+    @classmethod
+    def restored(cls, state: dict[str, Any], max_drop: float, images: int) -> Self:
         """Go on from what :meth:`dump` gave, in an earlier call."""
+        choice = cls(state["before"], max_drop, images)
         epochs = (RepairEpoch.model_validate_json(text) for text in state["epochs"])
-        self.epochs = [item.model_copy(update={"earlier": True}) for item in epochs]
-        self._kept, self._kept_epoch, self._within = state["kept"], state["kept_epoch"], state["within"]
+        choice.epochs = [item.model_copy(update={"earlier": True}) for item in epochs]
+        choice._kept, choice._kept_epoch, choice._within = state["kept"], state["kept_epoch"], state["within"]
+        return choice
 
     def tuned(self) -> Tuned:
         """The choice; at least one state must have been offered."""
@@ -256,62 +256,6 @@ def choose_augmentation(model: SplitModel, data: CleanData, *, flips: bool | Non
     return Augmentation(data.images.shape[-1] // CROP_SHARE, flips)
 
 
-class Progress:
-    """The state of a fine-tuning run in a file, so that an interrupted one goes on where its last epoch ended.
-
-    Args:
-        path: The file; none: nothing is kept.
-        identity: What must be the same for a run to go on: weights, images, settings, seed.
-    """
-
-    def __init__(self, path: Path | None, identity: str) -> None:
-        self._path = path
-        self._identity = identity
-
-    def part(self, name: str) -> Progress:
-        """The same file for one of several runs in a row; the state of one is none for the others."""
-        return Progress(self._path, f"{self._identity} {name}")
-
-    def load(self) -> dict[str, Any] | None:
-        """The last state; none where there is none, it is of another run, or it cannot be read."""
-        if self._path is None or not self._path.is_file():
-            return None
-        try:
-            state = torch.load(io.BytesIO(self._path.read_bytes()), map_location="cpu", weights_only=True)
-        except Exception:  # whatever a damaged file makes torch raise: the run starts from the beginning
-            return None
-        return state if isinstance(state, dict) and state.get("identity") == self._identity else None
-
-    def save(self, state: dict[str, Any]) -> None:
-        """Replace the state.
-
-        Raises:
-            UsageError: The file cannot be written.
-        """
-        if self._path is None:
-            return
-        stream = io.BytesIO()
-        torch.save({**state, "identity": self._identity}, stream)
-        try:
-            write_whole(self._path, stream.getvalue())
-        except OSError as error:
-            raise UsageError(
-                f"{self._path}: the state of the repair cannot be written ({error.strerror or error}); "
-                "make room, then call again: it goes on after the last whole epoch"
-            ) from None
-
-
-def identify(model: SplitModel, data: CleanData, settings: dict[str, Scalar]) -> str:
-    """A fingerprint of a run: same network, normalisation, images, settings and versions give the same text."""
-    told = [settings, str(torch.__version__), str(data.images.device), model.logit_scale]
-    digest = hashlib.sha256(json.dumps(told).encode())
-    # No state dict holds the normalisation: the same weights behind another one are another model.
-    own = (*model.state_dict().values(), model.mean, model.std)
-    for tensor in (*own, data.labels, data.images.sum(dim=(1, 2, 3), dtype=torch.float64)):
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
 def fine_tune(
     model: SplitModel,
     training: CleanData,
@@ -363,17 +307,16 @@ def fine_tune(
         meter=meter,
         passes=passes,
     )
-    choice = Choice(accuracy(model, selection, meter, "held-out accuracy"), max_drop, len(selection))
-    begun = meter.forward_images, meter.backward_images
     state = progress.load()
-    if state is not None:
-        meter.forward_images += state["forward_images"]
-        meter.backward_images += state["backward_images"]
-        model.load_state_dict(state["model"])
-        run.optimizer.load_state_dict(state["optimizer"])
-        choice.restore(state)
-        if companion is not None:
-            companion.restore(state["companion"])
+    if state is None:
+        choice = Choice(accuracy(model, selection, meter, "held-out accuracy"), max_drop, len(selection))
+    else:
+        choice = Choice.restored(state["choice"], max_drop, len(selection))
+        if len(choice.epochs) < schedule.epochs:
+            model.load_state_dict(state["model"])
+            run.optimizer.load_state_dict(state["optimizer"])
+            if companion is not None:
+                companion.restore(state["companion"])
     for epoch in range(len(choice.epochs) + 1, schedule.epochs + 1):
         started = time.monotonic()
         told = f"epoch {epoch}/{schedule.epochs}"
@@ -384,16 +327,11 @@ def fine_tune(
         found = accuracy(model, selection, meter, told)
         seconds = time.monotonic() - started
         choice.offer(model, RepairEpoch(epoch=epoch, loss=loss, accuracy=found, seconds=seconds))
-        progress.save(
-            {
-                "model": model.state_dict(),
-                "optimizer": run.optimizer.state_dict(),
-                "companion": companion.dump() if companion is not None else None,
-                "forward_images": meter.forward_images - begun[0],
-                "backward_images": meter.backward_images - begun[1],
-                **choice.dump(),
-            },
-        )
+        state = {"choice": choice.dump()}
+        if epoch < schedule.epochs:  # of a run that is over, the choice says all
+            state["model"], state["optimizer"] = model.state_dict(), run.optimizer.state_dict()
+            state["companion"] = companion.dump() if companion is not None else None
+        progress.save(state)
     tuned = choice.tuned()
     model.load_state_dict(tuned.state)
     model.eval()

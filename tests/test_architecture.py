@@ -22,6 +22,7 @@ TIERS = (
     ("neurons",),
     ("preflight",),
     ("preprocessing",),
+    ("resume",),
     ("training",),
     ("detectors",),
     ("mitigations", "agreement"),
@@ -48,7 +49,7 @@ WRITES_RECORDS = {"purify": {"reports"}}
 PUBLIC_ONLY_BY = {"bench": "cli/bench", "demo": "cli/demo"}
 """Packages that one command alone imports: the stem of that command's files."""
 
-PICKLE_READERS = {"checkpoints/reader.py", "training.py", "bench/round_trip.py"}
+PICKLE_READERS = {"checkpoints/reader.py", "resume.py", "bench/round_trip.py"}
 """Files that call ``torch.load``; the second reads back what it wrote itself, the third what the first has read."""
 
 

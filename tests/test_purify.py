@@ -32,7 +32,7 @@ from banaudit.mitigations import BANFineTuning, FeatureFlip, FineTuning
 from banaudit.purify import SIGNIFICANT, Accuracies, _caveats, _Parts, _require_suspicion, purify
 from banaudit.relapse import probe_relapse, wanted_labels
 from banaudit.reports import json_text, repair, terminal
-from banaudit.results import EXIT_CODES, Evidence, Reading, Repair, RepairEpoch, Verdict
+from banaudit.results import EXIT_CODES, Evidence, Reading, Repair, Verdict
 
 TARGET = 3
 
@@ -171,8 +171,7 @@ def test_record_counts_the_epochs_before_an_interruption(demo, tmp_path):
         run(demo, tmp_path / "out", True, False, mitigation=mitigation, listener=stop)
     state = tmp_path / ".out.purify"
     saved = torch.load(state, weights_only=True)
-    hours = [RepairEpoch.model_validate_json(text).model_copy(update={"seconds": 3600.0}) for text in saved["epochs"]]
-    torch.save({**saved, "epochs": [item.model_dump_json() for item in hours]}, state)
+    torch.save({**saved, "seconds": 7200.0}, state)
     record = run(demo, tmp_path / "out", True, False, mitigation=mitigation)
     assert [item.earlier for item in record.epochs] == [True, True, False]
     assert record.forward_images == whole.forward_images
@@ -350,7 +349,7 @@ def test_killed_midway(tmp_path):
         assert process.wait(timeout=30) != 0
         assert not (tmp_path / name).exists()
         assert not (tmp_path / f"{name}.json").exists()
-        assert torch.load(state, weights_only=True)["epochs"]
+        assert torch.load(state, weights_only=True)["states"]
 
 
 def test_relapse_probe(demo):

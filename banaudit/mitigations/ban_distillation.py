@@ -119,17 +119,14 @@ class BANDistillation(NoiseTraining):
     def repair(self, job: RepairJob) -> Tuned:
         """Repair as strongly as costs no accuracy that shows, from the weights as they came each time."""
         strengths = self.strengths()
-        parts = [job.progress.part(f"strength {number}") for number in range(len(strengths))]
-        # Interrupted: a state of a weaker repair is there only if all stronger ones cost accuracy.
-        begun = max((number for number, part in enumerate(parts) if part.load() is not None), default=0)
-        for number, settings in enumerate(strengths[begun:], start=begun):
-            last = number == len(strengths) - 1
+        for number, settings in enumerate(strengths, start=1):
+            last = number == len(strengths)
             own = job if last else replace(job, model=private_copy(job.model))
-            tuned = settings.repair_once(replace(own, progress=parts[number]), job.model)
-            # Few images choose: what costs several points may lose two of a hundred. A stronger repair must lose none.
-            if last or (tuned.kept_epoch == settings.epochs and tuned.epochs[-1].accuracy >= tuned.accuracy_before):
+            # Of a strength that an interrupted call had tried to the end, the state says all.
+            tuned = settings.repair_once(replace(own, progress=job.progress.run(f"strength {number}")), job.model)
+            if last or accepted(tuned):
                 break
-        return tuned if self.gentle else _told(tuned, f"strength {number + 1} of {len(strengths)}")
+        return tuned if self.gentle else _told(tuned, f"strength {number} of {len(strengths)}")
 
     def strengths(self) -> tuple[BANDistillation, ...]:
         """These settings at each strength that is tried, the strongest first."""
@@ -203,6 +200,14 @@ class BANDistillation(NoiseTraining):
     def _passes(self) -> tuple[int, int]:
         """The ascent, a noisy and a clean pass, and the teacher's, which has no way back."""
         return self.noise_steps + 3, self.noise_steps + 2
+
+
+def accepted(tuned: Tuned) -> bool:
+    """Whether a stronger repair is kept: its last epoch may lose not one image of those that choose.
+
+    They are few: what costs several points may lose two of a hundred.
+    """
+    return tuned.kept_epoch == tuned.epochs[-1].epoch and tuned.epochs[-1].accuracy >= tuned.accuracy_before
 
 
 def _told(tuned: Tuned, strength: str) -> Tuned:

@@ -22,18 +22,17 @@ from banaudit.data import CleanData
 from banaudit.errors import DataError, UsageError
 from banaudit.meter import Meter
 from banaudit.results import RepairEpoch, Scalar
+from banaudit.resume import Progress, identify
 from banaudit.shapes import Images, Labels
 from banaudit.training import (
     UNCHANGED,
     Augmentation,
     Companion,
     Objective,
-    Progress,
     Schedule,
     Tuned,
     choose_augmentation,
     fine_tune,
-    identify,
     private_copy,
 )
 
@@ -84,7 +83,8 @@ class Repaired:
         selection_images: How many chose what is kept.
         forward_images: Images passed forward.
         backward_images: Images passed backward.
-        seconds: Duration.
+        seconds: Duration, with that of the calls that were interrupted.
+        earlier_seconds: That of the interrupted calls.
     """
 
     model: SplitModel
@@ -98,6 +98,7 @@ class Repaired:
     forward_images: int
     backward_images: int
     seconds: float
+    earlier_seconds: float
 
 
 class Mitigation(BaseModel, ABC):
@@ -208,6 +209,7 @@ class Mitigation(BaseModel, ABC):
             augmentation = choose_augmentation(private, clean, flips=flips, meter=meter) if self.trains else UNCHANGED
             run = {**self.settings(), "name": self.name, "seed": seed, "max_drop": max_drop, "how": str(augmentation)}
             meter.planned_images = meter.forward_images + self.planned_images(len(training), len(selection))
+            progress = Progress(state, identify(private, clean, run), meter)
             job = RepairJob(
                 model=private,
                 training=training,
@@ -216,7 +218,7 @@ class Mitigation(BaseModel, ABC):
                 max_drop=max_drop,
                 seed=seed,
                 meter=meter,
-                progress=Progress(state, identify(private, clean, run)),
+                progress=progress,
             )
             tuned = self.repair(job)
         private.load_state_dict(tuned.state)
@@ -231,7 +233,8 @@ class Mitigation(BaseModel, ABC):
             selection_images=len(selection),
             forward_images=meter.forward_images - spent[0],
             backward_images=meter.backward_images - spent[1],
-            seconds=round(time.monotonic() - started, 3),
+            seconds=round(progress.earlier_seconds + time.monotonic() - started, 3),
+            earlier_seconds=round(progress.earlier_seconds, 3),
         )
 
     @final

@@ -9,7 +9,8 @@ from banaudit.meter import Meter
 from banaudit.mitigations import ANP, RepairJob
 from banaudit.mitigations.anp import mask_as_noise, pruned_scales
 from banaudit.neurons import train_under_noise
-from banaudit.training import UNCHANGED, Progress
+from banaudit.resume import Progress
+from banaudit.training import UNCHANGED
 from mitigations.tiny import make_data, make_model, same_weights, snapshot
 
 
@@ -110,8 +111,8 @@ def make_job(seed=0):
         augmentation=UNCHANGED,
         max_drop=1.0,
         seed=seed,
-        meter=Meter(),
-        progress=Progress(None, ""),
+        meter=(meter := Meter()),
+        progress=Progress(None, "", meter),
     )
 
 

@@ -14,8 +14,9 @@ from banaudit.mitigations import BANDistillation, RepairJob
 from banaudit.mitigations.ban_distillation import SmallestPatch, distillation_loss
 from banaudit.neurons import train_under_noise, worst_noise
 from banaudit.results import RepairEpoch
-from banaudit.training import UNCHANGED, Progress, Tuned
-from mitigations.tiny import make_data, make_model
+from banaudit.resume import Progress
+from banaudit.training import UNCHANGED, Tuned
+from mitigations.tiny import make_data, make_model, same_weights
 
 
 def test_distillation_by_hand():
@@ -124,7 +125,7 @@ def test_stamped_images_leave_the_running_statistics_alone(monkeypatch):
         assert torch.allclose(one, other, atol=1e-5), name
 
 
-def small_job(progress=None):
+def small_job(state=None):
     clean = CleanData(torch.zeros(4, 3, 8, 8), torch.arange(4), tuple("abcd"))
     return RepairJob(
         model=make_model(),
@@ -133,8 +134,8 @@ def small_job(progress=None):
         augmentation=UNCHANGED,
         max_drop=1.0,
         seed=0,
-        meter=Meter(),
-        progress=progress if progress is not None else Progress(None, ""),
+        meter=(meter := Meter()),
+        progress=Progress(state, "this", meter),
     )
 
 
@@ -173,17 +174,24 @@ def test_the_strongest_repair_that_costs_nothing_is_made(monkeypatch, kept, accu
 
 
 def test_an_interrupted_repair_goes_on_at_its_strength(monkeypatch, tmp_path):
-    seen = []
+    monkeypatch.setattr("banaudit.mitigations.ban_distillation.accepted", lambda *_: False)
+    method, data = BANDistillation(epochs=2, batch_size=8), make_data()
+    told = []
 
-    def once(self, job, original):
-        seen.append(self.batch_size)
-        job.progress.save({})
-        if seen == [32, 64]:
+    def stop(what, _):
+        if "epoch 2/4" in what and "loss" in what:  # the second strength takes twice as many
             raise KeyboardInterrupt
-        return Tuned({}, (), 1, False, 1.0)
+        told.append(what)
 
-    monkeypatch.setattr(BANDistillation, "repair_once", once)
+    whole = method(make_model(), data, max_drop=1.0)
     with pytest.raises(KeyboardInterrupt):
-        BANDistillation().repair(small_job(Progress(tmp_path / "state", "this")))
-    BANDistillation().repair(small_job(Progress(tmp_path / "state", "this")))
-    assert seen == [32, 64, 64, 128]
+        method(make_model(), data, max_drop=1.0, meter=Meter(listener=stop), state=tmp_path / "state")
+    assert any(what.startswith("epoch 2/2") for what in told)
+    told.clear()
+    meter = Meter(listener=lambda what, _: told.append(what))
+    resumed = method(make_model(), data, max_drop=1.0, meter=meter, state=tmp_path / "state")
+    assert next(what for what in told if what.startswith("epoch")).startswith("epoch 2/4")
+    assert same_weights(whole.model.state_dict(), resumed.model.state_dict())
+    assert resumed.epochs[0].what == whole.epochs[0].what == "strength 3 of 3, epoch 1"
+    assert resumed.seconds > resumed.earlier_seconds > 0
+    assert resumed.backward_images == whole.backward_images

@@ -13,7 +13,8 @@ from banaudit.meter import Meter
 from banaudit.mitigations import BTIDBFUnlearning, FineTuning
 from banaudit.mitigations.base import RepairJob
 from banaudit.mitigations.bti_dbf_unlearning import InvertedTrigger, triggered_images, unlearning_loss
-from banaudit.training import UNCHANGED, Progress
+from banaudit.resume import Progress
+from banaudit.training import UNCHANGED
 from mitigations.tiny import make_data, make_model, same_weights
 
 FAST = {"epochs": 2, "batch_size": 16, "generator_steps": 2, "generator_batch": 8, "mask_steps": 2, "width": 4}
@@ -37,8 +38,8 @@ def job(model, data, **settings):
         augmentation=UNCHANGED,
         max_drop=1.0,
         seed=0,
-        meter=Meter(),
-        progress=Progress(None, ""),
+        meter=(meter := Meter()),
+        progress=Progress(None, "", meter),
         **settings,
     )
 
