@@ -334,6 +334,11 @@ def _accuracy_caveats(found: CleanAccuracy) -> list[str]:
             f"clean accuracy is {found.accuracy:.1%} over all images but {averaged(found):.1%} averaged over the "
             "classes: some classes are read much worse than others"
         )
+    if found.unanswered:
+        caveats.append(
+            f"the outputs of {found.unanswered} of {found.images} clean images are no finite numbers; they count as "
+            "mistakes, and no sound network gives such"
+        )
     return caveats
 
 

@@ -134,6 +134,7 @@ def judge_predictions(predicted: Labels, clean: CleanData, floor: float | None =
         accuracy=_share(predicted == labels),
         balanced_accuracy=_balanced_accuracy(labels, predicted),
         images=len(clean),
+        unanswered=int((predicted == NO_ANSWER).sum()),
         floor=default_floor(classes) if floor is None else floor,
         one_answer=_one_answer(labels, predicted),
         label_permutation=order[0] if order is not None else None,

@@ -185,6 +185,7 @@ class CleanAccuracy(Record):
         default=None, description="The same averaged over the classes, each of equal weight however many images it has."
     )
     images: int
+    unanswered: int = Field(default=0, description="Of these, those with an output that is no finite number: mistakes.")
     floor: float = Field(description="Below it, by either accuracy, no verdict is given.")
     one_answer: int | None = Field(
         default=None, description="Label that nearly all answers are although the images are not of that class."

@@ -234,6 +234,13 @@ def test_classes_read_unlike_well_are_a_caveat(subject):
     )
 
 
+def test_outputs_that_are_no_finite_numbers_are_a_caveat(subject):
+    prepared = prepare(described(subject), device="cpu")
+    some = prepared.accuracy.model_copy(update={"unanswered": 3})
+    (caveat,) = facts_of(dataclasses.replace(prepared, accuracy=some)).caveats
+    assert caveat.startswith(f"the outputs of 3 of {some.images} clean images are no finite numbers")
+
+
 def test_a_floor_of_the_callers_decides_whether_a_method_runs(planted, clean_data):
     wrong = CleanData(clean_data.images, torch.where(clean_data.labels < 3, 5, clean_data.labels), toys.NAMES)
     below = judge(planted, wrong, detectors=(MMBD(images=2, steps=4),))

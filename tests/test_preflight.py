@@ -255,6 +255,7 @@ def test_one_answer_is_right_where_nearly_all_images_are_of_one_class():
 def test_classes_that_have_no_images_do_not_count_in_the_average():
     labels = torch.tensor([0, 0, 3, 3])
     found = judge_predictions(torch.tensor([0, 0, 3, NO_ANSWER]), _labels_only(labels, 5))
+    assert found.unanswered == 1
     assert found.balanced_accuracy == 0.75
 
 

@@ -98,6 +98,11 @@ def test_clean_accuracy_is_commented():
     assert "low: check" in plain(samples.report(accuracy=0.55))
     wrong = plain(samples.report(Verdict.INCONCLUSIVE, accuracy=0.1, permuted=True))
     assert "below the floor" in wrong
+    report = samples.report()
+    uneven = report.model_copy(
+        update={"clean_accuracy": report.clean_accuracy.model_copy(update={"balanced_accuracy": 0.4})}
+    )
+    assert "94.5 % of 500 clean images, 40.0 % averaged over the classes (floor 50.0 %)" in plain(uneven)
     assert re.search(r"class order +looks wrong: with 0 \(plane\) -> 1 \(car\), 1 \(car\) -> 0 \(plane\) the", wrong)
 
 
