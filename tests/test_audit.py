@@ -25,7 +25,7 @@ from banaudit.audit import (
     usual_scale,
 )
 from banaudit.data import CleanData
-from banaudit.detectors.base import Outcome
+from banaudit.detectors.base import Found
 from banaudit.detectors.mm_bd import MMBD
 from banaudit.detectors.targeted_noise import TargetedNoise
 from banaudit.errors import ArchitectureError, CheckpointError, DataError, UnsafeCheckpointError, UsageError
@@ -332,7 +332,7 @@ def test_a_clean_twin_shows_no_evidence(unplanted, tiled_data):
 def test_readings_that_name_different_targets_are_a_caveat(sleeping, tiled_data, monkeypatch):
     def two(self, model, samples, generator, meter):
         meter.spend("two", forward=1)
-        return Outcome([evidence(0.6, fired=True, target=4), evidence(0.9, fired=True, target=2)])
+        return Found([evidence(0.6, fired=True, target=4), evidence(0.9, fired=True, target=2)])
 
     monkeypatch.setattr(MMBD, "search", two)
     report = judge(sleeping, tiled_data, detectors=(MMBD(),))

@@ -71,7 +71,7 @@ class Samples:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Found:
     """What a search found.
 
     Args:
@@ -146,9 +146,9 @@ class Detector(BaseModel, ABC):
             TimeLimitReached: From the meter.
         """
 
-    def search(self, model: SplitModel, samples: Samples, generator: torch.Generator, meter: Meter) -> Outcome:
+    def search(self, model: SplitModel, samples: Samples, generator: torch.Generator, meter: Meter) -> Found:
         """Search and read as :meth:`score`; a :class:`TriggerDetector` shows what it recovered besides."""
-        return Outcome(self.score(model, samples, generator, meter))
+        return Found(self.score(model, samples, generator, meter))
 
     @abstractmethod
     def planned_images(self, num_classes: int, images: int) -> int:
@@ -194,7 +194,7 @@ class Detector(BaseModel, ABC):
         started = time.monotonic()
         forward, backward = meter.forward_images, meter.backward_images
         generator = torch.Generator().manual_seed(seed)
-        outcome = Outcome([])
+        outcome = Found([])
         cuda = [clean.images.device] if clean.images.is_cuda else []
         try:
             with torch.random.fork_rng(devices=cuda):
@@ -244,7 +244,7 @@ class TriggerDetector(Detector, ABC):
     """A detector whose search recovers triggers: it implements :meth:`search` instead of :meth:`score`."""
 
     @abstractmethod
-    def search(self, model: SplitModel, samples: Samples, generator: torch.Generator, meter: Meter) -> Outcome:
+    def search(self, model: SplitModel, samples: Samples, generator: torch.Generator, meter: Meter) -> Found:
         """Search and read, as :meth:`Detector.score`; and show what was recovered.
 
         The pictures take no pass through the audited network and no random number: with or without somebody to look at
@@ -257,7 +257,7 @@ class TriggerDetector(Detector, ABC):
         return self.search(model, samples, generator, meter).evidence
 
 
-def _require_finite(outcome: Outcome) -> None:
+def _require_finite(outcome: Found) -> None:
     numbers = [
         number
         for item in outcome.evidence

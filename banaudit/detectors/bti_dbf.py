@@ -12,7 +12,7 @@ from torch import Tensor
 
 from banaudit.architectures.base import SplitModel
 from banaudit.data import CleanData
-from banaudit.detectors.base import Outcome, Samples, TriggerDetector, batches, draw
+from banaudit.detectors.base import Found, Samples, TriggerDetector, batches, draw
 from banaudit.detectors.inversion import features_of, freeze
 from banaudit.detectors.unet import UNet, largest_depth
 from banaudit.meter import Meter
@@ -95,7 +95,7 @@ class DecoupledFeatures(TriggerDetector, ABC):
         return min(self.search_images, half) + self.steps * self.batch_size + min(self.held_out_images, half)
 
     @final
-    def search(self, model: SplitModel, samples: Samples, generator: torch.Generator, meter: Meter) -> Outcome:
+    def search(self, model: SplitModel, samples: Samples, generator: torch.Generator, meter: Meter) -> Found:
         """Decouple, generate, and look where the generated images go."""
         freeze(model)
         search = draw(samples.search, self.search_images, generator)
@@ -127,7 +127,7 @@ class DecoupledFeatures(TriggerDetector, ABC):
                 success=round(score, 4),
             )
             pictures = change_pictures(clean, network(clean[None])[0])
-        return Outcome([evidence], (RecoveredTrigger(self.name, facts, pictures),))
+        return Found([evidence], (RecoveredTrigger(self.name, facts, pictures),))
 
     @final
     def fit_mask(self, model: SplitModel, features: Features, labels: Labels, generator: torch.Generator) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from banaudit.architectures.base import SplitModel
 from banaudit.data import CleanData
-from banaudit.detectors.base import Outcome, Samples, TriggerDetector, draw
+from banaudit.detectors.base import Found, Samples, TriggerDetector, draw
 from banaudit.detectors.inversion import (
     ADAM_BETAS,
     bounded_loss,
@@ -315,7 +315,7 @@ class FeatureRE(FeatureInversion, TriggerDetector):
         half = images // 2
         return self.planned_inversion(num_classes, half, half)
 
-    def search(self, model: SplitModel, samples: Samples, generator: torch.Generator, meter: Meter) -> Outcome:
+    def search(self, model: SplitModel, samples: Samples, generator: torch.Generator, meter: Meter) -> Found:
         """Invert each class in turn, and hold the lowest value against the threshold."""
         triggers = self.recover(
             model, samples.search, samples.held_out, range(samples.num_classes), generator=generator, meter=meter
@@ -334,7 +334,7 @@ class FeatureRE(FeatureInversion, TriggerDetector):
         )
         ranked = scores.argsort(descending=True, stable=True)[:2].tolist()
         shown = (triggers[label] for label in ranked if triggers[label].pictures)
-        return Outcome([evidence], tuple(self._shown(trigger, evidence) for trigger in shown))
+        return Found([evidence], tuple(self._shown(trigger, evidence) for trigger in shown))
 
     def _shown(self, trigger: FeatureTrigger, evidence: Evidence) -> RecoveredTrigger:
         facts = TriggerFacts(

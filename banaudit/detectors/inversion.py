@@ -19,7 +19,7 @@ from torch import Tensor
 
 from banaudit.architectures.base import SplitModel
 from banaudit.data import CleanData
-from banaudit.detectors.base import Outcome, Samples, TriggerDetector, batches, draw, images_of_a_pass
+from banaudit.detectors.base import Found, Samples, TriggerDetector, batches, draw, images_of_a_pass
 from banaudit.errors import DataError, UnsupportedModelError
 from banaudit.meter import Meter
 from banaudit.neurons import fast_precision
@@ -251,7 +251,7 @@ class PatchInversion(TriggerDetector, ABC):
         return searched + self.contenders(self.steps, num_classes) * min(self.held_out_images, images // 2)
 
     @final
-    def search(self, model: SplitModel, samples: Samples, generator: torch.Generator, meter: Meter) -> Outcome:
+    def search(self, model: SplitModel, samples: Samples, generator: torch.Generator, meter: Meter) -> Found:
         """Invert a patch for each class, and hold the smallest against the others."""
         recovered = self.invert(model, samples.search, generator, meter)
         if bool((recovered.norms >= recovered.triggers.masks[0].numel()).all()):
@@ -260,7 +260,7 @@ class PatchInversion(TriggerDetector, ABC):
         finalists = recovered.triggers.subset(recovered.finalists)
         rates = success_rates(model, finalists, held_out, meter, batch_size=self.held_out_images)
         evidence = self.judge(samples, recovered, rates)
-        return Outcome([evidence], self._shown(samples, recovered, rates, fired=evidence.fired))
+        return Found([evidence], self._shown(samples, recovered, rates, fired=evidence.fired))
 
     @final
     def _shown(

@@ -10,7 +10,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from banaudit.architectures.base import SplitModel
-from banaudit.detectors.base import Outcome, Samples, TriggerDetector, images_of_a_pass
+from banaudit.detectors.base import Found, Samples, TriggerDetector, images_of_a_pass
 from banaudit.detectors.inversion import freeze, outlier_scores
 from banaudit.errors import UnsupportedModelError
 from banaudit.meter import Meter
@@ -115,7 +115,7 @@ class MMBD(TriggerDetector):
     def _images_a_class(self, num_classes: int) -> int:
         return min(self.images, max(2, self.all_images // num_classes))
 
-    def search(self, model: SplitModel, samples: Samples, generator: torch.Generator, meter: Meter) -> Outcome:
+    def search(self, model: SplitModel, samples: Samples, generator: torch.Generator, meter: Meter) -> Found:
         """Maximise every class's margin, and hold the largest against the others."""
         found = self.maximum_margins(model, samples.search.images, samples.num_classes, generator, meter)
         largest = found.margins.double().cpu().clamp(min=SMALLEST_MARGIN)
@@ -152,7 +152,7 @@ class MMBD(TriggerDetector):
             )
             for label in shown
         )
-        return Outcome([evidence], triggers)
+        return Found([evidence], triggers)
 
     def maximum_margins(
         self, model: SplitModel, like: Images, num_classes: int, generator: torch.Generator, meter: Meter

@@ -14,7 +14,7 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from banaudit.architectures.base import SplitModel
-from banaudit.detectors.base import Outcome, Samples, TriggerDetector, agreement_of
+from banaudit.detectors.base import Found, Samples, TriggerDetector, agreement_of
 from banaudit.detectors.mapping import Mapping, search_mapping
 from banaudit.detectors.targeted_paths import (
     Lead,
@@ -111,7 +111,7 @@ class ShortcutDetector(TriggerDetector):
         return self.restarts * (paths + mapping)
 
     @final
-    def search(self, model: SplitModel, samples: Samples, generator: torch.Generator, meter: Meter) -> Outcome:
+    def search(self, model: SplitModel, samples: Samples, generator: torch.Generator, meter: Meter) -> Found:
         """Paths towards each class and a search for a map, each restarted while a reading of it could fire.
 
         The weakest restart counts: once a reading is not above its threshold, further ones could not make it fire.
@@ -123,7 +123,7 @@ class ShortcutDetector(TriggerDetector):
         evidence = [one, self._all_to_all(samples, mappings), self._source_target([found.pair for found in followed])]
         leaders = next((path.leaders for path in paths if path.leaders[0].target == one.target), ())
         shown = (self.shown(leader, samples, accused=one.fired and leader.target == one.target) for leader in leaders)
-        return Outcome(evidence, tuple(trigger for trigger in shown if trigger is not None))
+        return Found(evidence, tuple(trigger for trigger in shown if trigger is not None))
 
     def _follow(self, model: SplitModel, samples: Samples, generator: torch.Generator, meter: Meter) -> list[_Followed]:
         perturbation = self.perturbation(model, samples, meter)

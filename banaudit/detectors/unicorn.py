@@ -14,7 +14,7 @@ from torch.func import functional_call
 
 from banaudit.architectures.base import SplitModel
 from banaudit.data import CleanData
-from banaudit.detectors.base import Outcome, Samples, TriggerDetector, draw
+from banaudit.detectors.base import Found, Samples, TriggerDetector, draw
 from banaudit.detectors.inversion import (
     ADAM_BETAS,
     BOUND_WEIGHT,
@@ -358,7 +358,7 @@ class Unicorn(TriggerDetector):
         known = min(self.search_images, half) + num_classes * min(self.held_out_images, half)
         return known + rounds * self.trigger_steps * self.batch_size
 
-    def search(self, model: SplitModel, samples: Samples, generator: torch.Generator, meter: Meter) -> Outcome:
+    def search(self, model: SplitModel, samples: Samples, generator: torch.Generator, meter: Meter) -> Found:
         """Invert a trigger for each class, and read its score from held-out images."""
         freeze(model)
         clean = draw(samples.search, self.search_images, generator)
@@ -398,7 +398,7 @@ class Unicorn(TriggerDetector):
         example = samples.example(target)
         with torch.no_grad():
             triggered = self.with_trigger(encoder, classes[target], example[None, None])[0, 0]
-        return Outcome([evidence], (RecoveredTrigger(self.name, facts, change_pictures(example, triggered)),))
+        return Found([evidence], (RecoveredTrigger(self.name, facts, change_pictures(example, triggered)),))
 
     def read(self, model: SplitModel, network: UNet, inversion: Inversions, clean: CleanData, meter: Meter) -> Tensor:
         """Score, success, and change of the images (1 - SSIM) of one class, [3], on images that are not of it.
