@@ -16,7 +16,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 TIERS = (
     ("errors", "shapes", "whole_files"),
     ("results", "meter"),
-    ("statistics", "data", "triggers"),
+    ("statistics", "data", "triggers", "method"),
     ("checkpoints",),
     ("architectures",),
     ("neurons",),

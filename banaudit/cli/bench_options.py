@@ -39,6 +39,10 @@ Fresh = Annotated[bool, typer.Option("--fresh", help="Scan again what was scanne
 Images = Annotated[int, typer.Option("--max-images", min=20, help="Clean images of a scan at most.")]
 Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of images and searches.")]
 Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, help="Processes that share the work.")]
+Zoo = Annotated[Path, typer.Option(help="Folder with the manifests third_party.json and trained.json.")]
+ZooData = Annotated[Path, typer.Option("--data", "-d", help="Folder with cifar10/test, gtsrb32/test, mnist/test.")]
+Factories = Annotated[Path | None, typer.Option(help="Folder of factories.json: architectures as code you trust.")]
+OnlyFiles = Annotated[str | None, typer.Option(metavar="PATTERN", help="Only files that match, e.g. '*ibau*'.")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Show the traceback of an error.")]
 
 

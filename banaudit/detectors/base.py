@@ -12,17 +12,17 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self, final
+from typing import ClassVar, final
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from banaudit.architectures.base import SplitModel
 from banaudit.data import CleanData
 from banaudit.errors import DataError, TimeLimitReached, UnsupportedModelError
 from banaudit.meter import Meter
-from banaudit.results import ClassScore, Evidence, Finding, Scalar, Verdict
+from banaudit.method import Method
+from banaudit.results import ClassScore, Evidence, Finding, Verdict
 from banaudit.shapes import Images, Labels
 from banaudit.triggers import RecoveredTrigger, TriggerSink
 
@@ -112,20 +112,12 @@ def batches(images: Images, labels: Labels, size: int) -> list[tuple[Images, Lab
     return list(zip(torch.split(images, size), torch.split(labels, size), strict=True))
 
 
-class Detector(BaseModel, ABC):
+class Detector(Method, ABC):
     """A detector is its hyperparameters and one method.
 
     Subclasses are final, declare each hyperparameter once as a field with a default, and implement :meth:`score`.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    name: ClassVar[str]
-    """Name on the command line and in reports."""
-    title: ClassVar[str]
-    """One line: what it looks for."""
-    needs: ClassVar[str]
-    """What it cannot do without, beyond the network."""
     misses: ClassVar[str]
     """Backdoors it is known to be blind to, or how far it has been measured here."""
     fewest_classes: ClassVar[int] = 2
@@ -153,18 +145,6 @@ class Detector(BaseModel, ABC):
     @abstractmethod
     def planned_images(self, num_classes: int, images: int) -> int:
         """Forward passes that :meth:`score` is expected to take, for the progress bar."""
-
-    def settings(self) -> dict[str, Scalar]:
-        """Every hyperparameter with its value, for the report."""
-        return dict(self.model_dump(mode="json"))
-
-    def with_settings(self, changes: dict[str, str]) -> Self:
-        """The same detector with some hyperparameters read from text (``--set name.key=value``).
-
-        Raises:
-            pydantic.ValidationError: An unknown name or a value out of range.
-        """
-        return type(self).model_validate({**self.model_dump(), **changes})
 
     @final
     def __call__(

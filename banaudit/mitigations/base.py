@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import ClassVar, Self, final
 
 import torch
-from pydantic import BaseModel, ConfigDict, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from banaudit.architectures.base import SplitModel
 from banaudit.data import CleanData
 from banaudit.errors import DataError, UsageError
 from banaudit.meter import Meter
-from banaudit.results import RepairEpoch, Scalar
+from banaudit.method import Method
+from banaudit.results import RepairEpoch
 from banaudit.resume import Progress, identify
 from banaudit.shapes import Images, Labels
 from banaudit.training import (
@@ -101,21 +102,13 @@ class Repaired:
     earlier_seconds: float
 
 
-class Mitigation(BaseModel, ABC):
+class Mitigation(Method, ABC):
     """A mitigation is its hyperparameters and one method.
 
     Subclasses are final, declare each hyperparameter once as a field with a default, and implement :meth:`repair`,
     :meth:`planned_images` and :meth:`check`.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    name: ClassVar[str]
-    """Name on the command line and in reports."""
-    title: ClassVar[str]
-    """One line: what it does."""
-    needs: ClassVar[str]
-    """What it cannot do without, beyond the network."""
     trains: ClassVar[bool] = True
     """Whether it optimises anything on images; if not, all images choose what is kept, and none is augmented."""
 
@@ -152,18 +145,6 @@ class Mitigation(BaseModel, ABC):
             training: Number of images to train on.
             selection: Number of images that choose.
         """
-
-    def settings(self) -> dict[str, Scalar]:
-        """Every hyperparameter with its value, for the report."""
-        return dict(self.model_dump(mode="json"))
-
-    def with_settings(self, changes: dict[str, str]) -> Self:
-        """The same mitigation with some hyperparameters read from text (``--set name.key=value``).
-
-        Raises:
-            pydantic.ValidationError: An unknown name or a value out of range.
-        """
-        return type(self).model_validate({**self.model_dump(), **changes})
 
     @final
     def __call__(
