@@ -90,7 +90,10 @@ class Calibration(Record):
     split: str
     aimed_rate: float
     reading_rate: float = Field(description="The aimed rate divided by the number of readings.")
-    current_settings: bool = Field(description="Whether all scans were made with the settings in the code now.")
+    current_settings: bool = Field(description="Whether the scans were made with the settings in the code now.")
+    outdated: tuple[str, ...] = Field(
+        default=(), description="Victims left out since they were scanned with other settings than these."
+    )
     excluded: tuple[str, ...] = Field(description="Victims below their floor, left out.")
     readings: tuple[ReadingFit, ...]
     victims: tuple[VictimVerdicts, ...]
@@ -137,7 +140,11 @@ def calibrate(*files: BenchmarkResults, aimed_rate: float = AIMED_RATE) -> Calib
         )
     if not 0 < aimed_rate < 0.5:
         raise UsageError(f"--rate {aimed_rate:g}: expected a share between 0 and 0.5, e.g. --rate {AIMED_RATE}")
-    entries = _on_one_scale(counted(held))
+    current = tuple(
+        entry for results in files for entry in results.entries if _is_current(results.settings[entry.scan.settings])
+    )
+    judged = current or held  # scores of other settings are none of these
+    entries = _on_one_scale(counted(judged))
     if not any(not entry.truth.backdoored for entry in entries):
         raise UsageError(f"split {split}: holds no clean victim to fit thresholds on; scan some")
     readings = {item.key: item for entry in entries for item in entry.scan.readings}
@@ -162,8 +169,9 @@ def calibrate(*files: BenchmarkResults, aimed_rate: float = AIMED_RATE) -> Calib
         split=split,
         aimed_rate=aimed_rate,
         reading_rate=rate,
-        current_settings=all(_current(results.settings) for results in files),
-        excluded=tuple(entry.key for entry in held if entry.key not in counting),
+        current_settings=bool(current),
+        outdated=tuple(entry.key for entry in held if entry not in judged),
+        excluded=tuple(entry.key for entry in judged if entry.key not in counting),
         readings=tuple(_fit(key, readings[key], entries, proposed) for key in readings),
         victims=tuple(
             VictimVerdicts(
@@ -207,11 +215,8 @@ def _setup(entry: VictimEntry) -> str:
     return f"{entry.victim.recipe.dataset}, {network_of(entry.victim.recipe)}"
 
 
-def _current(settings: dict[str, ScanSettings]) -> bool:
-    return all(
-        ScanSettings.of(default_detectors(), item.images, item.seed).detectors == item.detectors
-        for item in settings.values()
-    )
+def _is_current(settings: ScanSettings) -> bool:
+    return ScanSettings.of(default_detectors(), settings.images, settings.seed).detectors == settings.detectors
 
 
 def _items(

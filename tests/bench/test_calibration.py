@@ -8,9 +8,10 @@ from victim_entries import benchmark, entry, reading
 from banaudit.bench.calibration import Calibration, calibrate, fit_threshold
 from banaudit.bench.population import TEST_SEED, Setup
 from banaudit.bench.results_files import read_results, write_results
-from banaudit.bench.runner import Outcome
-from banaudit.bench.tables import render
+from banaudit.bench.runner import Outcome, ScanSettings
+from banaudit.bench.tables import calibration_tables, render
 from banaudit.cli import main
+from banaudit.detectors import default_detectors
 from banaudit.errors import UsageError
 
 
@@ -105,3 +106,14 @@ def test_files_are_joined_and_scores_held_against_one_threshold(results):
     assert joined.split == "development and development"
     assert joined.readings == whole.readings
     assert joined.victims == whole.victims
+
+
+def test_scans_of_other_settings_are_left_out_where_there_are_some_of_todays():
+    today = ScanSettings.of(default_detectors(), 100, 0)
+    new, old = entry(1, reading("m/a", 0.5)), entry(2, reading("m/a", 0.9))
+    new = new.model_copy(update={"scan": new.scan.model_copy(update={"settings": today.digest})})
+    held = benchmark(new, old)
+    found = calibrate(held.model_copy(update={"settings": {**held.settings, today.digest: today}}))
+    assert (found.outdated, found.current_settings) == ((old.key,), True)
+    assert [victim.key for victim in found.victims] == [new.key]
+    assert f"with other settings than those in the code now: {old.key}." in calibration_tables(found)

@@ -81,6 +81,9 @@ def calibration_tables(calibration: Calibration) -> str:
             ],
         ),
         f"Left out, below their floor: {', '.join(calibration.excluded)}." if calibration.excluded else "",
+        f"Left out, scanned with other settings than those in the code now: {', '.join(calibration.outdated)}."
+        if calibration.outdated
+        else "",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
