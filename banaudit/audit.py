@@ -6,6 +6,7 @@ detector, which a repair needs as well.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from datetime import UTC, datetime
@@ -284,15 +285,11 @@ def facts_of(prepared: Prepared) -> Facts:
     inconclusive: list[str] = []
     if prepared.misread:
         inconclusive.append(prepared.misread)
-    else:
-        caveats += _accuracy_caveats(prepared.accuracy)
     shortfall = prepared.images.shortfall()
     if shortfall is not None:
         inconclusive.append(shortfall)
     if not prepared.loaded.deterministic:
         inconclusive.append("the network answers differently to the same images: its answers cannot be compared")
-    if architecture.batch_norms == 0:
-        inconclusive.append("this method needs BatchNorm, and the network has none")
     present = architecture.classes - len(data.missing_classes)
     if present < max(3, architecture.classes / 2) and architecture.classes > present:
         inconclusive.append(
@@ -385,6 +382,7 @@ def judge(
     misread = misreading(accuracy, clean.class_names, predicted)
     findings: tuple[Finding, ...] = ()
     if not misread:
+        facts = dataclasses.replace(facts, caveats=(*_accuracy_caveats(accuracy), *facts.caveats))
         for number, detector in enumerate(detectors):
             # Planned anew each time: a method that had done earlier than planned brings the end nearer.
             meter.planned_images = meter.forward_images + sum(

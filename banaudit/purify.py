@@ -20,7 +20,7 @@ from banaudit.architectures import SplitModel
 from banaudit.checkpoints.writer import Rewritten, as_stored, check_out, rewrite, write_checkpoint
 from banaudit.data import CleanData
 from banaudit.detectors import Detector
-from banaudit.errors import DataError, UsageError
+from banaudit.errors import BanauditError, DataError, TimeLimitReached, UsageError
 from banaudit.meter import Listener, Meter
 from banaudit.mitigations import BANDistillation, Mitigation, Repaired, TargetedMitigation
 from banaudit.mitigations.base import MAX_DROP
@@ -111,7 +111,7 @@ def purify(
         subject: Checkpoint and clean images. A repair gains from a larger ``max_images`` than a scan's default: the
             paper's uses 2,500 images, and ``UNTOUCHED_SHARE`` of those given here plays no part in it.
         out: Where the repaired checkpoint goes; the record goes beside it, as ``out`` and ``.json``.
-        mitigation: How to repair; none: BAN fine-tuning.
+        mitigation: How to repair; none: :class:`~banaudit.mitigations.BANDistillation`.
         detectors: Methods of both scans; none: the default ones.
         max_drop: Clean accuracy that the repair may cost, 0 to 1.
         flips: Whether training images are mirrored; none: found out on the model.
@@ -154,9 +154,14 @@ def purify(
     state = out.with_name(f".{out.name}.purify")
     if before.target is not None and isinstance(mitigation, TargetedMitigation):
         mitigation = mitigation.aimed_at(before.target)
-    repaired = mitigation(
-        prepared.model, parts.repair, max_drop=max_drop, flips=flips, seed=seed, meter=meter, state=state
-    )
+    try:
+        repaired = mitigation(
+            prepared.model, parts.repair, max_drop=max_drop, flips=flips, seed=seed, meter=meter, state=state
+        )
+    except BanauditError as problem:
+        if not isinstance(problem, UsageError | TimeLimitReached):  # to go on would only lead here again
+            state.unlink(missing_ok=True)
+        raise
     weights = _as_stored(prepared, repaired)
     accuracies = compare(prepared.model, repaired.model, parts.untouched, meter)
     made = RepairSettings(
@@ -248,10 +253,10 @@ def _require_suspicion(before: Report, model: str) -> None:
             f"{model}: the scan finds no evidence of a backdoor ({before.reason}), so nothing was repaired; --force "
             "repairs it all the same"
         )
-    if all(finding.verdict is Verdict.INCONCLUSIVE for finding in before.findings):
+    if not any(finding.verdict is Verdict.BACKDOORED for finding in before.findings):
         raise UsageError(
-            f"{model}: the scan cannot judge the model ({before.reason}), so nothing was repaired; --force repairs it "
-            "all the same"
+            f"{model}: no method speaks against the model, and not all could judge it ({before.reason}), so nothing "
+            "was repaired; --force repairs it all the same"
         )
 
 

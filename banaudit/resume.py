@@ -12,12 +12,16 @@ from typing import Any
 
 import torch
 
+import banaudit
 from banaudit.architectures.base import SplitModel
 from banaudit.data import CleanData
 from banaudit.errors import UsageError
 from banaudit.meter import Meter
 from banaudit.results import Scalar
 from banaudit.whole_files import write_whole
+
+FORMAT = 2
+"""Of the file; what another one holds is not taken up."""
 
 
 class Progress:
@@ -39,11 +43,12 @@ class Progress:
         self._begun = meter.forward_images, meter.backward_images
         self._started = time.monotonic()
         saved = self._read()
-        self._states: dict[str, dict[str, Any]] = saved.get("states", {})
-        self.earlier_seconds: float = saved.get("seconds", 0.0)
+        self._states: dict[str, dict[str, Any]] = saved["states"] if saved else {}
+        self.earlier_seconds: float = saved["seconds"] if saved else 0.0
         """What earlier calls took up to their last state."""
-        meter.forward_images += saved.get("forward_images", 0)
-        meter.backward_images += saved.get("backward_images", 0)
+        if saved:
+            meter.forward_images += saved["forward_images"]
+            meter.backward_images += saved["backward_images"]
 
     def run(self, name: str) -> Progress:
         """The same file for one of several runs in a row, each with a state of its own."""
@@ -97,7 +102,8 @@ class Progress:
 
 def identify(model: SplitModel, data: CleanData, settings: dict[str, Scalar]) -> str:
     """A fingerprint of a run: same network, normalisation, images, settings and versions give the same text."""
-    told = [settings, str(torch.__version__), str(data.images.device), model.logit_scale]
+    versions = [FORMAT, banaudit.__version__, str(torch.__version__)]
+    told = [settings, versions, str(data.images.device), model.logit_scale]
     digest = hashlib.sha256(json.dumps(told).encode())
     # No state dict holds the normalisation: the same weights behind another one are another model.
     own = (*model.state_dict().values(), model.mean, model.std)

@@ -227,8 +227,8 @@ def test_a_network_with_one_answer_is_not_judged_by_images_of_that_class():
 def test_classes_read_unlike_well_are_a_caveat(subject):
     prepared = prepare(described(subject), device="cpu")
     uneven = prepared.accuracy.model_copy(update={"accuracy": 0.9, "balanced_accuracy": 0.7})
-    found = facts_of(dataclasses.replace(prepared, accuracy=uneven))
-    assert found.caveats == (
+    report = judge(prepared.model, prepared.clean, accuracy=uneven, detectors=())
+    assert report.caveats == (
         "clean accuracy is 90.0% over all images but 70.0% averaged over the classes: some classes are read much worse "
         "than others",
     )
@@ -237,7 +237,7 @@ def test_classes_read_unlike_well_are_a_caveat(subject):
 def test_outputs_that_are_no_finite_numbers_are_a_caveat(subject):
     prepared = prepare(described(subject), device="cpu")
     some = prepared.accuracy.model_copy(update={"unanswered": 3})
-    (caveat,) = facts_of(dataclasses.replace(prepared, accuracy=some)).caveats
+    (caveat,) = judge(prepared.model, prepared.clean, accuracy=some, detectors=()).caveats
     assert caveat.startswith(f"the outputs of 3 of {some.images} clean images are no finite numbers")
 
 
@@ -261,13 +261,10 @@ def test_class_folders_of_another_number_are_refused_in_one_line(subject, tmp_pa
 
 def test_what_cannot_be_judged_is_said_first(subject):
     prepared = prepare(described(subject), device="cpu")
-    facts = prepared.loaded.facts.model_copy(update={"batch_norms": 0, "outputs": "probabilities"})
+    facts = prepared.loaded.facts.model_copy(update={"outputs": "probabilities"})
     loaded = dataclasses.replace(prepared.loaded, facts=facts, deterministic=False)
     found = facts_of(dataclasses.replace(prepared, loaded=loaded))
-    assert found.inconclusive == (
-        "the network answers differently to the same images: its answers cannot be compared",
-        "this method needs BatchNorm, and the network has none",
-    )
+    assert found.inconclusive == ("the network answers differently to the same images: its answers cannot be compared",)
     assert found.caveats == ("the network returns probabilities; the scores before them were used",)
 
 
@@ -309,7 +306,7 @@ def test_a_network_without_batch_norm_gets_its_accuracy_and_no_verdict(subject, 
         accuracy_floor=0.0,
     )
     assert report.verdict is Verdict.INCONCLUSIVE
-    assert report.reason.startswith("this method needs BatchNorm, and the network has none")
+    assert report.reason == "targeted-noise: this method needs BatchNorm, and the network has none"
     assert report.clean_accuracy.images == 180
     assert [found.method for found in report.findings if found.verdict is Verdict.INCONCLUSIVE] == ["targeted-noise"]
 

@@ -12,6 +12,7 @@ from banaudit.cli.messages import say
 from banaudit.cli.options import choose_mitigation, input_files, make_subject, parse_settings
 from banaudit.cli.progress import progress_bar
 from banaudit.cli.streams import deliver, refuse_inputs
+from banaudit.errors import UsageError
 from banaudit.results import EXIT_CODES
 
 REPAIR = "Repair"
@@ -73,12 +74,15 @@ def purify(
 ) -> None:
     """Repair a suspect checkpoint: write one of the same form, and scan it again to say what it is worth.
 
-    Exit codes: 0 written and no evidence left, 1 still accused, 2 error or OUT exists, 3 inconclusive or too costly.
+    Exit codes: 0 written and no evidence left, 1 still accused (or MODEL is unsafe to load), 2 error or OUT exists, 3
+    inconclusive or too costly.
     """
     del verbose  # read by main, which prints the traceback
     mitigation = choose_mitigation(method, parse_settings(settings or ()), epochs=epochs)
     from banaudit.checkpoints.writer import beside
 
+    if not out.name:
+        raise UsageError(f"--output {out}: is a folder; name a file in it")
     for path in (out, beside(out)):
         refuse_inputs(path, input_files(model, data, classes=classes, arch=arch), f"--output {out}")
     with progress_bar(wanted=not (quiet or no_progress)) as listener:

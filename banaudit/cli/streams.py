@@ -80,6 +80,16 @@ def refuse_inputs(path: Path, inputs: Sequence[Path], option: str) -> None:
     for other in inputs:
         if is_same_file(path, other):
             raise UsageError(f"{option}: would overwrite an input, {other}; give another path")
+        if other.resolve() in path.resolve().parents and path.exists() and _may_be_read(path):
+            raise UsageError(f"{option}: would overwrite an input, a file in {other}; give another path")
+
+
+def _may_be_read(path: Path) -> bool:
+    """Whether a file among the images is one that a command reads: reports and checkpoints may well lie there too."""
+    from banaudit.data.labels import CLASS_FILES
+    from banaudit.data.layouts import IMAGE_SUFFIXES, TABLE_SUFFIXES
+
+    return path.name in CLASS_FILES or path.suffix.lower() in IMAGE_SUFFIXES | TABLE_SUFFIXES
 
 
 def _place(name: str) -> Path:

@@ -22,6 +22,7 @@ from banaudit.errors import DataError
 
 Layout = Literal["class folders", "csv", "file names"]
 
+TABLE_SUFFIXES = frozenset({".csv", ".tsv"})
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif"})
 SPLIT_NAMES = frozenset({"train", "training", "test", "testing", "val", "valid", "validation"})
 FILE_COLUMNS = ("file", "filename", "file_name", "path", "filepath", "file_path", "image", "image_path", "img")
@@ -99,7 +100,7 @@ def list_files(path: Path) -> Listing:
         DataError: Nothing there, not readable, no images, or more than one way to read it.
     """
     if path.is_file():
-        if path.suffix.lower() not in {".csv", ".tsv"}:
+        if path.suffix.lower() not in TABLE_SUFFIXES:
             raise DataError(f"{path}: is a file, not a folder of images; {EXPECTED}")
         return _read_table(path)
     content = _look(path)
@@ -147,7 +148,7 @@ def _look(folder: Path) -> _Folder:
                     images.append(where)
                 elif is_broken:
                     broken.append(where)
-                elif suffix in {".csv", ".tsv"} and entry.is_file():
+                elif suffix in TABLE_SUFFIXES and entry.is_file():
                     tables.append(where)
     except FileNotFoundError:
         raise DataError(f"{folder}: no such folder; pass the folder of clean images") from None

@@ -7,7 +7,7 @@ from banaudit.bench.attacks import AdapBlend
 from banaudit.bench.attacks.labelling import AllToAll, AllToOne
 from banaudit.bench.population import CIFAR, HARD_KINDS, OPENED_SEEDS, Setup, backdoored, clean
 from banaudit.bench.published_detection import CLEAN, PUBLISHED, cell_of
-from banaudit.bench.runner import ScoredReading, VictimEntry
+from banaudit.bench.runner import ScanSettings, ScoredReading, VictimEntry
 from banaudit.bench.tables.methods import method_tables
 from banaudit.bench.tables.side_by_side import side_by_side
 from banaudit.errors import UsageError
@@ -55,28 +55,27 @@ def test_theirs_stand_beside_ours():
     assert method_tables([]) == []
 
 
+OTHERS = ScanSettings(detectors={"n": {}}, images=100, seed=0, tool_version="1")
+
+
 def other(victim: VictimEntry, method: str, *readings: ScoredReading) -> VictimEntry:
     """The same victim scanned by one other method."""
     cost = victim.scan.methods[0].model_copy(update={"method": method, "seconds": 7})
-    scan = victim.scan.model_copy(update={"methods": (cost,), "readings": readings})
+    scan = victim.scan.model_copy(update={"settings": OTHERS.digest, "methods": (cost,), "readings": readings})
     return victim.model_copy(update={"scan": scan})
 
 
 def test_methods_of_several_files_stand_beside_the_joint_verdict_of_the_first():
     found, missed, clear = entry(1, reading("m/a", 2.0), backdoored=True), entry(2, backdoored=True), entry(3)
     only_elsewhere = entry(4, reading("n/a", 2.0), backdoored=True)
-    text = side_by_side(
-        [
-            benchmark(found, missed, clear, split="test"),
-            benchmark(
-                other(found, "n", reading("n/a", 2.0, target=TARGET + 1)),
-                other(missed, "n", reading("n/a", 2.0)),
-                other(clear, "n", reading("n/a", 0.5)),
-                other(only_elsewhere, "n", reading("n/a", 2.0)),
-                split="test",
-            ),
-        ]
-    )
+    others = benchmark(
+        other(found, "n", reading("n/a", 2.0, target=TARGET + 1)),
+        other(missed, "n", reading("n/a", 2.0)),
+        other(clear, "n", reading("n/a", 0.5)),
+        other(only_elsewhere, "n", reading("n/a", 2.0)),
+        split="test",
+    ).model_copy(update={"settings": {OTHERS.digest: OTHERS}})
+    text = side_by_side([benchmark(found, missed, clear, split="test"), others])
     assert "3 victims" in text
     assert "The joint verdict is that of m." in text
     half, none = "1/2 = 50% [1%, 99%]", "0/1 = 0% [0%, 98%]"
@@ -98,3 +97,13 @@ def test_files_that_do_not_belong_together_are_refused():
         side_by_side([benchmark(entry(1)), pool])
     with pytest.raises(UsageError, match="no scans"):
         side_by_side([benchmark(), benchmark(entry(1))])
+
+
+def test_what_a_method_could_not_judge_is_inconclusive_and_stays():
+    misread = entry(1, backdoored=True, unjudged=True)
+    misread = misread.model_copy(update={"scan": misread.scan.model_copy(update={"methods": ()})})
+    text = side_by_side([benchmark(misread, entry(2, reading("m/a", 2.0), backdoored=True), split="test")])
+    assert "2 victims" in text
+    half, no_clean = "1/2 = 50% [1%, 99%]", "-"
+    for name in ("joint verdict", "m"):
+        assert f"| {name} | {half} | {half} | {no_clean} | {half} |" in text

@@ -122,6 +122,12 @@ def test_expected_errors_are_one_line(asked, run):
     assert run(*BASE).err == "banaudit: out.pt: exists already\n"
 
 
+@pytest.mark.parametrize("out", [".", "/"])
+def test_an_output_without_a_name_is_refused(asked, run, out):
+    done = run("purify", "model.pt", "--data", "clean", "-o", out)
+    assert (done.code, done.err) == (2, f"banaudit: --output {out}: is a folder; name a file in it\n")
+
+
 @pytest.mark.parametrize("out", ["list.csv", "order", "order.json", "nets.py", "model.pt"])
 def test_neither_checkpoint_nor_account_overwrites_an_input(asked, run, tmp_path, monkeypatch, out):
     monkeypatch.chdir(tmp_path)

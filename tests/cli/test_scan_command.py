@@ -151,6 +151,28 @@ def test_an_output_overwrites_no_input(audit, run, tmp_path, monkeypatch, name):
     assert audit.asked == {}
 
 
+@pytest.mark.parametrize(
+    ("kind", "name", "refused"),
+    [
+        ("text", "classes.txt", True),
+        ("text", "labels.csv", True),
+        ("json", "a/one.PNG", True),
+        ("json", "report.json", False),
+        ("text", "new.csv", False),
+    ],
+)
+def test_an_output_overwrites_no_file_among_the_images(audit, run, tmp_path, kind, name, refused):
+    (tmp_path / "clean" / "a").mkdir(parents=True)
+    for file in ("classes.txt", "labels.csv", "a/one.PNG", "report.json"):
+        (tmp_path / "clean" / file).write_text(file)
+    data = tmp_path / "clean"
+    done = run("scan", "model.pt", "--data", str(data), "--output", f"{kind}={data / name}")
+    assert ("would overwrite an input, a file in" in done.err) == refused
+    if refused:
+        assert (done.code, audit.asked) == (2, {})
+        assert (data / name).read_text() == name
+
+
 def test_two_outputs_to_one_file_are_refused(audit, run, tmp_path):
     done = run(*BASE, "--output", f"json={tmp_path / 'a'}", "--output", f"text={tmp_path / '.' / 'a'}")
     assert done.code == 2

@@ -86,7 +86,7 @@ def test_state_of_an_older_version_starts_afresh(tmp_path):
     method, data, state = FineTuning(epochs=2), make_data(), tmp_path / "state"
     method(make_model(), data, max_drop=1.0, state=state)
     saved = torch.load(state, weights_only=True)
-    torch.save({**saved, "identity": "of weights alone"}, state)
+    torch.save({**saved, "identity": "of an older version"}, state)
     assert not any(item.earlier for item in method(make_model(), data, max_drop=1.0, state=state).epochs)
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from banaudit.bench.population import OPENED_SEEDS
-from banaudit.bench.runner import BenchmarkResults, Outcome, VictimEntry
+from banaudit.bench.runner import BenchmarkResults, Outcome, ScanSettings, VictimEntry
 from banaudit.bench.strata import counted, stratum_of
 from banaudit.bench.tables.markdown import NOTHING, share, table
 from banaudit.bench.tables.methods import JOINT, accused, joint_verdict, method_tables, verdict_by
-from banaudit.bench.tables.scans import DETECTED
+from banaudit.bench.tables.scans import DETECTED, provenance
 from banaudit.bench.verdicts import rejudge
 from banaudit.errors import UsageError
 
@@ -28,8 +28,14 @@ def side_by_side(files: Sequence[BenchmarkResults]) -> str:
         raise UsageError("files side by side: expected clean images from one source, found test and pool")
     if not files[0].entries:
         raise UsageError("files side by side: the joint verdict is that of the first file, which holds no scans")
-    joint = _methods(files[0].entries)
-    entries = [entry for entry in counted(_merged(files)) if _methods([entry])[: len(joint)] == joint]
+    joint = set(next(iter(files[0].settings.values())).detectors)
+    together = {
+        entry.key
+        for results in files
+        for entry in results.entries
+        if set(results.settings[entry.scan.settings].detectors) == joint
+    }
+    entries = [entry for entry in counted(_merged(files)) if entry.key in together]
     tested = {entry.key for results in files if results.split == "test" for entry in results.entries}
     blind = [entry for entry in entries if entry.key in tested and entry.victim.recipe.seed not in OPENED_SEEDS]
     methods = _methods(entries)
@@ -37,7 +43,8 @@ def side_by_side(files: Sequence[BenchmarkResults]) -> str:
         "# Methods side by side",
         f"{len(entries)} victims that reach their floors, of the splits "
         f"{', '.join(dict.fromkeys(results.split for results in files))}. The joint verdict is that of "
-        f"{', '.join(joint)}. *Alone*: the verdict that a method would have given without the others.",
+        f"{', '.join(sorted(joint))}. *Alone*: the verdict that a method would have given without the others.",
+        provenance(_settings(files), [entry.scan for entry in entries]),
         "## Each method alone, and the joint verdict",
         *_overall("Victims of the test, which set no threshold", blind, methods),
         *_overall("All victims, those on which thresholds were set among them", entries, methods),
@@ -48,6 +55,10 @@ def side_by_side(files: Sequence[BenchmarkResults]) -> str:
         *method_tables(entries),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _settings(files: Iterable[BenchmarkResults]) -> dict[str, ScanSettings]:
+    return {digest: settings for results in files for digest, settings in results.settings.items()}
 
 
 def _methods(entries: Iterable[VictimEntry]) -> list[str]:
@@ -103,6 +114,8 @@ def _row(name: str, entries: Sequence[VictimEntry]) -> tuple[str, ...]:
 
 def _alone(entry: VictimEntry, method: str) -> VictimEntry | None:
     """A victim as if nothing but this method had been run on it; none where it was not run."""
+    if not entry.scan.methods:
+        return entry  # no method was let at this network
     cost = next((cost for cost in entry.scan.methods if cost.method == method), None)
     if cost is None:
         return None
