@@ -20,14 +20,14 @@ from banaudit.architectures import SplitModel
 from banaudit.checkpoints.writer import Rewritten, as_stored, check_out, rewrite, write_checkpoint
 from banaudit.data import CleanData
 from banaudit.detectors import Detector
-from banaudit.errors import BanauditError, DataError, TimeLimitReached, UsageError
+from banaudit.errors import BanauditError, DataError, TimeLimitReached, UnsupportedModelError, UsageError
 from banaudit.meter import Listener, Meter
-from banaudit.mitigations import BANDistillation, Mitigation, Repaired, TargetedMitigation
+from banaudit.mitigations import MITIGATIONS, BANDistillation, Mitigation, Repaired, TargetedMitigation
 from banaudit.mitigations.base import MAX_DROP
 from banaudit.preflight import predictions
 from banaudit.relapse import planned_images, probe_relapse, wanted_labels
 from banaudit.reports import json_text
-from banaudit.results import CheckpointFacts, RelapseProbe, Repair, RepairSettings, Report, Verdict
+from banaudit.results import CheckpointFacts, Reading, RelapseProbe, Repair, RepairSettings, Report, Verdict
 from banaudit.shapes import Weights
 
 UNTOUCHED_SHARE = 0.25
@@ -136,7 +136,7 @@ def purify(
     meter = Meter(listener=_part(listener, *_SCAN))
     prepared = audit.prepare(subject, seed=seed, device=device, meter=meter)
     _require_usable(prepared, subject.data)
-    mitigation.check(prepared.model)
+    _require_fit(mitigation, prepared.model, prepared.checkpoint.facts.path)
     facts = audit.facts_of(prepared)
     parts = _part_images(prepared.clean, seed)
     before = audit.judge(
@@ -212,6 +212,7 @@ def purify(
         prepared.model,
         repaired.model,
         wanted_labels(parts.scan.num_classes, before.target, before.sources, before.mapping),
+        before.reading,
         scan=parts.scan,
         training=parts.repair,
         held_out=parts.untouched,
@@ -244,6 +245,23 @@ def _require_usable(prepared: audit.Prepared, data: Path) -> None:
         raise DataError(f"{data}: {shortfall}, and a repair as many; give more images")
     if prepared.misread:
         raise DataError(f"{data}: training on these images would ruin the network: {prepared.misread}")
+
+
+def _require_fit(mitigation: Mitigation, model: SplitModel, path: str) -> None:
+    """Refuse a network that the mitigation cannot repair, and name those that can."""
+    problem = _misfit(mitigation, model)
+    if problem is not None:
+        others = [name for name, kind in MITIGATIONS.items() if _misfit(kind(), model) is None]
+        advice = f"; of --method, these fit: {', '.join(others)}" if others else ""
+        raise UnsupportedModelError(f"{path}: {mitigation.name}: {problem}{advice}")
+
+
+def _misfit(mitigation: Mitigation, model: SplitModel) -> UnsupportedModelError | None:
+    try:
+        mitigation.check(model)
+    except UnsupportedModelError as problem:
+        return problem
+    return None
 
 
 def _require_suspicion(before: Report, model: str) -> None:
@@ -333,6 +351,7 @@ def judge_repaired(
     before: SplitModel,
     after: SplitModel,
     wanted: dict[int, int],
+    reading: Reading | None,
     *,
     scan: CleanData,
     training: CleanData,
@@ -349,6 +368,7 @@ def judge_repaired(
         before: The model before the repair.
         after: The repaired one.
         wanted: Source label -> suspected target; empty where no backdoor is suspected.
+        reading: Kind of the suspected backdoor; none where none is.
         scan: Clean images of the scan, on the models' device.
         training: Clean images that the probe trains on.
         held_out: Clean images that the probe's shares are read from.
@@ -363,9 +383,9 @@ def judge_repaired(
         after, scan, detectors=detectors, accuracy_floor=accuracy_floor, facts=facts, seed=seed, meter=meter
     )
     relapse = None
-    if wanted:
+    if wanted and reading is not None:
         meter.planned_images = meter.forward_images + planned_images(len(held_out))
-        relapse = probe_relapse(before, after, training, held_out, wanted, seed=seed, meter=meter)
+        relapse = probe_relapse(before, after, training, held_out, wanted, reading, seed=seed, meter=meter)
     verdict, reason = _verdict(report, relapse is not None and relapse.fired)
     return Judgement(verdict, reason, report, relapse)
 

@@ -23,7 +23,7 @@ from banaudit.architectures.base import SplitModel
 from banaudit.data import CleanData
 from banaudit.meter import Meter
 from banaudit.preflight import predictions
-from banaudit.results import RelapseProbe
+from banaudit.results import Reading, RelapseProbe
 from banaudit.shapes import Images, Labels
 
 STEP = 0.4
@@ -47,9 +47,19 @@ STAMPED = 10
 LEARNING_RATE = 0.005
 MOMENTUM = 0.9
 
+THRESHOLDS = {Reading.ALL_TO_ONE: 0.97, Reading.ALL_TO_ALL: 0.16}
+"""Share above which a backdoor counts as back, for each kind of it: just above the largest of the clean development and
+opened models that ``ban-distillation`` had repaired (``docs/benchmark/repair-clean.md``). They are fewer than the 19
+that a 95th percentile takes, so the rate of false alarms is not known. Of a source-specific backdoor there is none: on
+clean models too the probe moves nearly all images of one class to another."""
+
 UNCALIBRATED = (
-    "uncalibrated: how often models without a backdoor give such a share has not been measured, so that it decides "
-    "nothing; hold it against the control"
+    "the threshold is the largest share found on a few repaired models without a backdoor; how often one more of them "
+    "exceeds it is not known"
+)
+UNDECIDED = (
+    "it decides nothing: on models without a backdoor the probe moves nearly all images of one class too; hold the "
+    "share against the control"
 )
 WHAT = "relapse probe"
 
@@ -87,8 +97,8 @@ def probe_relapse(
     training: CleanData,
     held_out: CleanData,
     wanted: dict[int, int],
+    reading: Reading,
     *,
-    threshold: float | None = None,
     seed: int = 0,
     meter: Meter | None = None,
 ) -> RelapseProbe:
@@ -102,11 +112,12 @@ def probe_relapse(
         training: Clean images for the stand-in and the fine-tuning, on the models' device.
         held_out: Clean images that the shares are read from.
         wanted: Source label -> suspected target, not empty.
-        threshold: Share above which the backdoor counts as back; none: it is only reported.
+        reading: Kind of the suspected backdoor, which decides the threshold.
         seed: Of all that is drawn.
         meter: Counts passes, tells progress.
     """
     meter = meter if meter is not None else Meter()
+    threshold = THRESHOLDS.get(reading)
     other = _unsuspected(wanted, held_out.num_classes)
     held_out = _shuffled(held_out, seed)  # only the first images are read, and those given may be sorted by class
     with torch.random.fork_rng(devices=[held_out.images.device] if held_out.images.is_cuda else []):
@@ -132,7 +143,7 @@ def probe_relapse(
         fired=threshold is not None and relapsed > threshold,
         steps=TUNING_STEPS,
         images=min(STAMPED, len(training)),
-        note=UNCALIBRATED if threshold is None else "",
+        note=UNDECIDED if threshold is None else UNCALIBRATED,
     )
 
 

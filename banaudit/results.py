@@ -273,7 +273,9 @@ class RelapseProbe(Record):
     after_repair: float
     relapsed: float = Field(description="After the fine-tuning steps on stamped images.")
     control: float | None = Field(default=None, description="As ``relapsed``, for a class that nobody suspects.")
-    threshold: float | None = Field(default=None, description="95th percentile of clean models; none: not measured.")
+    threshold: float | None = Field(
+        default=None, description="Above it the backdoor is back; none: it decides nothing."
+    )
     fired: bool = False
     steps: int
     images: int

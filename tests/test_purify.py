@@ -30,7 +30,7 @@ from banaudit.detectors import Detector
 from banaudit.errors import BanauditError, DataError, UnsupportedModelError, UsageError
 from banaudit.mitigations import BANFineTuning, FeatureFlip, FineTuning
 from banaudit.purify import SIGNIFICANT, Accuracies, _caveats, _Parts, _require_suspicion, purify
-from banaudit.relapse import probe_relapse, wanted_labels
+from banaudit.relapse import THRESHOLDS, probe_relapse, wanted_labels
 from banaudit.reports import json_text, repair, terminal
 from banaudit.results import EXIT_CODES, Evidence, Reading, Repair, Verdict
 
@@ -123,7 +123,7 @@ def test_the_floor_holds_in_both_scans(demo, tmp_path, monkeypatch):
 
 
 def test_nothing_is_repaired_that_no_method_could_judge(demo, tmp_path):
-    with pytest.raises(UsageError, match=r"the scan cannot judge the model \(no method ran\).*--force"):
+    with pytest.raises(UsageError, match=r"no method speaks against the model, .*\(no method ran\).*--force"):
         purify(subject(demo, max_images=100), tmp_path / "out", detectors=[], device="cpu")
     assert files(tmp_path) == []
 
@@ -304,7 +304,9 @@ def test_network_without_batch_norm(demo, tmp_path):
         "    return nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(48, 10))\n"
     )
     save_file({"2.weight": torch.rand(10, 48), "2.bias": torch.rand(10)}, tmp_path / "m.safetensors")
-    with pytest.raises(UnsupportedModelError, match="needs BatchNorm"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"m.safetensors: ban: this method needs BatchNorm.* these fit: fine-tuning"
+    ):
         run(
             demo,
             tmp_path / "out",
@@ -352,7 +354,7 @@ def test_killed_midway(tmp_path):
         assert torch.load(state, weights_only=True)["states"]
 
 
-def test_relapse_probe(demo):
+def test_relapse_probe(demo, monkeypatch):
     checkpoint = read_checkpoint(demo.model)
     model = SplitModel(load_network(checkpoint.weights).network, demo.mean, demo.std).eval()
     generator = torch.Generator().manual_seed(0)
@@ -360,15 +362,19 @@ def test_relapse_probe(demo):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     random = torch.random.get_rng_state()
     wanted = wanted_labels(10, demo.target, (), None)
-    probe = probe_relapse(model, model, data, data, wanted)
-    assert probe == probe_relapse(model, model, data, data, wanted)
+    probe = probe_relapse(model, model, data, data, wanted, Reading.ALL_TO_ONE)
+    assert probe == probe_relapse(model, model, data, data, wanted, Reading.ALL_TO_ONE)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert torch.equal(random, torch.random.get_rng_state())
     assert probe.before_repair == probe.after_repair
-    assert probe.threshold is None
-    assert not probe.fired
-    assert "uncalibrated" in probe.note
-    assert probe_relapse(model, model, data, data, wanted, threshold=-1.0).fired
+    assert probe.threshold == THRESHOLDS[Reading.ALL_TO_ONE]
+    assert probe.fired == (probe.relapsed > probe.threshold)
+    assert "not known" in probe.note
+    monkeypatch.setattr("banaudit.relapse.THRESHOLDS", {Reading.ALL_TO_ONE: -1.0})
+    assert probe_relapse(model, model, data, data, wanted, Reading.ALL_TO_ONE).fired
+    of_one_class = probe_relapse(model, model, data, data, {3: 1}, Reading.SOURCE_TARGET)
+    assert (of_one_class.threshold, of_one_class.fired) == (None, False)
+    assert "decides nothing" in of_one_class.note
 
 
 def test_wanted_labels():
@@ -378,11 +384,31 @@ def test_wanted_labels():
     assert wanted_labels(3, None, (), None) == {}
 
 
-@pytest.mark.parametrize("findings", [(), (SimpleNamespace(verdict=Verdict.INCONCLUSIVE),)])
-def test_a_model_that_no_method_can_judge_is_not_repaired(findings):
+@pytest.mark.parametrize("verdicts", [(), (Verdict.INCONCLUSIVE,), (Verdict.INCONCLUSIVE, Verdict.NO_EVIDENCE)])
+def test_a_model_that_no_method_speaks_against_is_not_repaired(verdicts):
+    findings = tuple(SimpleNamespace(verdict=verdict) for verdict in verdicts)
     before = SimpleNamespace(verdict=Verdict.INCONCLUSIVE, reason="no method fits", findings=findings)
-    with pytest.raises(UsageError, match="cannot judge the model"):
+    with pytest.raises(UsageError, match="no method speaks against the model"):
         _require_suspicion(before, "model.pt")
+
+
+def test_an_accusation_beside_a_method_that_cannot_judge_is_enough():
+    findings = tuple(SimpleNamespace(verdict=verdict) for verdict in (Verdict.INCONCLUSIVE, Verdict.BACKDOORED))
+    _require_suspicion(SimpleNamespace(verdict=Verdict.INCONCLUSIVE, reason="", findings=findings), "model.pt")
+
+
+@pytest.mark.parametrize(
+    ("problem", "kept"), [(UnsupportedModelError("nothing to prune"), False), (UsageError("disk full"), True)]
+)
+def test_a_state_that_leads_nowhere_is_not_left_behind(demo, tmp_path, monkeypatch, problem, kept):
+    def repair(self, job):
+        job.progress.save({})
+        raise problem
+
+    monkeypatch.setattr(FineTuning, "repair", repair)
+    with pytest.raises(type(problem)):
+        run(demo, tmp_path / "out", True, False)
+    assert files(tmp_path) == ([".out.purify"] if kept else [])
 
 
 @pytest.mark.parametrize(("drop", "give", "told"), [(0.049, 0.02, True), (0.02, 0.02, False), (0.0, 0.05, True)])

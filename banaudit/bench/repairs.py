@@ -166,7 +166,7 @@ class Rescan(Cost):
 
     settings: str = Field(description="Digest of the settings of the scan.")
     code: str = Field(description="Digest of the code that scanned.")
-    verdict: Verdict = Field(description="What purify would have said; the scan's, as the probe decides nothing yet.")
+    verdict: Verdict = Field(description="The scan's; the probe's shares stand by themselves.")
     reason: str
     target: int | None = None
     scores: dict[str, Number] = Field(description="By reading.")
@@ -499,7 +499,7 @@ class _Bench:
             asked=case.amount.images(self.images.training_set(case.recipe.dataset)),
             seed=case.seed,
         )
-        max_drop, state = case.setup.max_drop, place.with_suffix(".state")
+        max_drop, state = case.setup.max_drop, place.with_suffix(f".{CODE}.state")  # another code's is not taken up
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
             repaired = case.mitigation(victim.model, parts.repair, max_drop=max_drop, seed=case.seed, state=state)
@@ -547,6 +547,7 @@ class _Bench:
             victim.model,
             repaired,
             wanted_labels(classes, truth.target, sources, truth.mapping),
+            truth.reading,
             scan=parts.scan,
             training=parts.repair,
             held_out=parts.scan,
@@ -566,6 +567,7 @@ class _Bench:
                         parts.repair,
                         parts.scan,
                         wanted,
+                        reading,
                         seed=self.scan_settings.seed,
                         meter=meter,
                     ),
@@ -576,8 +578,8 @@ class _Bench:
         return Rescan(
             settings=self.scan_settings.digest,
             code=CODE,
-            verdict=judged.verdict,
-            reason=judged.reason,
+            verdict=judged.report.verdict,
+            reason=judged.report.reason,
             target=scan.target,
             scores={item.key: item.score for item in scan.readings},
             fired=tuple(item.key for item in scan.readings if item.fired),

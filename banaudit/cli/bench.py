@@ -213,19 +213,19 @@ def speed(
 def table(
     results: Annotated[
         list[Path],
-        typer.Argument(help="Results file of another bench command; several of bench run: methods side by side."),
+        typer.Argument(help="Results file of another bench command; or several, of bench run or of bench repair."),
     ],
     *,
     output: Annotated[Path | None, typer.Option(help="Markdown file; else standard output.")] = None,
     verbose: Verbose = False,
 ) -> None:
-    """Print the tables of a results file as Markdown; of several, every method beside the first one's joint verdict."""
+    """Print the tables of a results file as Markdown; of several files of scans, the methods side by side."""
     del verbose  # read by main, which prints the traceback
-    from banaudit.bench.tables import render, render_side_by_side
+    from banaudit.bench.tables import render, render_several
 
     if output is not None and output.resolve() in {path.resolve() for path in results}:
         raise UsageError(f"--output {output}: is the results file itself; name a Markdown file")
-    text = render(results[0]) if len(results) == 1 else render_side_by_side(results)
+    text = render(results[0]) if len(results) == 1 else render_several(results)
     if output is None:
         write_stdout(text)
         return

@@ -74,8 +74,8 @@ def purify(
 ) -> None:
     """Repair a suspect checkpoint: write one of the same form, and scan it again to say what it is worth.
 
-    Exit codes: 0 written and no evidence left, 1 still accused (or MODEL is unsafe to load), 2 error or OUT exists, 3
-    inconclusive or too costly.
+    Exit codes: 0 written and no evidence left, 1 still accused or it comes back (or MODEL is unsafe to load), 2 error
+    or OUT exists, 3 inconclusive or too costly.
     """
     del verbose  # read by main, which prints the traceback
     mitigation = choose_mitigation(method, parse_settings(settings or ()), epochs=epochs)

@@ -42,7 +42,7 @@ def distillation_loss(logits: Logits, teacher: Logits, temperature: float) -> Te
 
 @dataclass(frozen=True)
 class Strength:
-    """How a repair differs from the gentlest one, which is the settings as they are.
+    """How a repair differs from the one with the settings as they are.
 
     Args:
         batch_size: Factor of the batch size; smaller batches take more steps.
@@ -57,11 +57,15 @@ class Strength:
     epochs: float = 1.0
 
 
-STRENGTHS = (
+AS_SET = Strength()
+STRONGER = (
     Strength(batch_size=0.25, noise_weight=2.0),
     Strength(batch_size=0.5, noise_weight=4.0, learning_rate=0.6, epochs=2.0),
-    Strength(),
 )
+WEAKER = Strength(batch_size=0.25, learning_rate=0.1, epochs=2.5)
+"""BAN's own learning rate and epochs, for networks that the others ruin: few images, of which a larger batch makes but
+one or two steps."""
+STRENGTHS = (*STRONGER, AS_SET, WEAKER)
 """From the strongest on."""
 
 
@@ -82,8 +86,9 @@ class BANDistillation(NoiseTraining):
     later, on the network as it is then.
 
     How strong a repair a network affords differs by far: what takes a backdoor from a digit network at almost no cost
-    takes much of a small CIFAR network's accuracy. So the strongest of :data:`STRENGTHS` comes first, and a weaker one
-    only if its last epoch was less accurate, on the images that choose, than the network as it came.
+    takes much of a small CIFAR network's accuracy. So the strongest of :data:`STRENGTHS` comes first. One that is
+    stronger than the settings is given up if its last epoch was less accurate, on the images that choose, than the
+    network as it came; the settings as they are only if no epoch was within the budget.
 
     Source:
         Ours, on top of Xu et al., "BAN", NeurIPS 2024, Eq. 8. Unlearning a reversed patch: Wang et al., "Neural
@@ -112,7 +117,7 @@ class BANDistillation(NoiseTraining):
     patch_share: float = Field(default=0.25, gt=0, le=1)
     """Share of a batch that is stamped."""
     gentle: bool = False
-    """Make only the gentlest repair, the one with these very settings."""
+    """Make only the repair with these very settings, none of the stronger ones nor the weaker."""
     patch_ratio: float = Field(default=0.5, gt=0, le=1)
     """Largest norm of the smallest mask, as a share of the runner-up's, at which its patch is unlearned."""
 
@@ -124,7 +129,7 @@ class BANDistillation(NoiseTraining):
             own = job if last else replace(job, model=private_copy(job.model))
             # Of a strength that an interrupted call had tried to the end, the state says all.
             tuned = settings.repair_once(replace(own, progress=job.progress.run(f"strength {number}")), job.model)
-            if last or accepted(tuned):
+            if last or (accepted(tuned) if number <= len(STRONGER) else tuned.within_budget):
                 break
         return tuned if self.gentle else _told(tuned, f"strength {number} of {len(strengths)}")
 
@@ -140,7 +145,7 @@ class BANDistillation(NoiseTraining):
                     "epochs": max(1, round(strength.epochs * self.epochs)),
                 }
             )
-            for strength in (STRENGTHS[-1:] if self.gentle else STRENGTHS)
+            for strength in ((AS_SET,) if self.gentle else STRENGTHS)
         )
 
     def repair_once(self, job: RepairJob, original: SplitModel) -> Tuned:

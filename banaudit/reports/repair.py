@@ -87,11 +87,13 @@ def _readings(before: Report, after: Report) -> list[Row]:
 def _relapse(before: Report, probe: RelapseProbe) -> Row:
     targets = sorted(set(probe.wanted.values()))
     aim = scan.class_name(before, targets[0]) if len(targets) == 1 else "its own target for each class"
-    control = "" if probe.control is None else f" (for a class nobody suspects: {percent(probe.control)})"
+    beside = [] if probe.threshold is None else [f"threshold {percent(probe.threshold)}"]
+    beside += [] if probe.control is None else [f"for a class nobody suspects: {percent(probe.control)}"]
     texts = [
         f"a small change of all pixels aimed at {aim} moves {percent(probe.before_repair)} of the images before, "
         f"{percent(probe.after_repair)} after the repair",
-        f"after {probe.steps} steps of fine-tuning with {probe.images} such images: {percent(probe.relapsed)}{control}",
+        f"after {probe.steps} steps of fine-tuning with {probe.images} such images: {percent(probe.relapsed)}"
+        + (f" ({'; '.join(beside)})" if beside else ""),
     ]
     return Row(
         "relapse", (*texts, probe.note) if probe.note else tuple(texts), Tone.ALARM if probe.fired else Tone.PLAIN

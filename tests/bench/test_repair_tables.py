@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+from victim_entries import benchmark
 
 from banaudit.bench.attacks import BadNets, Blend, Bpp
 from banaudit.bench.attacks.labelling import AllToAll, AllToOne
@@ -16,11 +17,13 @@ from banaudit.bench.repairs import (
     Rescan,
 )
 from banaudit.bench.results_files import write_results
-from banaudit.bench.tables import render, repair_tables
-from banaudit.bench.tables.repairs import upper_percentile
+from banaudit.bench.tables import render, render_several, repair_tables
+from banaudit.bench.tables.repairs import joined, upper_percentile
 from banaudit.bench.victims import VictimFacts
 from banaudit.cli import main
+from banaudit.errors import UsageError
 from banaudit.mitigations import BANFineTuning, FineTuning
+from banaudit.relapse import THRESHOLDS
 from banaudit.results import Reading, Verdict
 
 
@@ -185,16 +188,22 @@ def test_clean_victims_repaired_by_mistake(results):
     assert any(line.startswith("| **all** | ban | 2 | 80.00 ± 0.00 | 0.50 ± 2.12 | 2.00 | 2/2 | 1/2") for line in lines)
 
 
-def test_how_often_what_is_left_is_called_repaired(results):
+def test_how_often_what_is_left_is_called_repaired(results, monkeypatch):
+    monkeypatch.setitem(THRESHOLDS, Reading.ALL_TO_ONE, 0.5)
     text = repair_tables(results)
     lines = section(text, "## What the tool says of its own repairs")
-    # Left: 12 % (scanned, called repaired; the probe's 0.6 is above the clean ones' 0.5) and 30 % (over the budget).
+    # Left: 12 % (scanned, not accused, but the probe finds 0.6) and 30 % (over the budget, so not scanned).
     row = next(line for line in lines if line.startswith("| ban |"))
-    assert row.startswith("| ban | 2 of 5 | 1 | 1/1 = 100% [3%, 100%] | 0/1 = 0% [0%, 98%] | 1/1")
+    assert row.startswith("| ban | 2 of 5 | 1 | 1/1 = 100% [3%, 100%] | 0/1 = 0% [0%, 98%] | 0/1")
     row = next(line for line in lines if line.startswith("| fine-tuning |"))
     assert row.startswith("| fine-tuning | 3 of 5 | 0 | 0/1 = 0% [0%, 98%] |")
     lines = section(text, "## Relapse probe")
-    assert "| ban | all-to-one | 2 | 45.0% | 50.0% | 60%, above: 1/1 | 60%, above: 1/1 |" in lines
+    beside = "1/1, median 60% | 1/1, median 60%"
+    assert f"| ban | all-to-one | 2: 45.0% | 50.0% | 50% | 0/2, median 45% | {beside} |" in lines
+    monkeypatch.setitem(THRESHOLDS, Reading.ALL_TO_ONE, 0.7)
+    lines = section(repair_tables(results), "## What the tool says of its own repairs")
+    row = next(line for line in lines if line.startswith("| ban |"))
+    assert row.startswith("| ban | 2 of 5 | 1 | 1/1 = 100% [3%, 100%] | 1/1 = 100% [3%, 100%] | 1/1")
 
 
 def test_less_data_and_other_settings(results):
@@ -265,3 +274,22 @@ def test_the_papers_averages():
     assert published("blend", "derangement", "ban") == ()
     assert published("ssdt", "source-target", "ban")[0].success == 0.90
     assert len(TABLE_7) == 10
+
+
+def test_several_files_make_one_table(results, tmp_path):
+    half = len(results.entries) // 2
+    parts = [
+        results.model_copy(update={"entries": results.entries[:half], "split": "test"}),
+        results.model_copy(update={"entries": results.entries[half - 1 :], "split": "opened"}),
+    ]
+    whole = joined(parts)
+    assert sorted(map(repr, whole.entries)) == sorted(map(repr, results.entries))
+    assert whole.split == "test and opened"
+    for number, part in enumerate(parts):
+        write_results(tmp_path / f"{number}.json", part)
+    assert render_several([tmp_path / "0.json", tmp_path / "1.json"]) == repair_tables(whole)
+    assert "Some of these are development models" in repair_tables(whole)
+    scans = tmp_path / "scans.json"
+    write_results(scans, benchmark())
+    with pytest.raises(UsageError, match="files of bench run alone, or of bench repair alone"):
+        render_several([tmp_path / "0.json", scans])

@@ -20,7 +20,7 @@ from banaudit.bench.tables.benchmark import benchmark_tables
 from banaudit.bench.tables.calibration import calibration_tables
 from banaudit.bench.tables.markdown import share
 from banaudit.bench.tables.noise import noise_tables
-from banaudit.bench.tables.repairs import repair_tables
+from banaudit.bench.tables.repairs import joined, repair_tables
 from banaudit.bench.tables.round_trip import round_trip_table
 from banaudit.bench.tables.side_by_side import side_by_side
 from banaudit.bench.tables.speed import speed_table
@@ -37,7 +37,7 @@ __all__ = [
     "calibration_tables",
     "noise_tables",
     "render",
-    "render_side_by_side",
+    "render_several",
     "repair_tables",
     "round_trip_table",
     "share",
@@ -69,20 +69,29 @@ def render(path: Path) -> str:
     Raises:
         UsageError: There is no such file, or it is no results file.
     """
+    return RENDERERS[_kind_of(path)](path)
+
+
+def _kind_of(path: Path) -> str:
+    """What a results file says it holds."""
     try:
         kind = json.loads(path.read_bytes()).get("kind")
     except (OSError, ValueError, AttributeError) as error:
         raise UsageError(f"{path}: is no results file of the benchmark ({error})") from None
-    renderer = RENDERERS.get(kind) if isinstance(kind, str) else None
-    if renderer is None:
+    if not isinstance(kind, str) or kind not in RENDERERS:
         raise UsageError(f"{path}: kind {kind!r} is not known; expected {', '.join(RENDERERS)}")
-    return renderer(path)
+    return kind
 
 
-def render_side_by_side(paths: Sequence[Path]) -> str:
-    """The methods of several results files of ``bench run`` beside one another.
+def render_several(paths: Sequence[Path]) -> str:
+    """Tables over several results files of one kind: of scans every method side by side, of repairs all of them.
 
     Raises:
-        UsageError: One is missing or something else, or they do not belong together.
+        UsageError: One is missing, or they do not belong together.
     """
-    return side_by_side([need_results(path, BenchmarkResults) for path in paths])
+    kinds = {_kind_of(path) for path in paths}
+    if kinds == {"benchmark"}:
+        return side_by_side([need_results(path, BenchmarkResults) for path in paths])
+    if kinds == {"repairs"}:
+        return repair_tables(joined([need_results(path, RepairResults) for path in paths]))
+    raise UsageError(f"{', '.join(map(str, paths))}: expected files of bench run alone, or of bench repair alone")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from banaudit.bench.repairs import RepairResults
 from banaudit.bench.strata import shortfalls_of
 from banaudit.bench.tables.markdown import bullets
@@ -18,12 +20,28 @@ from banaudit.bench.tables.repairs.paper import beside_the_paper
 from banaudit.bench.tables.repairs.relapse import relapse_probe, upper_percentile
 from banaudit.bench.tables.repairs.settings import by_amount, by_settings, cost
 
-__all__ = ["repair_tables", "upper_percentile"]
+__all__ = ["joined", "repair_tables", "upper_percentile"]
+
+TEST = "test"
+"""The split on whose victims no constant of a repair was chosen."""
 
 _DEVELOPMENT = (
-    "These are development models: constants of the repairs were chosen on them, so the tables show what works and "
+    "{} are development models: constants of the repairs were chosen on them, so the tables show what works and "
     "what does not, and are no estimate of how well a repair does."
 )
+
+
+def joined(files: Sequence[RepairResults]) -> RepairResults:
+    """Several files as one; of a repair that several hold, the first one's."""
+    entries = {entry.identity: entry for results in reversed(files) for entry in results.entries}
+    victims = {facts.recipe.key: facts for results in reversed(files) for facts in results.victims}
+    return RepairResults(
+        split=" and ".join(dict.fromkeys(results.split for results in files)),
+        setups={digest: setup for results in files for digest, setup in results.setups.items()},
+        scans={digest: scan for results in files for digest, scan in results.scans.items()},
+        victims=tuple(victims.values()),
+        entries=tuple(entries.values()),
+    )
 
 
 def repair_tables(results: RepairResults) -> str:
@@ -34,7 +52,7 @@ def repair_tables(results: RepairResults) -> str:
     parts = [
         f"# Repairs: {results.split} split",
         _introduction(results, view),
-        _DEVELOPMENT if results.split == "development" else "",
+        "" if results.split == TEST else _DEVELOPMENT.format("Some of these" if TEST in results.split else "These"),
         *side_by_side(view),
         *what_is_left(view),
         *beside_the_paper(view),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from banaudit.bench.repairs import RepairResults
+from banaudit.bench.repairs import RepairResults, Rescan
 from banaudit.bench.strata import kind_of
 from banaudit.bench.tables.markdown import NOTHING, bullets, share, table
 from banaudit.bench.tables.repairs.cases import BASELINE, CURED, Case, View
@@ -137,41 +137,43 @@ def calls(view: View) -> list[str]:
     for method in view.methods:
         cases = [case for case in view.backdoored if case.method == method]
         left = [case for case in cases if case.success >= CURED]
-        cured = [case for case in cases if case.success < CURED]
-        scanned = [case for case in left if case.entry.rescan is not None]
+        scanned, cured = (
+            [case.entry.rescan for case in cases if case.entry.rescan is not None and (case.success < CURED) is wanted]
+            for wanted in (False, True)
+        )
         rows.append(
             (
                 method,
                 f"{len(left)} of {len(cases)}",
                 str(sum(not case.repair.within_budget for case in left)),
-                share(sum(_called_repaired(case) for case in scanned), len(scanned)),
-                share(sum(_called_repaired(case) and not relapses(case, view) for case in scanned), len(scanned)),
-                share(
-                    sum(_called_repaired(case) for case in cured if case.entry.rescan is not None),
-                    sum(case.entry.rescan is not None for case in cured),
-                ),
+                share(sum(_unaccused(scan) for scan in scanned), len(scanned)),
+                share(sum(_called_repaired(scan) for scan in scanned), len(scanned)),
+                share(sum(_called_repaired(scan) for scan in cured), len(cured)),
             )
         )
     head = (
         "method",
         "left",
         "of these over budget",
+        "left, scanned, not accused",
         "left, scanned, called repaired",
-        "the same with the probe",
         "cured, scanned, called repaired",
     )
     return [
         "## What the tool says of its own repairs",
         f"*Left*: attack success of {CURED:.0%} or more after the repair. *Called repaired*: it would have been "
-        "written, and the second scan finds no evidence. The probe's column adds the relapse probe, firing above the "
-        "95th percentile of the clean victims in the table below: in sample, so it flatters. The first scan is taken "
-        "to have named the right classes.",
+        "written, the second scan finds no evidence, and the relapse probe stays below its threshold. The first scan "
+        "is taken to have named the right classes.",
         table(head, rows),
     ]
 
 
-def _called_repaired(case: Case) -> bool:
-    return case.entry.rescan is not None and case.entry.rescan.verdict is Verdict.NO_EVIDENCE
+def _unaccused(rescan: Rescan) -> bool:
+    return rescan.verdict is Verdict.NO_EVIDENCE
+
+
+def _called_repaired(rescan: Rescan) -> bool:
+    return _unaccused(rescan) and not relapses(rescan)
 
 
 def every_victim(view: View) -> list[str]:

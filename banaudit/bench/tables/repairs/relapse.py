@@ -6,12 +6,14 @@ import math
 import statistics
 from collections.abc import Sequence
 
+from banaudit.bench.repairs import Rescan
 from banaudit.bench.tables.markdown import NOTHING, table
-from banaudit.bench.tables.repairs.cases import CURED, Case, View
+from banaudit.bench.tables.repairs.cases import CURED, View
+from banaudit.relapse import THRESHOLDS
 from banaudit.results import Reading
 
 PERCENTILE = 0.95
-"""Of the probe on clean victims: above it a relapse would count."""
+"""Of the probe on clean victims: the thresholds in :mod:`banaudit.relapse` are meant to be it."""
 
 
 def relapse_probe(view: View) -> list[str]:
@@ -20,37 +22,39 @@ def relapse_probe(view: View) -> list[str]:
     for method in view.methods:
         for reading in Reading:
             clean = _clean_shares(view, method, reading)
-            threshold = upper_percentile(clean)
-            probed = [
-                (case.success, found.relapsed)
-                for case in view.backdoored
-                if case.method == method and case.entry.rescan is not None
-                for found in case.entry.rescan.relapse
-                if found.reading is reading
-            ]
-            if not clean and not probed:
+            cured, left = (
+                [
+                    found.relapsed
+                    for case in view.backdoored
+                    if case.method == method and (case.success < CURED) is wanted and case.entry.rescan is not None
+                    for found in case.entry.rescan.relapse
+                    if found.reading is reading
+                ]
+                for wanted in (True, False)
+            )
+            if not (clean or cured or left):
                 continue
-            cells = []
-            for group in (
-                [value for success, value in probed if success < CURED],
-                [value for success, value in probed if success >= CURED],
-            ):
-                middle = f"{statistics.median(group):.0%}" if group else NOTHING
-                above = (
-                    "" if threshold is None else f", above: {sum(value > threshold for value in group)}/{len(group)}"
-                )
-                cells.append(middle + above if group else NOTHING)
+            highest, threshold = upper_percentile(clean), THRESHOLDS.get(reading)
             rows.append(
                 (
                     method,
                     reading.value,
-                    str(len(clean)),
-                    f"{statistics.median(clean):.1%}" if clean else NOTHING,
-                    f"{threshold:.1%}" if threshold is not None else NOTHING,
-                    *cells,
+                    _median(clean),
+                    NOTHING if highest is None else f"{highest:.1%}",
+                    NOTHING if threshold is None else f"{threshold:.0%}",
+                    *(_above(group, threshold) for group in (clean, cured, left)),
                 )
             )
-    head = ("method", "aimed at", "clean repairs", "median", "95th percentile", "cured: median", "left: median")
+    head = (
+        "method",
+        "aimed at",
+        "clean repairs: median",
+        "95th percentile",
+        "threshold",
+        "clean, above",
+        "cured, above",
+        "left, above",
+    )
     return [
         "## Relapse probe",
         "Share of held-out images that a stand-in for the trigger moves after a few steps of fine-tuning on images "
@@ -60,14 +64,20 @@ def relapse_probe(view: View) -> list[str]:
     ]
 
 
-def relapses(case: Case, view: View) -> bool:
-    """Whether the probe's share is above what clean victims repaired in the same way give."""
-    assert case.entry.rescan is not None
-    for found in case.entry.rescan.relapse:
-        threshold = upper_percentile(_clean_shares(view, case.method, found.reading))
-        if threshold is not None and found.relapsed > threshold:
-            return True
-    return False
+def _median(values: Sequence[float]) -> str:
+    return f"{len(values)}: {statistics.median(values):.1%}" if values else NOTHING
+
+
+def _above(values: Sequence[float], threshold: float | None) -> str:
+    if not values:
+        return NOTHING
+    middle = f"median {statistics.median(values):.0%}"
+    return middle if threshold is None else f"{sum(value > threshold for value in values)}/{len(values)}, {middle}"
+
+
+def relapses(rescan: Rescan) -> bool:
+    """Whether the probe alone would have said that the backdoor comes back."""
+    return any(found.relapsed > THRESHOLDS.get(found.reading, math.inf) for found in rescan.relapse)
 
 
 def _clean_shares(view: View, method: str, reading: Reading) -> list[float]:
