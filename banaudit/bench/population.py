@@ -4,8 +4,8 @@ The split was fixed before any model was looked at. Both are lists from the most
 part of them is a fair population of its own size. Victims that were thought of later (those of :class:`Evasive`, two of
 SSDT) come after all others, whose recipes never change.
 
-The test is opened part by part. A part on which the verdict fell short is published and becomes development
-(``opened``); ``test`` is what is still sealed.
+The test is opened part by part. Victims on which something is changed are published as they were opened, and become
+development (``opened``); ``test`` is the rest, most of it still sealed.
 
 Only the test has: Imagenette at 64 pixels, MobileNetV2 and DenseNet, IAD and Adap-Patch, random derangements, and other
 target labels than development on every data set. Adap-Blend and SSDT are in both.
@@ -52,10 +52,12 @@ TEST_TARGETS = {
 OPENED_SEEDS = frozenset((
     1003, 1004, 1011, 1017, 1019, 1020, 1027, 1034, 1043, 1050, 1051, 1056, 1059, 1066, 1067,
     1073, 1082, 1083, 1098, 1099, 1106, 1112, 1114, 1115, 1122, 1129, 1138, 1146, 1151,
+    1012, 1045,
 ))  # fmt: skip
-"""Test victims that were opened first, on networks and data sets that a processor trains in minutes. The verdict fell
-short on them (``docs/benchmark/test-first.md``), and what was changed then was chosen on them too: they count as
-development victims since."""
+"""Test victims on which something was chosen after they had been opened; they count as development victims since. They
+are the first part of the test (``docs/benchmark/test-first.md``), on which the verdict fell short, and the two of later
+parts (1012 and 1045) that were accused without a working backdoor: more agreement is asked of all-to-all restarts
+since. ``docs/benchmark/test.md`` holds these two as they were opened."""
 
 BAN_POISON_RATE = 0.05
 """Rate at which BAN's experiments use the adaptive attacks, whose own papers use 0.003."""

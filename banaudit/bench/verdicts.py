@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from banaudit.bench.runner import Outcome, ScanRecord, ScoredReading, VictimEntry, hold_against
+from banaudit.detectors.base import MAPPING_AGREEMENT
 from banaudit.results import Reading, Verdict
 
 Thresholds = Mapping[str, float]
@@ -15,7 +16,7 @@ def may_fire(item: ScoredReading) -> bool:
     """Whether a reading would fire if its threshold were low enough.
 
     A score above its threshold that did not fire lacked something else that the reading asks. Below the threshold what
-    is recorded of that is looked at: restarts have to agree (on more than half of an all-to-all map). Conditions
+    is recorded of that is looked at: restarts have to agree (on 80 % of an all-to-all map). Conditions
     without a record (:func:`is_certain`) count as met.
     """
     if item.score is None:
@@ -24,7 +25,7 @@ def may_fire(item: ScoredReading) -> bool:
         return item.fired
     if item.agreement is None:
         return True
-    return item.agreement > 0.5 if item.reading is Reading.ALL_TO_ALL else item.agreement == 1.0
+    return item.agreement >= MAPPING_AGREEMENT if item.reading is Reading.ALL_TO_ALL else item.agreement == 1.0
 
 
 def is_certain(item: ScoredReading, threshold: float) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from banaudit.architectures.base import SplitModel
 from banaudit.data import CleanData
-from banaudit.detectors.base import Detector, Samples, agreement_of, draw
+from banaudit.detectors.base import MAPPING_AGREEMENT, Detector, Samples, agreement_of, draw
 from banaudit.meter import Meter
 from banaudit.neurons import NoisyModel, Statistics, fit_feature_mask
 from banaudit.results import Evidence, Reading
@@ -307,7 +307,7 @@ class BAN(Detector):
             fired=(
                 score > self.share_threshold
                 and distinct > self.distinct_threshold
-                and (agreement is None or agreement > 0.5)
+                and (agreement is None or agreement >= MAPPING_AGREEMENT)
                 and len(weakest) > 2
             ),
             null=max(_mean_share(_favourites(item.null)) for item in restarts),

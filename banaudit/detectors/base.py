@@ -97,6 +97,11 @@ def draw(data: CleanData, count: int, generator: torch.Generator, *, exclude: in
     return data.subset(chosen.to(data.labels.device))
 
 
+MAPPING_AGREEMENT = 0.8
+"""Share of an all-to-all map that restarts must have in common: a map of which less is true does not count as named.
+Backdoored test networks had 0.93 and more in common, two without a backdoor that followed some map 0.7 each."""
+
+
 def agreement_of(answers: Sequence[object], answer: object) -> float | None:
     """Share of the restarts' answers that are ``answer``; none for a single one, which has nothing to agree with."""
     return sum(item == answer for item in answers) / len(answers) if len(answers) > 1 else None

@@ -14,7 +14,7 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from banaudit.architectures.base import SplitModel
-from banaudit.detectors.base import Found, Samples, TriggerDetector, agreement_of
+from banaudit.detectors.base import MAPPING_AGREEMENT, Found, Samples, TriggerDetector, agreement_of
 from banaudit.detectors.mapping import Mapping, search_mapping
 from banaudit.detectors.targeted_paths import (
     Lead,
@@ -206,7 +206,7 @@ class ShortcutDetector(TriggerDetector):
             ),
             score=weakest.score,
             threshold=threshold,
-            fired=weakest.score > threshold and (agreement is None or agreement > 0.5),
+            fired=weakest.score > threshold and (agreement is None or agreement >= MAPPING_AGREEMENT),
             null=max(item.null for item in mappings),
             mapping=weakest.targets,
             per_class=samples.per_class(torch.stack([item.per_source for item in mappings]).mean(dim=0)),

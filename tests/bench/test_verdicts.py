@@ -17,8 +17,8 @@ from banaudit.results import Reading
         (reading("a", 0.5), True),
         (reading("a", 0.5, agreement=1.0), True),
         (reading("a", 0.5, agreement=0.5), False),
-        (reading("a", 0.5, agreement=0.6, kind=Reading.ALL_TO_ALL), True),
-        (reading("a", 0.5, agreement=0.5, kind=Reading.ALL_TO_ALL), False),
+        (reading("a", 0.5, agreement=0.8, kind=Reading.ALL_TO_ALL), True),
+        (reading("a", 0.5, agreement=0.7, kind=Reading.ALL_TO_ALL), False),
     ],
 )
 def test_what_a_reading_asks_besides_its_threshold_is_read_from_the_record(item, able):

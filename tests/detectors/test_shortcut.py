@@ -113,7 +113,7 @@ def test_restarts_must_all_name_the_same_class(monkeypatch, scores, targets, fir
     [
         ((0.9, 0.5), ((1, 2, 3, 0), (1, 2, 3, 0)), 4, True),
         ((0.9, 0.3), ((1, 2, 3, 0), (1, 2, 3, 0)), 4, False),  # the weakest restart counts
-        ((0.9, 0.5), ((1, 2, 3, 0), (1, 2, 0, 3)), 4, False),  # half the map is not more than half
+        ((0.9, 0.5), ((1, 2, 3, 0), (1, 2, 0, 3)), 4, False),  # half the map is not enough
     ],
 )
 def test_maps_must_agree_on_more_than_half(monkeypatch, scores, maps, classes, fired):

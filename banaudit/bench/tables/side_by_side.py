@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from banaudit.bench.population import OPENED_SEEDS
 from banaudit.bench.runner import BenchmarkResults, Outcome, ScanSettings, VictimEntry
 from banaudit.bench.strata import counted, stratum_of
 from banaudit.bench.tables.markdown import NOTHING, share, table
@@ -37,7 +36,7 @@ def side_by_side(files: Sequence[BenchmarkResults]) -> str:
     }
     entries = [entry for entry in counted(_merged(files)) if entry.key in together]
     tested = {entry.key for results in files if results.split == "test" for entry in results.entries}
-    blind = [entry for entry in entries if entry.key in tested and entry.victim.recipe.seed not in OPENED_SEEDS]
+    blind = [entry for entry in entries if entry.key in tested]
     methods = _methods(entries)
     parts = [
         "# Methods side by side",
@@ -46,7 +45,7 @@ def side_by_side(files: Sequence[BenchmarkResults]) -> str:
         f"{', '.join(sorted(joint))}. *Alone*: the verdict that a method would have given without the others.",
         provenance(_settings(files), [entry.scan for entry in entries]),
         "## Each method alone, and the joint verdict",
-        *_overall("Victims of the test, which set no threshold", blind, methods),
+        *_overall("Victims of the test, as they were opened", blind, methods),
         *_overall("All victims, those on which thresholds were set among them", entries, methods),
         "## By attack, over all networks and data sets",
         "Models accused, with whatever target: detections in rows of backdoored models, false alarms in rows of clean "
