@@ -306,7 +306,7 @@ class FeatureRE(FeatureInversion, TriggerDetector):
     name: ClassVar[str] = "feature-re"
     title: ClassVar[str] = "a class that a few shared features lead to"
     needs: ClassVar[str] = "clean images; a GPU for its schedule"
-    misses: ClassVar[str] = "not measured here"
+    misses: ClassVar[str] = "every backdoor that it was tried on here, at its reduced schedule"
 
     mask_by_channel: ClassVar[bool] = False
 
