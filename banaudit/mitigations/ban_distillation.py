@@ -62,10 +62,13 @@ STRONGER = (
     Strength(batch_size=0.25, noise_weight=2.0),
     Strength(batch_size=0.5, noise_weight=4.0, learning_rate=0.6, epochs=2.0),
 )
-WEAKER = Strength(batch_size=0.25, learning_rate=0.1, epochs=2.5)
-"""BAN's own learning rate and epochs, for networks that the others ruin: few images, of which a larger batch makes but
-one or two steps."""
-STRENGTHS = (*STRONGER, AS_SET, WEAKER)
+WEAKER = (
+    Strength(batch_size=0.25, learning_rate=0.4, epochs=2.0),
+    Strength(batch_size=0.25, learning_rate=0.1, epochs=2.5),
+)
+"""For networks that the others ruin: few images, of which a larger batch makes but one or two steps. The last has BAN's
+own learning rate and epochs."""
+STRENGTHS = (*STRONGER, AS_SET, *WEAKER)
 """From the strongest on."""
 
 
@@ -88,7 +91,7 @@ class BANDistillation(NoiseTraining):
     How strong a repair a network affords differs by far: what takes a backdoor from a digit network at almost no cost
     takes much of a small CIFAR network's accuracy. So the strongest of :data:`STRENGTHS` comes first. One that is
     stronger than the settings is given up if its last epoch was less accurate, on the images that choose, than the
-    network as it came; the settings as they are only if no epoch was within the budget.
+    network as it came; any other only if no epoch was within the budget.
 
     Source:
         Ours, on top of Xu et al., "BAN", NeurIPS 2024, Eq. 8. Unlearning a reversed patch: Wang et al., "Neural
@@ -117,7 +120,7 @@ class BANDistillation(NoiseTraining):
     patch_share: float = Field(default=0.25, gt=0, le=1)
     """Share of a batch that is stamped."""
     gentle: bool = False
-    """Make only the repair with these very settings, none of the stronger ones nor the weaker."""
+    """Make only the repair with these very settings, none of the stronger and the weaker ones."""
     patch_ratio: float = Field(default=0.5, gt=0, le=1)
     """Largest norm of the smallest mask, as a share of the runner-up's, at which its patch is unlearned."""
 

@@ -145,9 +145,10 @@ def test_the_strengths_that_are_tried():
         (32, 0.5, 0.05, 10),
         (64, 1.0, pytest.approx(0.03), 20),
         (128, 0.25, 0.05, 10),
+        (32, 0.25, pytest.approx(0.02), 20),
         (32, 0.25, pytest.approx(0.005), 25),
     ]
-    assert [s.batch_size for s in BANDistillation(batch_size=4).strengths()] == [2, 2, 4, 2]
+    assert [s.batch_size for s in BANDistillation(batch_size=4).strengths()] == [2, 2, 4, 2, 2]
     (gentle,) = BANDistillation(gentle=True).strengths()
     assert gentle == BANDistillation(gentle=True)
 
@@ -159,7 +160,8 @@ def test_the_strengths_that_are_tried():
         ((10, 20), (0.89, 0.9), 2),  # a stronger repair must cost nothing that shows
         ((9, 20), (0.95, 0.95), 2),  # an earlier epoch of the strongest is no strong repair
         ((10, 20, 10), (0.5, 0.5, 0.85), 3),  # within the budget, the settings as they are will do
-        ((10, 20, 10, 25), (0.5, 0.5, 0.7, 0.7), 4),  # the weakest is the answer, whatever it costs
+        ((10, 20, 10, 20), (0.5, 0.5, 0.7, 0.85), 4),  # else a weaker one
+        ((10, 20, 10, 20, 25), (0.5, 0.5, 0.7, 0.7, 0.7), 5),  # the weakest is the answer, whatever it costs
     ],
 )
 def test_the_strongest_repair_that_costs_nothing_is_made(monkeypatch, kept, accuracies, tried):
@@ -173,11 +175,11 @@ def test_the_strongest_repair_that_costs_nothing_is_made(monkeypatch, kept, accu
 
     monkeypatch.setattr(BANDistillation, "repair_once", once)
     tuned = BANDistillation().repair(small_job())
-    assert [size for size, _ in seen] == [32, 64, 128, 32][:tried]
+    assert [size for size, _ in seen] == [32, 64, 128, 32, 32][:tried]
     # Each begins with the weights as they came.
-    assert [same for _, same in seen] == [False, False, False, True][:tried]
+    assert [same for _, same in seen] == [False, False, False, False, True][:tried]
     assert tuned.kept_epoch == kept[tried - 1]
-    assert tuned.epochs[0].what.startswith(f"strength {tried} of 4, epoch ")
+    assert tuned.epochs[0].what.startswith(f"strength {tried} of 5, epoch ")
 
 
 def test_an_interrupted_repair_goes_on_at_its_strength(monkeypatch, tmp_path):
@@ -199,6 +201,6 @@ def test_an_interrupted_repair_goes_on_at_its_strength(monkeypatch, tmp_path):
     resumed = method(make_model(), data, max_drop=1.0, meter=meter, state=tmp_path / "state")
     assert next(what for what in told if what.startswith("epoch")).startswith("epoch 2/4")
     assert same_weights(whole.model.state_dict(), resumed.model.state_dict())
-    assert resumed.epochs[0].what == whole.epochs[0].what == "strength 3 of 4, epoch 1"
+    assert resumed.epochs[0].what == whole.epochs[0].what == "strength 3 of 5, epoch 1"
     assert resumed.seconds > resumed.earlier_seconds > 0
     assert resumed.backward_images == whole.backward_images
