@@ -22,7 +22,7 @@ from banaudit.bench.tables.repairs.settings import by_amount, by_settings, cost
 
 __all__ = ["joined", "repair_tables", "upper_percentile"]
 
-TEST = "test"
+_TEST = "test"
 """The split on whose victims no constant of a repair was chosen."""
 
 _DEVELOPMENT = (
@@ -52,7 +52,7 @@ def repair_tables(results: RepairResults) -> str:
     parts = [
         f"# Repairs: {results.split} split",
         _introduction(results, view),
-        "" if results.split == TEST else _DEVELOPMENT.format("Some of these" if TEST in results.split else "These"),
+        "" if results.split == _TEST else _DEVELOPMENT.format("Some of these" if _TEST in results.split else "These"),
         *side_by_side(view),
         *what_is_left(view),
         *beside_the_paper(view),
