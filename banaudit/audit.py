@@ -6,9 +6,8 @@ detector, which a repair needs as well.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from banaudit.data import CleanData, ImageSet, read_clean_folder
 from banaudit.detectors import Detector, default_detectors
 from banaudit.errors import CheckpointError, TimeLimitReached, UsageError
 from banaudit.meter import Listener, Meter
-from banaudit.preflight import UNEVEN, averaged, judge_predictions, misreading, predictions
+from banaudit.preflight import UNEVEN, judge_predictions, misreading, predictions
 from banaudit.preprocessing import choose
 from banaudit.results import (
     ArchitectureFacts,
@@ -326,9 +325,9 @@ def _accuracy_caveats(found: CleanAccuracy) -> list[str]:
         caveats.append(
             f"clean accuracy is only {found.accuracy:.1%}: check preprocessing and labels before trusting this"
         )
-    if abs(found.accuracy - averaged(found)) >= UNEVEN:
+    if abs(found.accuracy - found.averaged) >= UNEVEN:
         caveats.append(
-            f"clean accuracy is {found.accuracy:.1%} over all images but {averaged(found):.1%} averaged over the "
+            f"clean accuracy is {found.accuracy:.1%} over all images but {found.averaged:.1%} averaged over the "
             "classes: some classes are read much worse than others"
         )
     if found.unanswered:
@@ -382,7 +381,7 @@ def judge(
     misread = misreading(accuracy, clean.class_names, predicted)
     findings: tuple[Finding, ...] = ()
     if not misread:
-        facts = dataclasses.replace(facts, caveats=(*_accuracy_caveats(accuracy), *facts.caveats))
+        facts = replace(facts, caveats=(*_accuracy_caveats(accuracy), *facts.caveats))
         for number, detector in enumerate(detectors):
             # Planned anew each time: a method that had done earlier than planned brings the end nearer.
             meter.planned_images = meter.forward_images + sum(

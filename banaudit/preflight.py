@@ -157,20 +157,15 @@ def misreading(found: CleanAccuracy, class_names: tuple[str, ...], predicted: La
     """
     if found.accuracy < found.floor:
         told = f"clean accuracy {found.accuracy:.1%} is below the floor of {found.floor:.0%}"
-    elif averaged(found) < found.floor:
+    elif found.averaged < found.floor:
         told = (
-            f"clean accuracy averaged over the classes, {averaged(found):.1%}, is below the floor of {found.floor:.0%} "
+            f"clean accuracy averaged over the classes, {found.averaged:.1%}, is below the floor of {found.floor:.0%} "
             f"({found.accuracy:.1%} of all images)"
         )
     else:
         return _recorded_cause(found, class_names)
     cause = _recorded_cause(found, class_names) if predicted is None else likely_cause(found, predicted, class_names)
     return f"{told}: {cause}" if cause else told
-
-
-def averaged(found: CleanAccuracy) -> float:
-    """Clean accuracy averaged over the classes; of a record that does not have it, over the images."""
-    return found.accuracy if found.balanced_accuracy is None else found.balanced_accuracy
 
 
 def likely_cause(found: CleanAccuracy, predicted: Labels, class_names: tuple[str, ...]) -> str:
@@ -195,7 +190,7 @@ def likely_cause(found: CleanAccuracy, predicted: Labels, class_names: tuple[str
             f"{int(answers[top]) / len(predicted):.0%} of all answers are {top} {class_names[top]}: the preprocessing "
             "looks wrong (--preset, --mean, --std, --size), or the network was never trained on such images"
         )
-    if min(found.accuracy, averaged(found)) < 2 / len(class_names):
+    if min(found.accuracy, found.averaged) < 2 / len(class_names):
         return (
             "the answers are near chance and no renaming of the classes helps: other images than the network was "
             "trained on, or wrong preprocessing (--preset, --mean, --std, --size)"

@@ -20,7 +20,7 @@ from banaudit.architectures import SplitModel
 from banaudit.checkpoints.writer import Rewritten, as_stored, check_out, rewrite, write_checkpoint
 from banaudit.data import CleanData
 from banaudit.detectors import Detector
-from banaudit.errors import BanauditError, DataError, TimeLimitReached, UnsupportedModelError, UsageError
+from banaudit.errors import DataError, UnsupportedModelError, UsageError
 from banaudit.meter import Listener, Meter
 from banaudit.mitigations import MITIGATIONS, BANDistillation, Mitigation, Repaired, TargetedMitigation
 from banaudit.mitigations.base import MAX_DROP
@@ -154,14 +154,9 @@ def purify(
     state = out.with_name(f".{out.name}.purify")
     if before.target is not None and isinstance(mitigation, TargetedMitigation):
         mitigation = mitigation.aimed_at(before.target)
-    try:
-        repaired = mitigation(
-            prepared.model, parts.repair, max_drop=max_drop, flips=flips, seed=seed, meter=meter, state=state
-        )
-    except BanauditError as problem:
-        if not isinstance(problem, UsageError | TimeLimitReached):  # to go on would only lead here again
-            state.unlink(missing_ok=True)
-        raise
+    repaired = mitigation(
+        prepared.model, parts.repair, max_drop=max_drop, flips=flips, seed=seed, meter=meter, state=state
+    )
     weights = _as_stored(prepared, repaired)
     accuracies = compare(prepared.model, repaired.model, parts.untouched, meter)
     made = RepairSettings(

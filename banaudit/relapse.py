@@ -82,6 +82,16 @@ def wanted_labels(
     return {label: target for label in (sources or range(classes)) if label != target}
 
 
+def comes_back(reading: Reading, relapsed: float) -> bool:
+    """Whether a share of images that the stand-in moves after the fine-tuning is above the threshold, if there is one.
+
+    Args:
+        reading: Kind of the suspected backdoor.
+        relapsed: The share.
+    """
+    return relapsed > THRESHOLDS.get(reading, math.inf)
+
+
 def planned_images(images: int) -> int:
     """Forward passes of :func:`probe_relapse`, at most.
 
@@ -140,7 +150,7 @@ def probe_relapse(
         relapsed=relapsed,
         control=control,
         threshold=threshold,
-        fired=threshold is not None and relapsed > threshold,
+        fired=comes_back(reading, relapsed),
         steps=TUNING_STEPS,
         images=min(STAMPED, len(training)),
         note=UNDECIDED if threshold is None else UNCALIBRATED,

@@ -195,6 +195,11 @@ class CleanAccuracy(Record):
     )
     permuted_accuracy: float | None = None
 
+    @property
+    def averaged(self) -> float:
+        """Accuracy averaged over the classes; of a record that does not have it, over the images."""
+        return self.accuracy if self.balanced_accuracy is None else self.balanced_accuracy
+
 
 class Report(Record):
     """The answer of a scan, verdict first."""

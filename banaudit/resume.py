@@ -89,6 +89,11 @@ class Progress:
                 "make room, then call again: it goes on after the last whole epoch"
             ) from None
 
+    def discard(self) -> None:
+        """Remove the file."""
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+
     def _read(self) -> dict[str, Any]:
         """What the file holds; nothing where there is none, it is of another repair, or it cannot be read."""
         if self._path is None or not self._path.is_file():

@@ -140,9 +140,8 @@ def calibrate(*files: BenchmarkResults, aimed_rate: float = AIMED_RATE) -> Calib
         )
     if not 0 < aimed_rate < 0.5:
         raise UsageError(f"--rate {aimed_rate:g}: expected a share between 0 and 0.5, e.g. --rate {AIMED_RATE}")
-    current = tuple(
-        entry for results in files for entry in results.entries if _is_current(results.settings[entry.scan.settings])
-    )
+    todays = {digest for results in files for digest, settings in results.settings.items() if _is_current(settings)}
+    current = tuple(entry for entry in held if entry.scan.settings in todays)
     judged = current or held  # scores of other settings are none of these
     entries = _on_one_scale(counted(judged))
     if not any(not entry.truth.backdoored for entry in entries):
@@ -170,7 +169,7 @@ def calibrate(*files: BenchmarkResults, aimed_rate: float = AIMED_RATE) -> Calib
         aimed_rate=aimed_rate,
         reading_rate=rate,
         current_settings=bool(current),
-        outdated=tuple(entry.key for entry in held if entry not in judged),
+        outdated=tuple(entry.key for entry in held if current and entry.scan.settings not in todays),
         excluded=tuple(entry.key for entry in judged if entry.key not in counting),
         readings=tuple(_fit(key, readings[key], entries, proposed) for key in readings),
         victims=tuple(

@@ -510,7 +510,6 @@ class _Bench:
         except UsageError:
             raise
         except BanauditError as problem:
-            state.unlink(missing_ok=True)
             return entry.model_copy(update={"problem": str(problem)}), None
         state.unlink(missing_ok=True)
         after, _ = _behaviour(repaired.model, victim.trigger, victim.held_out)

@@ -29,6 +29,9 @@ from banaudit.triggers import RecoveredTrigger, TriggerSink
 SEARCH_SHARE = 0.5
 """Share of the clean images that a search may use; the rest only ever evaluates what was found."""
 
+MAPPING_AGREEMENT = 0.8
+"""Share of an all-to-all map that restarts must have in common: a map of which less is true does not count as named.
+Backdoored test networks had 0.93 and more in common, two without a backdoor that followed some map 0.7 each."""
 
 PASS_PIXELS = 2**21
 """Pixels of the images of one pass with gradients, where a search can be cut up: 41 images of 224 x 224, or 2,048 of
@@ -95,11 +98,6 @@ def draw(data: CleanData, count: int, generator: torch.Generator, *, exclude: in
     positions = torch.arange(len(data)) if exclude is None else (data.labels.cpu() != exclude).nonzero().flatten()
     chosen = positions[torch.randperm(len(positions), generator=generator)[:count]]
     return data.subset(chosen.to(data.labels.device))
-
-
-MAPPING_AGREEMENT = 0.8
-"""Share of an all-to-all map that restarts must have in common: a map of which less is true does not count as named.
-Backdoored test networks had 0.93 and more in common, two without a backdoor that followed some map 0.7 each."""
 
 
 def agreement_of(answers: Sequence[object], answer: object) -> float | None:
@@ -242,13 +240,13 @@ class TriggerDetector(Detector, ABC):
         return self.search(model, samples, generator, meter).evidence
 
 
-def _require_finite(outcome: Found) -> None:
+def _require_finite(found: Found) -> None:
     numbers = [
         number
-        for item in outcome.evidence
+        for item in found.evidence
         for number in (item.score, *item.restarts, *(entry.score for entry in item.per_class))
     ]
-    numbers += [number for trigger in outcome.triggers for number in (trigger.facts.size, trigger.facts.success or 0.0)]
+    numbers += [number for trigger in found.triggers for number in (trigger.facts.size, trigger.facts.success or 0.0)]
     if not all(map(math.isfinite, numbers)):
         raise UnsupportedModelError("the search ended in numbers that are not finite")
 

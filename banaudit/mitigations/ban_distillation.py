@@ -103,7 +103,7 @@ class BANDistillation(NoiseTraining):
     title: ClassVar[str] = "fine-tuning against neuron noise and the smallest patch, held to its own clean answers"
 
     epochs: PositiveInt = 10
-    """Passes over the training images; one of the stronger repairs takes twice as many."""
+    """Passes over the training images; other strengths take up to 2.5 times as many."""
     learning_rate: PositiveFloat = 0.05
     """Of SGD, at the start."""
     anneal: bool = True

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from banaudit.architectures.base import SplitModel
 from banaudit.data import CleanData
-from banaudit.errors import DataError, UsageError
+from banaudit.errors import BanauditError, DataError, TimeLimitReached, UsageError
 from banaudit.meter import Meter
 from banaudit.method import Method
 from banaudit.results import RepairEpoch
@@ -170,7 +170,8 @@ class Mitigation(Method, ABC):
             flips: Whether training images are mirrored; none: found out on the model.
             seed: Same seed, model, images and device: same repair.
             meter: Counts passes, tells progress, keeps the time limit.
-            state: File in which an interrupted repair leaves its state and from which it goes on; it stays there.
+            state: File in which an interrupted repair leaves its state and from which it goes on; it stays there unless
+                the repair cannot succeed.
 
         Raises:
             UnsupportedModelError: This mitigation does not fit the model.
@@ -201,7 +202,13 @@ class Mitigation(Method, ABC):
                 meter=meter,
                 progress=progress,
             )
-            tuned = self.repair(job)
+            try:
+                tuned = self.repair(job)
+            except (UsageError, TimeLimitReached):
+                raise
+            except BanauditError:  # to go on would only lead here again
+                progress.discard()
+                raise
         private.load_state_dict(tuned.state)
         return Repaired(
             model=private.eval().requires_grad_(False),

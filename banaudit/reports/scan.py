@@ -98,11 +98,11 @@ def _answer(report: Report) -> Section:
 
 
 def _accuracy(report: Report, found: CleanAccuracy) -> list[Row]:
-    averaged = found.accuracy if found.balanced_accuracy is None else found.balanced_accuracy
-    apart = "" if percent(averaged) == percent(found.accuracy) else f", {percent(averaged)} averaged over the classes"
+    mean = percent(found.averaged)
+    apart = "" if mean == percent(found.accuracy) else f", {mean} averaged over the classes"
     texts = [f"{percent(found.accuracy)} of {found.images} clean images{apart} (floor {percent(found.floor)})"]
     tone = Tone.PLAIN
-    if min(found.accuracy, averaged) < found.floor:
+    if min(found.accuracy, found.averaged) < found.floor:
         tone = Tone.WARNING
         texts.append("below the floor: model, images and preprocessing do not fit together, so nothing can be judged")
     elif found.accuracy < LOW_ACCURACY:

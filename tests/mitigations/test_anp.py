@@ -5,13 +5,10 @@ import torch
 import torch.nn.functional as F
 
 from banaudit.errors import BanauditError, UnsupportedModelError
-from banaudit.meter import Meter
-from banaudit.mitigations import ANP, RepairJob
+from banaudit.mitigations import ANP
 from banaudit.mitigations.anp import mask_as_noise, pruned_scales
 from banaudit.neurons import train_under_noise
-from banaudit.resume import Progress
-from banaudit.training import UNCHANGED
-from mitigations.tiny import make_data, make_model, same_weights, snapshot
+from mitigations.tiny import make_data, make_job, make_model, same_weights, snapshot
 
 
 def forward_by_hand(model, images, scale, shift):
@@ -102,20 +99,6 @@ def test_the_budget_decides_the_threshold():
     assert repaired.within_budget == bool(affordable)
 
 
-def make_job(seed=0):
-    data = make_data()
-    return RepairJob(
-        model=make_model(),
-        training=data,
-        selection=data,
-        augmentation=UNCHANGED,
-        max_drop=1.0,
-        seed=seed,
-        meter=(meter := Meter()),
-        progress=Progress(None, "", meter),
-    )
-
-
 def test_mask_stays_within_bounds_and_the_model_as_it_is():
     job = make_job()
     before = snapshot(job.model)
@@ -126,7 +109,7 @@ def test_mask_stays_within_bounds_and_the_model_as_it_is():
 
 
 def test_the_seed_matters_to_the_mask():
-    masks = [ANP(iterations=3, batch_size=16).learn_mask(make_job(seed)) for seed in (0, 0, 1)]
+    masks = [ANP(iterations=3, batch_size=16).learn_mask(make_job(seed=seed)) for seed in (0, 0, 1)]
     assert torch.equal(masks[0], masks[1])
     assert not torch.equal(masks[0], masks[2])
 

@@ -10,13 +10,12 @@ from banaudit.data import CleanData
 from banaudit.detectors.inversion import Recovered, Triggers
 from banaudit.detectors.neural_cleanse import NeuralCleanse
 from banaudit.meter import Meter
-from banaudit.mitigations import BANDistillation, RepairJob
+from banaudit.mitigations import BANDistillation
 from banaudit.mitigations.ban_distillation import SmallestPatch, distillation_loss
 from banaudit.neurons import train_under_noise, worst_noise
 from banaudit.results import RepairEpoch
-from banaudit.resume import Progress
-from banaudit.training import UNCHANGED, Tuned
-from mitigations.tiny import make_data, make_model, same_weights
+from banaudit.training import Tuned
+from mitigations.tiny import make_data, make_job, make_model, same_weights
 
 
 def test_distillation_by_hand():
@@ -87,7 +86,7 @@ def test_a_patch_is_unlearned_only_where_it_stands_out(monkeypatch, norms, stand
     monkeypatch.setattr(NeuralCleanse, "invert", lambda self, *rest: recovered(norms))
     settings = BANDistillation(epochs=10)
     images = torch.zeros(4, 3, 8, 8)
-    job = small_job()
+    job = make_job(data=CleanData(torch.zeros(4, 3, 8, 8), torch.arange(4), tuple("abcd")))
     patch = SmallestPatch(settings, job)
     assert patch.stamp(images) is None
     patch.before_epoch(2, make_model())  # no search is due
@@ -125,20 +124,6 @@ def test_stamped_images_leave_the_running_statistics_alone(monkeypatch):
         assert torch.allclose(one, other, atol=1e-5), name
 
 
-def small_job(state=None):
-    clean = CleanData(torch.zeros(4, 3, 8, 8), torch.arange(4), tuple("abcd"))
-    return RepairJob(
-        model=make_model(),
-        training=clean,
-        selection=clean,
-        augmentation=UNCHANGED,
-        max_drop=1.0,
-        seed=0,
-        meter=(meter := Meter()),
-        progress=Progress(state, "this", meter),
-    )
-
-
 def test_the_strengths_that_are_tried():
     strengths = [(s.batch_size, s.noise_weight, s.learning_rate, s.epochs) for s in BANDistillation().strengths()]
     assert strengths == [
@@ -174,7 +159,7 @@ def test_the_strongest_repair_that_costs_nothing_is_made(monkeypatch, kept, accu
         return Tuned({}, (last,), kept[number], within_budget=accuracies[number] > 0.8, accuracy_before=0.9)
 
     monkeypatch.setattr(BANDistillation, "repair_once", once)
-    tuned = BANDistillation().repair(small_job())
+    tuned = BANDistillation().repair(make_job())
     assert [size for size, _ in seen] == [32, 64, 128, 32, 32][:tried]
     # Each begins with the weights as they came.
     assert [same for _, same in seen] == [False, False, False, False, True][:tried]

@@ -11,11 +11,8 @@ from banaudit.data import CleanData
 from banaudit.errors import UsageError
 from banaudit.meter import Meter
 from banaudit.mitigations import BTIDBFUnlearning, FineTuning
-from banaudit.mitigations.base import RepairJob
 from banaudit.mitigations.bti_dbf_unlearning import InvertedTrigger, triggered_images, unlearning_loss
-from banaudit.resume import Progress
-from banaudit.training import UNCHANGED
-from mitigations.tiny import make_data, make_model, same_weights
+from mitigations.tiny import make_data, make_job, make_model, same_weights
 
 FAST = {"epochs": 2, "batch_size": 16, "generator_steps": 2, "generator_batch": 8, "mask_steps": 2, "width": 4}
 
@@ -28,20 +25,6 @@ class MeanOfChannels(SplitNetwork):
 
     def head(self, features):
         return features
-
-
-def job(model, data, **settings):
-    return RepairJob(
-        model=model,
-        training=data,
-        selection=data,
-        augmentation=UNCHANGED,
-        max_drop=1.0,
-        seed=0,
-        meter=(meter := Meter()),
-        progress=Progress(None, "", meter),
-        **settings,
-    )
 
 
 @pytest.mark.parametrize(("count", "share", "expected"), [(128, 0.1, 13), (9, 0.1, 1), (20, 0.1, 3), (4, 1.0, 4)])
@@ -60,7 +43,7 @@ def test_loss_by_hand():
 
 def test_only_the_first_images_are_generated():
     model, data = make_model(), make_data(30)
-    trigger = InvertedTrigger(BTIDBFUnlearning(**FAST), job(model, data))
+    trigger = InvertedTrigger(BTIDBFUnlearning(**FAST), make_job(model, data))
     trigger.before_epoch(1, model)
     images = data.images[:20].clone().requires_grad_()
     stamped = trigger.stamp(images)
@@ -75,7 +58,7 @@ def test_only_the_first_images_are_generated():
 def test_rounds_are_spread_over_the_epochs(epochs, rounds, begun):
     model, data = make_model(), make_data(30)
     method = BTIDBFUnlearning(**{**FAST, "epochs": epochs}, rounds=rounds)
-    work = job(model, data)
+    work = make_job(model, data)
     trigger, spent = InvertedTrigger(method, work), []
     for epoch in range(1, epochs + 1):
         before = work.meter.forward_images
@@ -88,13 +71,13 @@ def test_rounds_are_spread_over_the_epochs(epochs, rounds, begun):
 def test_inversion_leaves_the_model_and_is_repeated_exactly():
     model, data = make_model().train(), make_data(30)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    triggers = [InvertedTrigger(BTIDBFUnlearning(**FAST), job(model, data)) for _ in range(2)]
+    triggers = [InvertedTrigger(BTIDBFUnlearning(**FAST), make_job(model, data)) for _ in range(2)]
     for trigger in triggers:
         trigger.before_epoch(1, model)
     assert same_weights(before, model.state_dict())
     assert model.training
     assert torch.equal(triggers[0].stamp(data.images), triggers[1].stamp(data.images))
-    restored = InvertedTrigger(BTIDBFUnlearning(**FAST), job(model, data))
+    restored = InvertedTrigger(BTIDBFUnlearning(**FAST), make_job(model, data))
     restored.restore(triggers[0].dump())
     assert torch.equal(restored.stamp(data.images), triggers[0].stamp(data.images))
     assert restored.target == triggers[0].target is not None
@@ -102,7 +85,7 @@ def test_inversion_leaves_the_model_and_is_repeated_exactly():
 
 def test_given_target_is_kept_and_must_exist():
     model, data = make_model(), make_data(30)
-    trigger = InvertedTrigger(BTIDBFUnlearning(**FAST, target=1), job(model, data))
+    trigger = InvertedTrigger(BTIDBFUnlearning(**FAST, target=1), make_job(model, data))
     trigger.before_epoch(1, model)
     assert trigger.target == 1
     with pytest.raises(UsageError, match=r"--set bti-dbf-unlearning.target=3: expected a label from 0 to 2"):

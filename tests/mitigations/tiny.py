@@ -6,6 +6,10 @@ from torch import nn
 
 from banaudit.architectures.base import SplitModel, SplitNetwork
 from banaudit.data import CleanData
+from banaudit.meter import Meter
+from banaudit.mitigations import RepairJob
+from banaudit.resume import Progress
+from banaudit.training import UNCHANGED
 
 SIDE, CLASSES = 8, 3
 
@@ -39,6 +43,22 @@ def make_data(count=60, classes=CLASSES):
     for label in range(classes):
         images[labels == label, :, :, 3 * label : 3 * label + 2] += 0.5
     return CleanData(images, labels, tuple("abc"[:classes]))
+
+
+def make_job(model=None, data=None, *, seed=0, state=None):
+    """What a mitigation gets to work with; the same images train and choose."""
+    data = data if data is not None else make_data()
+    meter = Meter()
+    return RepairJob(
+        model=model if model is not None else make_model(),
+        training=data,
+        selection=data,
+        augmentation=UNCHANGED,
+        max_drop=1.0,
+        seed=seed,
+        meter=meter,
+        progress=Progress(state, "this", meter),
+    )
 
 
 def snapshot(model):

@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterable, Sequence
 
 from banaudit.bench.population import OPENED_SEEDS
 from banaudit.bench.roc import ALARM_RATES, Curve, curves
-from banaudit.bench.runner import BenchmarkResults, Outcome, VictimEntry
+from banaudit.bench.runner import BenchmarkResults, VictimEntry
 from banaudit.bench.strata import attack_of, kind_of, network_of, shortfalls
-from banaudit.bench.tables.markdown import NOTHING, bullets, percent, share, table
+from banaudit.bench.tables.markdown import NOTHING, bullets, grouped, percent, share, table
 from banaudit.bench.tables.methods import method_tables
 from banaudit.bench.tables.scans import (
-    DETECTED,
     DEVELOPMENT,
-    counter,
+    alarms,
+    detection,
     fired_readings,
     outcome_cell,
     provenance,
@@ -100,36 +100,21 @@ def benchmark_tables(results: BenchmarkResults) -> str:
 def _groups(entries: Iterable[VictimEntry], name: Callable[[VictimEntry], str]) -> list[tuple[str, list[VictimEntry]]]:
     """Entries by name, and all of them at the end."""
     entries = list(entries)
-    grouped: dict[str, list[VictimEntry]] = {}
-    for entry in entries:
-        grouped.setdefault(name(entry), []).append(entry)
-    return [*sorted(grouped.items()), ("**all**", entries)]
-
-
-def _detection(entries: Sequence[VictimEntry]) -> tuple[str, str, str]:
-    backdoored = [entry for entry in entries if entry.truth.backdoored]
-    count, total = counter(backdoored), len(backdoored)
-    return share(count(*DETECTED), total), share(count(Outcome.RIGHT), total), str(count(Outcome.INCONCLUSIVE))
-
-
-def _alarms(entries: Sequence[VictimEntry]) -> tuple[str, str]:
-    clean = [entry for entry in entries if not entry.truth.backdoored]
-    count, total = counter(clean), len(clean)
-    return share(count(Outcome.FALSE_ALARM), total), share(count(Outcome.INCONCLUSIVE), total)
+    return [*grouped(entries, name).items(), ("**all**", entries)]
 
 
 def _detection_table(title: str, entries: Sequence[VictimEntry], name: Callable[[VictimEntry], str]) -> str:
-    rows = [(label, *_detection(group)) for label, group in _groups(entries, name)]
+    rows = [(label, *detection(group)) for label, group in _groups(entries, name)]
     return table((title, "detected", "target right", "inconclusive"), rows)
 
 
 def _alarm_table(title: str, entries: Sequence[VictimEntry], name: Callable[[VictimEntry], str]) -> str:
-    rows = [(label, *_alarms(group)) for label, group in _groups(entries, name)]
+    rows = [(label, *alarms(group)) for label, group in _groups(entries, name)]
     return table((title, "false alarms", "inconclusive"), rows)
 
 
 def _both_table(title: str, entries: Sequence[VictimEntry], name: Callable[[VictimEntry], str]) -> str:
-    rows = [(label, *_detection(group)[:2], _alarms(group)[0]) for label, group in _groups(entries, name)]
+    rows = [(label, *detection(group)[:2], alarms(group)[0]) for label, group in _groups(entries, name)]
     return table((title, "detected", "target right", "false alarms"), rows)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from banaudit.bench.calibration import FEWEST_CLEAN, VARIANTS, Calibration, ReadingFit, Variant, VictimVerdicts
 from banaudit.bench.runner import Outcome
-from banaudit.bench.tables.markdown import NOTHING, bullets, share, table
+from banaudit.bench.tables.markdown import NOTHING, bullets, grouped, share, table
 from banaudit.bench.tables.scans import DETECTED, outcome_cell
 
 MEANING: dict[Variant, str] = {
@@ -125,9 +125,6 @@ def _joint_row(variant: Variant, victims: Sequence[VictimVerdicts]) -> tuple[str
 
 
 def _stratum_rows(victims: Sequence[VictimVerdicts]) -> list[tuple[str, ...]]:
-    grouped: dict[str, list[VictimVerdicts]] = {}
-    for victim in victims:
-        grouped.setdefault(victim.stratum, []).append(victim)
     return [
         (
             stratum,
@@ -136,5 +133,5 @@ def _stratum_rows(victims: Sequence[VictimVerdicts]) -> list[tuple[str, ...]]:
                 for variant in VARIANTS
             ),
         )
-        for stratum, group in sorted(grouped.items())
+        for stratum, group in grouped(victims, lambda victim: victim.stratum).items()
     ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 from banaudit.statistics import clopper_pearson
 
@@ -11,6 +12,18 @@ NOTHING = "-"
 
 GIB = 2**30
 """Bytes."""
+
+
+Item = TypeVar("Item")
+Name = TypeVar("Name", str, tuple[str, str, str])
+
+
+def grouped(items: Iterable[Item], name: Callable[[Item], Name]) -> dict[Name, list[Item]]:
+    """Items by the name of their row, in its order."""
+    found: dict[Name, list[Item]] = {}
+    for item in items:
+        found.setdefault(name(item), []).append(item)
+    return dict(sorted(found.items()))
 
 
 def share(count: int, total: int) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from banaudit.bench.published_detection import ADAPTIVE_NOTE, METHODS, PUBLISHED, Cell, PublishedTable, cell_of
 from banaudit.bench.runner import VictimEntry
 from banaudit.bench.strata import network_of, stratum_of
-from banaudit.bench.tables.markdown import NOTHING, share, table
+from banaudit.bench.tables.markdown import NOTHING, grouped, share, table
+from banaudit.bench.victims import VictimRecipe
 from banaudit.results import Verdict
 
 JOINT = "joint verdict"
@@ -27,13 +28,9 @@ def method_tables(entries: Sequence[VictimEntry]) -> list[str]:
     Args:
         entries: Victims that reach their floors.
     """
-    methods = list(dict.fromkeys(cost.method for entry in entries for cost in entry.scan.methods))
+    methods = methods_of(entries)
     if not methods:
         return []
-    grouped: dict[tuple[str, str, str], list[VictimEntry]] = {}
-    for entry in entries:
-        recipe = entry.victim.recipe
-        grouped.setdefault((stratum_of(recipe), network_of(recipe), recipe.dataset), []).append(entry)
     return [
         "## By attack, network and data set, each method alone",
         "Models accused, with whatever target: detections in rows of backdoored models, false alarms in rows of clean "
@@ -41,12 +38,26 @@ def method_tables(entries: Sequence[VictimEntry]) -> list[str]:
         table(
             ("victims", "network", "data set", JOINT, *methods),
             [
-                (*place, accused(group, joint_verdict), *(accused(group, verdict_by(method)) for method in methods))
-                for place, group in sorted(grouped.items())
+                (*place, *accused_by_all(group, methods))
+                for place, group in grouped(entries, lambda entry: _place(entry.victim.recipe)).items()
             ],
         ),
         *_paper_tables(entries, methods),
     ]
+
+
+def methods_of(entries: Iterable[VictimEntry]) -> list[str]:
+    """Every method of some scans, in their order."""
+    return list(dict.fromkeys(cost.method for entry in entries for cost in entry.scan.methods))
+
+
+def accused_by_all(group: Sequence[VictimEntry], methods: Sequence[str]) -> tuple[str, ...]:
+    """How many of some victims the joint verdict accuses, then each method alone; with whatever target."""
+    return _accused(group, _joint), *(_accused(group, _by(method)) for method in methods)
+
+
+def _place(recipe: VictimRecipe) -> tuple[str, str, str]:
+    return stratum_of(recipe), network_of(recipe), recipe.dataset
 
 
 def _paper_tables(entries: Sequence[VictimEntry], methods: Sequence[str]) -> list[str]:
@@ -62,7 +73,7 @@ def _paper_tables(entries: Sequence[VictimEntry], methods: Sequence[str]) -> lis
             (
                 *cell,
                 "; ".join(sorted({f"{e.victim.recipe.dataset}, {network_of(e.victim.recipe)}" for e in cells[cell]})),
-                accused(cells[cell], joint_verdict),
+                _accused(cells[cell], _joint),
                 *(text for method in columns for text in _pair(cells[cell], published, cell, method)),
             )
             for cell in published.rows
@@ -77,24 +88,21 @@ def _paper_tables(entries: Sequence[VictimEntry], methods: Sequence[str]) -> lis
 
 def _pair(group: Sequence[VictimEntry], published: PublishedTable, cell: Cell, method: str) -> tuple[str, str]:
     theirs = published.rows[cell][published.methods.index(method)]
-    return accused(group, verdict_by(method)), f"*{theirs}/{published.models}*"
+    return _accused(group, _by(method)), f"*{theirs}/{published.models}*"
 
 
 Verdicts = Callable[[VictimEntry], Verdict | None]
 """The verdict to be counted; none where there is none."""
 
 
-def joint_verdict(entry: VictimEntry) -> Verdict:
-    """The verdict of all methods of a scan together."""
+def _joint(entry: VictimEntry) -> Verdict:
     return entry.scan.verdict
 
 
-def verdict_by(method: str) -> Verdicts:
-    """The verdict of one method of a scan; none where it was not run."""
+def _by(method: str) -> Verdicts:
     return lambda entry: next((cost.verdict for cost in entry.scan.methods if cost.method == method), None)
 
 
-def accused(group: Sequence[VictimEntry], verdict_of: Verdicts) -> str:
-    """How many of those victims that have a verdict it calls backdoored."""
+def _accused(group: Sequence[VictimEntry], verdict_of: Verdicts) -> str:
     verdicts = [verdict for entry in group if (verdict := verdict_of(entry)) is not None]
     return share(verdicts.count(Verdict.BACKDOORED), len(verdicts)) if verdicts else NOTHING

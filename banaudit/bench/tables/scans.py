@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from banaudit.bench.runner import Outcome, ScanRecord, ScanSettings, ScoredReading, Truth, VictimEntry
-from banaudit.bench.tables.markdown import NOTHING, arrow, bullets, short_name, table
+from banaudit.bench.tables.markdown import NOTHING, arrow, bullets, share, short_name, table
 from banaudit.bench.zoo import ZooEntry
 
 DEVELOPMENT = (
@@ -24,6 +24,20 @@ def counter(entries: Iterable[ZooEntry | VictimEntry]) -> Callable[..., int]:
     """Counts the entries whose outcome is one of those given."""
     outcomes = [entry.outcome for entry in entries]
     return lambda *wanted: sum(outcome in wanted for outcome in outcomes)
+
+
+def detection(entries: Sequence[VictimEntry]) -> tuple[str, str, str]:
+    """Of the backdoored victims: the shares detected and with the right target, and how many were inconclusive."""
+    backdoored = [entry for entry in entries if entry.truth.backdoored]
+    count, total = counter(backdoored), len(backdoored)
+    return share(count(*DETECTED), total), share(count(Outcome.RIGHT), total), str(count(Outcome.INCONCLUSIVE))
+
+
+def alarms(entries: Sequence[VictimEntry]) -> tuple[str, str]:
+    """Of the clean victims: the shares accused, and inconclusive."""
+    clean = [entry for entry in entries if not entry.truth.backdoored]
+    count, total = counter(clean), len(clean)
+    return share(count(Outcome.FALSE_ALARM), total), share(count(Outcome.INCONCLUSIVE), total)
 
 
 def targets(truth: Truth, scan: ScanRecord) -> str:

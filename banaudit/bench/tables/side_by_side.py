@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 
 from banaudit.bench.runner import BenchmarkResults, Outcome, ScanSettings, VictimEntry
 from banaudit.bench.strata import counted, stratum_of
-from banaudit.bench.tables.markdown import NOTHING, share, table
-from banaudit.bench.tables.methods import JOINT, accused, joint_verdict, method_tables, verdict_by
-from banaudit.bench.tables.scans import DETECTED, provenance
+from banaudit.bench.tables.markdown import NOTHING, grouped, share, table
+from banaudit.bench.tables.methods import JOINT, accused_by_all, method_tables, methods_of
+from banaudit.bench.tables.scans import alarms, counter, detection, provenance
 from banaudit.bench.verdicts import rejudge
 from banaudit.errors import UsageError
 
@@ -37,7 +37,7 @@ def side_by_side(files: Sequence[BenchmarkResults]) -> str:
     entries = [entry for entry in counted(_merged(files)) if entry.key in together]
     tested = {entry.key for results in files if results.split == "test" for entry in results.entries}
     blind = [entry for entry in entries if entry.key in tested]
-    methods = _methods(entries)
+    methods = methods_of(entries)
     parts = [
         "# Methods side by side",
         f"{len(entries)} victims that reach their floors, of the splits "
@@ -50,7 +50,13 @@ def side_by_side(files: Sequence[BenchmarkResults]) -> str:
         "## By attack, over all networks and data sets",
         "Models accused, with whatever target: detections in rows of backdoored models, false alarms in rows of clean "
         "ones.",
-        _by_attack(entries, methods),
+        table(
+            ("victims", JOINT, *methods),
+            [
+                (name, *accused_by_all(group, methods))
+                for name, group in grouped(entries, lambda entry: stratum_of(entry.victim.recipe)).items()
+            ],
+        ),
         *method_tables(entries),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -58,10 +64,6 @@ def side_by_side(files: Sequence[BenchmarkResults]) -> str:
 
 def _settings(files: Iterable[BenchmarkResults]) -> dict[str, ScanSettings]:
     return {digest: settings for results in files for digest, settings in results.settings.items()}
-
-
-def _methods(entries: Iterable[VictimEntry]) -> list[str]:
-    return list(dict.fromkeys(cost.method for entry in entries for cost in entry.scan.methods))
 
 
 def _merged(files: Iterable[BenchmarkResults]) -> list[VictimEntry]:
@@ -99,14 +101,11 @@ def _overall(title: str, entries: Sequence[VictimEntry], methods: Sequence[str])
 
 
 def _row(name: str, entries: Sequence[VictimEntry]) -> tuple[str, ...]:
-    backdoored = [entry.outcome for entry in entries if entry.truth.backdoored]
-    clean = [entry.outcome for entry in entries if not entry.truth.backdoored]
     return (
         name,
-        share(sum(outcome in DETECTED for outcome in backdoored), len(backdoored)),
-        share(backdoored.count(Outcome.RIGHT), len(backdoored)),
-        share(clean.count(Outcome.FALSE_ALARM), len(clean)),
-        share([*backdoored, *clean].count(Outcome.INCONCLUSIVE), len(entries)),
+        *detection(entries)[:2],
+        alarms(entries)[0],
+        share(counter(entries)(Outcome.INCONCLUSIVE), len(entries)),
         f"{sum(entry.scan.seconds for entry in entries) / len(entries):.1f}" if entries else NOTHING,
     )
 
@@ -122,14 +121,3 @@ def _alone(entry: VictimEntry, method: str) -> VictimEntry | None:
     scan = entry.scan.model_copy(update={"methods": (cost,), "readings": readings, "seconds": cost.seconds})
     alone = entry.model_copy(update={"scan": scan})
     return alone.model_copy(update={"outcome": rejudge(alone, {})})
-
-
-def _by_attack(entries: Sequence[VictimEntry], methods: Sequence[str]) -> str:
-    grouped: dict[str, list[VictimEntry]] = {}
-    for entry in entries:
-        grouped.setdefault(stratum_of(entry.victim.recipe), []).append(entry)
-    rows = [
-        (name, accused(group, joint_verdict), *(accused(group, verdict_by(method)) for method in methods))
-        for name, group in sorted(grouped.items())
-    ]
-    return table(("victims", JOINT, *methods), rows)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from banaudit.bench.repairs import RepairResults, Rescan
 from banaudit.bench.strata import kind_of
-from banaudit.bench.tables.markdown import NOTHING, bullets, share, table
+from banaudit.bench.tables.markdown import NOTHING, bullets, grouped, share, table
 from banaudit.bench.tables.repairs.cases import BASELINE, CURED, Case, View
 from banaudit.bench.tables.repairs.relapse import relapses
 from banaudit.bench.tables.repairs.rows import (
@@ -15,7 +15,6 @@ from banaudit.bench.tables.repairs.rows import (
     attack_in_words,
     before,
     count_victims,
-    grouped,
     setting_in_words,
     spread,
     with_totals,
@@ -111,7 +110,7 @@ def clean_victims(view: View) -> list[str]:
             cases = [case for case in everything if case.method == method]
             if not cases:
                 continue
-            scanned = [case.entry.rescan for case in cases if case.entry.rescan is not None]
+            scanned = _rescans(cases)
             rows.append(
                 (
                     name,
@@ -137,10 +136,8 @@ def calls(view: View) -> list[str]:
     for method in view.methods:
         cases = [case for case in view.backdoored if case.method == method]
         left = [case for case in cases if case.success >= CURED]
-        scanned, cured = (
-            [case.entry.rescan for case in cases if case.entry.rescan is not None and (case.success < CURED) is wanted]
-            for wanted in (False, True)
-        )
+        scanned = _rescans(left)
+        cured = _rescans(case for case in cases if case.success < CURED)
         rows.append(
             (
                 method,
@@ -166,6 +163,10 @@ def calls(view: View) -> list[str]:
         "is taken to have named the right classes.",
         table(head, rows),
     ]
+
+
+def _rescans(cases: Iterable[Case]) -> list[Rescan]:
+    return [case.entry.rescan for case in cases if case.entry.rescan is not None]
 
 
 def _unaccused(rescan: Rescan) -> bool:

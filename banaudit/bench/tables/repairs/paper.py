@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from banaudit.bench.attacks.labelling import AllToAll
 from banaudit.bench.published_repairs import ADAPTIVE_NOTE, AVERAGES, BEFORE, TABLE_7, Published, published
 from banaudit.bench.strata import network_of
-from banaudit.bench.tables.markdown import NOTHING, table
+from banaudit.bench.tables.markdown import NOTHING, grouped, table
 from banaudit.bench.tables.repairs.cases import Case, View
-from banaudit.bench.tables.repairs.rows import after, attack_in_words, before, grouped
+from banaudit.bench.tables.repairs.rows import after, attack_in_words, before
 
 
 def beside_the_paper(view: View) -> list[str]:

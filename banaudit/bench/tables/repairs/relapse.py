@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from banaudit.bench.repairs import Rescan
 from banaudit.bench.tables.markdown import NOTHING, table
-from banaudit.bench.tables.repairs.cases import CURED, View
-from banaudit.relapse import THRESHOLDS
+from banaudit.bench.tables.repairs.cases import CURED, Case, View
+from banaudit.relapse import THRESHOLDS, comes_back
 from banaudit.results import Reading
 
 PERCENTILE = 0.95
@@ -21,16 +21,13 @@ def relapse_probe(view: View) -> list[str]:
     rows: list[tuple[str, ...]] = []
     for method in view.methods:
         for reading in Reading:
-            clean = _clean_shares(view, method, reading)
-            cured, left = (
-                [
-                    found.relapsed
-                    for case in view.backdoored
-                    if case.method == method and (case.success < CURED) is wanted and case.entry.rescan is not None
-                    for found in case.entry.rescan.relapse
-                    if found.reading is reading
-                ]
-                for wanted in (True, False)
+            clean, cured, left = (
+                _shares(cases, method, reading)
+                for cases in (
+                    view.clean,
+                    [case for case in view.backdoored if case.success < CURED],
+                    [case for case in view.backdoored if case.success >= CURED],
+                )
             )
             if not (clean or cured or left):
                 continue
@@ -42,7 +39,7 @@ def relapse_probe(view: View) -> list[str]:
                     _median(clean),
                     NOTHING if highest is None else f"{highest:.1%}",
                     NOTHING if threshold is None else f"{threshold:.0%}",
-                    *(_above(group, threshold) for group in (clean, cured, left)),
+                    *(_above(group, reading) for group in (clean, cured, left)),
                 )
             )
     head = (
@@ -68,22 +65,24 @@ def _median(values: Sequence[float]) -> str:
     return f"{len(values)}: {statistics.median(values):.1%}" if values else NOTHING
 
 
-def _above(values: Sequence[float], threshold: float | None) -> str:
+def _above(values: Sequence[float], reading: Reading) -> str:
     if not values:
         return NOTHING
     middle = f"median {statistics.median(values):.0%}"
-    return middle if threshold is None else f"{sum(value > threshold for value in values)}/{len(values)}, {middle}"
+    if reading not in THRESHOLDS:
+        return middle
+    return f"{sum(comes_back(reading, value) for value in values)}/{len(values)}, {middle}"
 
 
 def relapses(rescan: Rescan) -> bool:
     """Whether the probe alone would have said that the backdoor comes back."""
-    return any(found.relapsed > THRESHOLDS.get(found.reading, math.inf) for found in rescan.relapse)
+    return any(comes_back(found.reading, found.relapsed) for found in rescan.relapse)
 
 
-def _clean_shares(view: View, method: str, reading: Reading) -> list[float]:
+def _shares(cases: Iterable[Case], method: str, reading: Reading) -> list[float]:
     return [
         found.relapsed
-        for case in view.clean
+        for case in cases
         if case.method == method and case.entry.rescan is not None
         for found in case.entry.rescan.relapse
         if found.reading is reading

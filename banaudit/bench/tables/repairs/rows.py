@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from banaudit.bench.repairs import Behaviour
 from banaudit.bench.strata import attack_of, network_of
-from banaudit.bench.tables.markdown import NOTHING
+from banaudit.bench.tables.markdown import NOTHING, grouped
 from banaudit.bench.tables.repairs.cases import BASELINE, CURED, Case
 
 Group = Callable[[Case], str]
@@ -26,14 +26,6 @@ def attack_in_words(case: Case) -> str:
 def setting_in_words(case: Case) -> str:
     """Data set and network of a victim."""
     return f"{case.victim.recipe.dataset}, {network_of(case.victim.recipe)}"
-
-
-def grouped(cases: Iterable[Case], group: Group) -> dict[str, list[Case]]:
-    """Repairs by the name of their row, in its order."""
-    found: dict[str, list[Case]] = {}
-    for case in cases:
-        found.setdefault(group(case), []).append(case)
-    return dict(sorted(found.items()))
 
 
 def with_totals(cases: Sequence[Case], group: Group) -> list[tuple[str, list[Case]]]:

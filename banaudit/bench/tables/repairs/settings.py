@@ -5,14 +5,13 @@ from __future__ import annotations
 import statistics
 
 from banaudit.bench.strata import kind_of
-from banaudit.bench.tables.markdown import NOTHING, table
+from banaudit.bench.tables.markdown import NOTHING, grouped, table
 from banaudit.bench.tables.repairs.cases import Case, View, amounts_of
 from banaudit.bench.tables.repairs.paper import ablation_cell
 from banaudit.bench.tables.repairs.rows import (
     after,
     attack_in_words,
     count_victims,
-    grouped,
     pair,
     setting_in_words,
     with_totals,
