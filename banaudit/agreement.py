@@ -1,27 +1,53 @@
-"""What aimed and unaimed neuron noise say together: one class that both name, though neither is sure of it.
+"""What several methods say together of one class, though none of them may be sure of it; no pass through the network.
 
-``targeted-noise`` names the class that noise aimed at it reaches before all others; ``ban``'s noise alone names the one
-that collects the mistakes under noise aimed away from the truth. On a clean network these are two questions with two
-answers, or weak ones; a backdoor answers both. So where both name one class, half of each threshold is enough.
+Two findings. *Joint evidence* adds up how near every method's all-to-one reading comes to its own threshold, class by
+class; *noise agreement* looks at the two kinds of neuron noise alone.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from banaudit.detectors.ban import BAN, NOISE_ALONE
+from banaudit.detectors.mm_bd import MMBD
+from banaudit.detectors.neural_cleanse import NeuralCleanse
 from banaudit.detectors.targeted_noise import TargetedNoise
-from banaudit.results import Evidence, Finding, Reading, Verdict
+from banaudit.results import ClassScore, Evidence, Finding, Reading, Verdict
 
-METHOD = "noise-agreement"
-TITLE = "a class that aimed neuron noise reaches and unaimed neuron noise errs towards"
-THRESHOLD = 0.5
-"""Share of its own threshold that the weaker of both readings must have; on clean development models, and on clean test
-victims that had been opened, it has at most 0.2."""
+AIMED = (TargetedNoise.name, "")
+UNAIMED = (BAN.name, NOISE_ALONE)
+WITNESSES = (AIMED, (MMBD.name, ""), (NeuralCleanse.name, ""), UNAIMED)
+"""Readings that joint evidence is made of, by method and label: they look for the target in four unlike ways."""
+
+FEWEST_WITNESSES = 2
+
+NOISE_AGREEMENT = "noise-agreement"
+NOISE_AGREEMENT_THRESHOLD = 0.5
+"""Share of its own threshold that the weaker of both readings must have."""
+
+JOINT_EVIDENCE = "joint-evidence"
+JOINT_THRESHOLD = 1.0
+"""A reading that reaches its own threshold alone reaches this as well."""
+
+
+def together(findings: Sequence[Finding]) -> tuple[Finding, ...]:
+    """What the findings of the methods that ran say together; empty where too few of them could judge.
+
+    Args:
+        findings: Of the methods that ran.
+    """
+    both = (noise_agreement(findings), joint_evidence(findings))
+    return tuple(finding for finding in both if finding is not None)
 
 
 def noise_agreement(findings: Sequence[Finding]) -> Finding | None:
-    """The finding of both methods together, from what each found by itself; no pass through the network.
+    """Whether aimed and unaimed neuron noise name one class.
+
+    ``targeted-noise`` names the class that noise aimed at it reaches before all others; ``ban``'s noise alone names the
+    one that collects the mistakes under noise aimed away from the truth. On a clean network these are two questions
+    with two answers, or weak ones; a backdoor answers both. So where both name one class, half of each threshold is
+    enough.
 
     Args:
         findings: Of the methods that ran.
@@ -29,8 +55,7 @@ def noise_agreement(findings: Sequence[Finding]) -> Finding | None:
     Returns:
         None where one of the two did not run, or could not judge.
     """
-    aimed = _reading(findings, TargetedNoise.name, "")
-    unaimed = _reading(findings, BAN.name, NOISE_ALONE)
+    aimed, unaimed = _reading(findings, *AIMED), _reading(findings, *UNAIMED)
     if aimed is None or unaimed is None:
         return None
     sure = all(item.agreement in {None, 1.0} for item in (aimed, unaimed))  # restarts that differ name no class
@@ -43,16 +68,69 @@ def noise_agreement(findings: Sequence[Finding]) -> Finding | None:
             "class; else 0"
         ),
         score=score,
-        threshold=THRESHOLD,
-        fired=score > THRESHOLD,
+        threshold=NOISE_AGREEMENT_THRESHOLD,
+        fired=score > NOISE_AGREEMENT_THRESHOLD,
         target=aimed.target if same else None,
     )
     named = f"both name class {aimed.target}" if same else "they do not name one class"
+    title = "a class that aimed neuron noise reaches and unaimed neuron noise errs towards"
+    return _finding(NOISE_AGREEMENT, title, named, evidence)
+
+
+def joint_evidence(findings: Sequence[Finding]) -> Finding | None:
+    """Whether the methods' suspicions of one class add up.
+
+    For class c the score is ``sqrt(sum over readings r of max(0, s_r(c) / threshold_r)^2)``, the distance from a
+    network that no reading suspects at all. The methods look for the target in different places (weights, pixels,
+    margins), so on a clean network their chance leanings towards a class rarely coincide; a backdoor leans all of them
+    the same way.
+
+    Args:
+        findings: Of the methods that ran.
+
+    Returns:
+        None where fewer than :data:`FEWEST_WITNESSES` of them could judge.
+    """
+    held = [item for witness in WITNESSES if (item := _reading(findings, *witness)) is not None and item.per_class]
+    if len(held) < FEWEST_WITNESSES:
+        return None
+    names = [method for method, label in WITNESSES if _reading(findings, method, label) in held]
+    scores = [
+        math.hypot(*(max(0.0, item.per_class[place].score / item.threshold) for item in held))
+        for place in range(len(held[0].per_class))
+    ]
+    place = max(range(len(scores)), key=scores.__getitem__)
+    labels = held[0].per_class
+    shares = ", ".join(
+        f"{name} {item.per_class[place].score / item.threshold:.2f}" for name, item in zip(names, held, strict=True)
+    )
+    evidence = Evidence(
+        reading=Reading.ALL_TO_ONE,
+        measures="root of the summed squares of score / threshold, over the all-to-one readings of the methods",
+        score=scores[place],
+        threshold=JOINT_THRESHOLD,
+        fired=scores[place] > JOINT_THRESHOLD,
+        target=labels[place].label,
+        per_class=tuple(
+            ClassScore(label=item.label, name=item.name, score=round(score, 6))
+            for item, score in zip(labels, scores, strict=True)
+        ),
+        note=f"class {labels[place].label}, score / threshold: {shares}",
+    )
+    return _finding(
+        JOINT_EVIDENCE,
+        "a class that several methods suspect at once",
+        f"they suspect class {evidence.target} most",
+        evidence,
+    )
+
+
+def _finding(method: str, title: str, named: str, evidence: Evidence) -> Finding:
     return Finding(
-        method=METHOD,
-        title=TITLE,
+        method=method,
+        title=title,
         verdict=Verdict.BACKDOORED if evidence.fired else Verdict.NO_EVIDENCE,
-        reason=f"{named}: score {score:.3g}, threshold {THRESHOLD:g}",
+        reason=f"{named}: score {evidence.score:.3g}, threshold {evidence.threshold:g}",
         evidence=(evidence,),
     )
 

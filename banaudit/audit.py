@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 import banaudit
-from banaudit.agreement import noise_agreement
+from banaudit.agreement import together
 from banaudit.architectures import LoadedNetwork, SplitModel, load_network, recognise, torchvision_models
 from banaudit.checkpoints import Checkpoint, inspect_checkpoint, read_checkpoint
 from banaudit.data import CleanData, ImageSet, read_clean_folder
@@ -388,8 +388,7 @@ def judge(
                 other.planned_images(clean.num_classes, len(clean)) for other in detectors[number:]
             )
             findings = (*findings, detector(model, clean, seed=seed, meter=meter, triggers=triggers))
-        together = noise_agreement(findings)
-        findings = (*findings, together) if together is not None else findings
+        findings = (*findings, *together(findings))
     against = (*facts.inconclusive, misread) if misread else facts.inconclusive
     verdict, reason, strongest = combine(findings, against)
     return _report(

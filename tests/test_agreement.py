@@ -1,13 +1,15 @@
-"""What aimed and unaimed neuron noise say together."""
+"""What several methods say together: joint evidence, and the agreement of both kinds of neuron noise."""
 
 from __future__ import annotations
 
 import pytest
 
-from banaudit.agreement import noise_agreement
+from banaudit.agreement import JOINT_EVIDENCE, NOISE_AGREEMENT, joint_evidence, noise_agreement, together
 from banaudit.detectors.ban import BAN, NOISE_ALONE
+from banaudit.detectors.mm_bd import MMBD
+from banaudit.detectors.neural_cleanse import NeuralCleanse
 from banaudit.detectors.targeted_noise import TargetedNoise
-from banaudit.results import Evidence, Finding, Reading, Verdict
+from banaudit.results import ClassScore, Evidence, Finding, Reading, Verdict
 
 
 def found(method, score, target, label="", verdict=Verdict.NO_EVIDENCE):
@@ -52,3 +54,53 @@ def test_restarts_that_differ_name_no_class(doubtful):
     findings[doubtful] = findings[doubtful].model_copy(update={"evidence": evidence})
     finding = noise_agreement(findings)
     assert (finding.verdict, finding.evidence[0].score) == (Verdict.NO_EVIDENCE, 0.0)
+
+
+def witness(method, scores, *, threshold=2.0, label="", verdict=Verdict.NO_EVIDENCE):
+    best = max(range(len(scores)), key=scores.__getitem__)
+    evidence = Evidence(
+        reading=Reading.ALL_TO_ONE,
+        measures="",
+        label=label,
+        score=scores[best],
+        threshold=threshold,
+        fired=False,
+        target=best,
+        per_class=tuple(ClassScore(label=k, name=f"n{k}", score=score) for k, score in enumerate(scores)),
+    )
+    return Finding(method=method, title="", verdict=verdict, reason="", evidence=(evidence,))
+
+
+def test_suspicions_of_one_class_add_up_and_those_of_others_do_not():
+    found = joint_evidence(
+        [
+            witness(MMBD.name, [1.2, 0.0, -4.0]),  # 0.6 of its threshold for class 0
+            witness(NeuralCleanse.name, [1.6, 1.8, 0.0]),  # 0.8 for class 0, 0.9 for class 1
+            witness(BAN.name, [0.0, 0.0, 1.0], label="negative mask"),  # no witness
+        ]
+    )
+    (evidence,) = found.evidence
+    assert (found.method, found.verdict, evidence.target) == (JOINT_EVIDENCE, Verdict.NO_EVIDENCE, 0)
+    assert [item.score for item in evidence.per_class] == pytest.approx([1.0, 0.9, 0.0])
+    assert evidence.note == "class 0, score / threshold: mm-bd 0.60, neural-cleanse 0.80"
+    assert evidence.per_class[1].name == "n1"
+
+
+def test_joint_evidence_accuses_where_no_method_does():
+    found = joint_evidence([witness(MMBD.name, [0.0, 1.7]), witness(NeuralCleanse.name, [0.0, 1.9])])
+    (evidence,) = found.evidence
+    assert (found.verdict, evidence.fired, evidence.target) == (Verdict.BACKDOORED, True, 1)
+    assert evidence.score == pytest.approx((0.85**2 + 0.95**2) ** 0.5)
+
+
+def test_joint_evidence_takes_two_witnesses_that_could_judge():
+    one = witness(MMBD.name, [0.0, 1.7])
+    undecided = witness(NeuralCleanse.name, [0.0, 9.0], verdict=Verdict.INCONCLUSIVE)
+    assert joint_evidence([one, undecided]) is None
+    assert together([one]) == ()
+
+
+def test_together_gives_every_joint_finding():
+    aimed = witness(TargetedNoise.name, [0.0, 1.2])
+    unaimed = witness(BAN.name, [0.0, 1.2], label=NOISE_ALONE)
+    assert [found.method for found in together([aimed, unaimed])] == [NOISE_AGREEMENT, JOINT_EVIDENCE]

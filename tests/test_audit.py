@@ -115,8 +115,9 @@ def test_a_report_says_what_was_judged_and_how(report, subject):
     assert (report.preprocessing.size, report.preprocessing.mean) == (toys.SIDE, (0.5,) * 3)
     assert report.data.class_mapping == {name: label for label, name in enumerate("abcdef")}
     assert report.class_names == tuple("abcdef")
-    assert [found.method for found in report.findings] == ["targeted-noise", "mm-bd"]
-    assert [line.partition(":")[0] for line in report.checked] == ["targeted-noise", "mm-bd"]
+    ran = ["targeted-noise", "mm-bd", "joint-evidence"]
+    assert [found.method for found in report.findings] == ran
+    assert [line.partition(":")[0] for line in report.checked] == ran
     assert report.not_checked == NOT_CHECKED
     assert report.calibration.startswith("uncalibrated")
     assert report.p_value is None

@@ -49,15 +49,20 @@ TEST_TARGETS = {
 }
 """Target labels of the test; development uses none of them."""
 
-OPENED_SEEDS = frozenset((
+FIRST_OPENED = frozenset((
     1003, 1004, 1011, 1017, 1019, 1020, 1027, 1034, 1043, 1050, 1051, 1056, 1059, 1066, 1067,
     1073, 1082, 1083, 1098, 1099, 1106, 1112, 1114, 1115, 1122, 1129, 1138, 1146, 1151,
-    1012, 1045,
 ))  # fmt: skip
-"""Test victims on which something was chosen after they had been opened; they count as development victims since. They
-are the first part of the test (``docs/benchmark/test-first.md``), on which the verdict fell short, and the two of later
-parts (1012 and 1045) that were accused without a working backdoor: more agreement is asked of all-to-all restarts
-since. ``docs/benchmark/test.md`` holds these two as they were opened."""
+"""The first part of the test, as it was opened (``docs/benchmark/test-first.md``); the verdict fell short on it."""
+SECOND_OPENED = frozenset((
+    1000, 1001, 1002, 1012, 1013, 1015, 1016, 1021, 1025, 1035, 1044, 1045, 1048, 1057, 1058,
+    1076, 1077, 1079, 1091, 1154, 1161, 1162, 1168, 1177, 1178, 1193, 1194, 1201, 1207, 1209,
+    1210, 1217, 1224, 1233, 1241, 1246, 1249, 1257, 1263, 1272, 1273, 1289, 1296, 1302, 1304,
+    1305, 1312, 1319, 1328, 1336, 1341, 1344, 1352, 1367, 1368,
+))  # fmt: skip
+"""The second part (``docs/benchmark/test-second.md``): too many false alarms, on it and on development models."""
+OPENED_SEEDS = FIRST_OPENED | SECOND_OPENED
+"""Test victims on which something was chosen after they had been opened; they count as development victims since."""
 
 BAN_POISON_RATE = 0.05
 """Rate at which BAN's experiments use the adaptive attacks, whose own papers use 0.003."""

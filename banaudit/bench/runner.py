@@ -29,7 +29,7 @@ from banaudit.bench.workplace import Workplace
 from banaudit.detectors import Detector, default_detectors
 from banaudit.errors import UsageError
 from banaudit.meter import Meter
-from banaudit.results import Reading, Record, Report, Scalar, Verdict
+from banaudit.results import Evidence, Finding, Reading, Record, Report, Scalar, Verdict
 
 MAPPING_SHARE = 0.8
 """Share of the classes whose true target an all-to-all verdict must name to be right; fixed before any training."""
@@ -114,6 +114,9 @@ class ScanRecord(Record):
     """A report reduced to what a benchmark needs."""
 
     settings: str = Field(description="Digest of the settings.")
+    scanned_with: str = Field(
+        default="", description="Digest of those the search was made with, where thresholds were raised since."
+    )
     code: str = Field(description="Digest of the code that scanned.")
     verdict: Verdict
     reason: str
@@ -292,7 +295,8 @@ class _Scan(Generic[AnyVictimResults]):
                 outcome=hold_against(truth, scan),
                 scan=scan,
             )
-            update_results(self.path, self.empty, functools.partial(_with_entry, entry, settings, measures_of(report)))
+            measures = measures_of(report.findings)
+            update_results(self.path, self.empty, functools.partial(_with_entry, entry, settings, measures))
             under = f", {condition.name}" if condition.name else ""
             place.tell(f"{number} of {self.total}: {recipe.key}{under}: {describe(scan, entry.outcome)}")
 
@@ -339,46 +343,45 @@ def record_scan(report: Report, settings: ScanSettings, meter: Meter) -> ScanRec
         threads=torch.get_num_threads(),
         caveats=report.caveats,
         methods=tuple(MethodCost.of(finding) for finding in report.findings),
-        readings=tuple(
-            ScoredReading(
-                key=key,
-                reading=item.reading,
-                score=_short(item.score),
-                threshold=item.threshold,
-                fired=item.fired,
-                null=_short(item.null),
-                target=item.target,
-                sources=item.sources,
-                mapping=item.mapping,
-                agreement=_short(item.agreement),
-                restarts=tuple(_short(score) for score in item.restarts),
-                per_class=tuple(_short(bar.score) for bar in item.per_class),
-            )
-            for finding in report.findings
-            for key, item in zip(_keys(report, finding.method), finding.evidence, strict=True)
-        ),
+        readings=readings_of(report.findings),
     )
 
 
-def measures_of(report: Report) -> dict[str, str]:
+def readings_of(findings: Sequence[Finding]) -> tuple[ScoredReading, ...]:
+    """Every reading of the findings as it is kept."""
+    return tuple(
+        ScoredReading(
+            key=key,
+            reading=item.reading,
+            score=_short(item.score),
+            threshold=item.threshold,
+            fired=item.fired,
+            null=_short(item.null),
+            target=item.target,
+            sources=item.sources,
+            mapping=item.mapping,
+            agreement=_short(item.agreement),
+            restarts=tuple(_short(score) for score in item.restarts),
+            per_class=tuple(_short(bar.score) for bar in item.per_class),
+        )
+        for key, item in _keyed(findings)
+    )
+
+
+def measures_of(findings: Sequence[Finding]) -> dict[str, str]:
     """What the score of each reading is, by the reading's key."""
-    return {
-        key: item.measures
-        for finding in report.findings
-        for key, item in zip(_keys(report, finding.method), finding.evidence, strict=True)
-    }
+    return {key: item.measures for key, item in _keyed(findings)}
 
 
-def _keys(report: Report, method: str) -> list[str]:
-    """A key for each reading of a method; the second of a name gets a number."""
-    keys: list[str] = []
-    for finding in report.findings:
-        if finding.method == method:
-            for item in finding.evidence:
-                base = f"{method}/{item.label or item.reading.value}"
-                before = sum(key.split("#")[0] == base for key in keys)
-                keys.append(base if before == 0 else f"{base}#{before + 1}")
-    return keys
+def _keyed(findings: Sequence[Finding]) -> list[tuple[str, Evidence]]:
+    """Every reading with a key; the second of a name gets a number."""
+    keyed: list[tuple[str, Evidence]] = []
+    for finding in findings:
+        for item in finding.evidence:
+            base = f"{finding.method}/{item.label or item.reading.value}"
+            before = sum(key.split("#")[0] == base for key, _ in keyed)
+            keyed.append((base if before == 0 else f"{base}#{before + 1}", item))
+    return keyed
 
 
 def _short(value: float | None) -> Number:

@@ -327,7 +327,7 @@ def _make(
         recognised=recognised.preprocessing.name,
         recognised_accuracy=accuracy if same else _accuracy(recognised, whole, folder),
         scan=scan,
-    ), measures_of(report)
+    ), measures_of(report.findings)
 
 
 def _accuracy(prepared: Prepared, whole: WholeSplit, folder: str) -> float:

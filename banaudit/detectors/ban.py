@@ -108,7 +108,7 @@ class BAN(Detector):
     """Independent noises and masks, at most; all must name the same class."""
     share_threshold: PositiveFloat = 0.5
     """Share in one class above which Eq. 6 fires; the authors' own rule, given by them in public."""
-    errors_threshold: PositiveFloat = 0.75
+    errors_threshold: PositiveFloat = 0.85
     """Share of the mistakes under noise alone that must fall in one class."""
     null_margin: NonNegativeFloat = 0.2
     """How far the share of Eq. 6 over all images must lie above the same share under random noise."""

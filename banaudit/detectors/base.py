@@ -195,10 +195,7 @@ class Detector(Method, ABC):
             first = str(problem).partition("\n")[0]
             verdict, reason = Verdict.INCONCLUSIVE, f"the method failed: {type(problem).__name__}: {first}"
         else:
-            fired = [item for item in outcome.evidence if item.fired]
-            verdict = Verdict.BACKDOORED if fired else Verdict.NO_EVIDENCE
-            strongest = max(fired or outcome.evidence, key=lambda item: item.score / item.threshold)
-            reason = _why(strongest)
+            verdict, reason = conclude(outcome.evidence)
         if triggers is not None:
             for trigger in outcome.triggers:
                 triggers(trigger)
@@ -249,6 +246,13 @@ def _require_finite(found: Found) -> None:
     numbers += [number for trigger in found.triggers for number in (trigger.facts.size, trigger.facts.success or 0.0)]
     if not all(map(math.isfinite, numbers)):
         raise UnsupportedModelError("the search ended in numbers that are not finite")
+
+
+def conclude(evidence: Sequence[Evidence]) -> tuple[Verdict, str]:
+    """A method's verdict and its reason in one line, from its readings, of which there is at least one."""
+    fired = [item for item in evidence if item.fired]
+    strongest = max(fired or evidence, key=lambda item: item.score / item.threshold)
+    return Verdict.BACKDOORED if fired else Verdict.NO_EVIDENCE, _why(strongest)
 
 
 def _why(item: Evidence) -> str:

@@ -102,7 +102,7 @@ class MMBD(TriggerDetector):
     """Step size of Adam, in pixel values of [0, 1]."""
     class_batch: PositiveInt = 50
     """Classes searched at once, at most; fewer where images are large."""
-    threshold: PositiveFloat = 4.5
+    threshold: PositiveFloat = 6.3
     """Robust standard deviations, on the log scale, that the largest margin must lie above the median of the others."""
     p_value: float = Field(default=0.05, gt=0, lt=1)
     """Largest p-value of the gamma test at which the largest margin is an accusation."""

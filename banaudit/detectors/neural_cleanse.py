@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar, final
 
 import torch
+from pydantic import PositiveFloat
 from torch import Tensor
 
 from banaudit.architectures.base import SplitModel
@@ -39,7 +40,7 @@ class NeuralCleanse(PatchInversion):
         - With many classes, the half with the largest masks is dropped again and again (successive halving; Shen et
           al., K-Arm, ICML 2021, schedule by bandit). Dropped classes enter no median.
         - The index is one-sided, over log norms, leaves the class itself out of the median and the spread, and does
-          not believe a spread below 0.25; its threshold is 3.5 and not 2. On few classes the original index exceeds 2
+          not believe a spread below 0.25; its threshold is 4.9 and not 2. On few classes the original index exceeds 2
           on many clean networks (for a tiny spread) and misses plain backdoors (for a wide one).
         - An accusation also needs a mask of at most 0.7 of the runner-up's norm, and a trigger that moves 70 % of
           held-out images; the original asks neither.
@@ -50,6 +51,8 @@ class NeuralCleanse(PatchInversion):
     needs: ClassVar[str] = "clean images"
     misses: ClassVar[str] = "warping, per-image triggers, all-to-all backdoors"
     penalty_passes: ClassVar[int] = 0
+
+    threshold: PositiveFloat = 4.9
 
     def penalty(self, model: SplitModel, triggers: Triggers, meter: Meter) -> Tensor:
         """Nothing beyond the cost of the mask."""

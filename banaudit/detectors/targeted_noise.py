@@ -60,7 +60,7 @@ class TargetedNoise(ShortcutDetector):
 
     step_size: PositiveFloat = 0.045
     """Growth of the noise with each step, relative to each channel's scale."""
-    lead_threshold: PositiveFloat = 0.13
+    lead_threshold: PositiveFloat = 0.18
     pair_threshold: PositiveFloat = 0.5
     statistics: Statistics = "batch"
     """Statistics that BatchNorm uses under noise."""

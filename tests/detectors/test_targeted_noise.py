@@ -52,7 +52,8 @@ def test_does_not_accuse_the_clean_twin(seed, unplanted, tiled_data):
 
 
 def test_puts_the_target_of_a_trained_network_first(planted, clean_twin, clean_data):
-    detector = TargetedNoise(step_size=0.15)  # the toy's few neurons are steered by larger noise only
+    # The toy's few neurons are steered by larger noise only; of both networks the weaker of two restarts counts.
+    detector = TargetedNoise(step_size=0.15, lead_threshold=0.13)
     found, clean = (detector(model, clean_data).evidence[0] for model in (planted, clean_twin))
     assert found.target == TARGET
     assert found.score > clean.score

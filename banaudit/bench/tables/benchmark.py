@@ -21,14 +21,9 @@ from banaudit.bench.tables.scans import (
     targets,
 )
 
-FIRST_OPENED = (
-    "These test victims were opened first, with thresholds that had been set on others. The verdict fell short on "
-    "them; what was changed then was chosen on them too: they count as development models since (split `opened`)."
-)
-
-CHANGED_AFTER = (
-    "All were scanned by a state that had seen none of them. Something was changed afterwards on account of {}, which "
-    "count as development models from then on (split `opened`); here they stand as they were opened."
+OPENED_BEFORE = (
+    "These test victims were opened with thresholds that had been set on others. The verdict fell short on them; what "
+    "was changed then was chosen on them too: they count as development models since (split `opened`)."
 )
 
 
@@ -36,10 +31,8 @@ def _standing(results: BenchmarkResults) -> str:
     """What the figures may be taken for."""
     if results.split != "test":
         return DEVELOPMENT
-    opened = [entry.key for entry in results.entries if entry.victim.recipe.seed in OPENED_SEEDS]
-    if len(opened) == len(results.entries):
-        return FIRST_OPENED if opened else ""
-    return CHANGED_AFTER.format(", ".join(opened)) if opened else ""
+    opened = any(entry.victim.recipe.seed in OPENED_SEEDS for entry in results.entries)
+    return OPENED_BEFORE if opened else ""
 
 
 def benchmark_tables(results: BenchmarkResults) -> str:

@@ -1,0 +1,81 @@
+"""Recorded scans at thresholds that were raised since."""
+
+from __future__ import annotations
+
+import pytest
+from victim_entries import benchmark, entry, reading
+
+from banaudit.bench.cost import MethodCost
+from banaudit.bench.rejudge import rejudged
+from banaudit.bench.results_files import need_results, write_results
+from banaudit.bench.runner import BenchmarkResults, Outcome, ScanSettings
+from banaudit.cli import main
+from banaudit.detectors import MMBD, NeuralCleanse
+from banaudit.results import Verdict
+
+THEN = (MMBD(threshold=2.0), NeuralCleanse(threshold=2.0))
+NOW = (MMBD(threshold=4.0), NeuralCleanse(threshold=4.0))
+
+
+def scanned(seed, margin, patch, *, backdoored=False, fired=None, detectors=THEN):
+    """A victim whose two methods found these scores for class 3, and nothing for the other."""
+    readings = [
+        reading(f"{name}/all-to-one", score, 2.0, fired=fired, per_class=(0.0, 0.0, 0.0, score))
+        for name, score in (("mm-bd", margin), ("neural-cleanse", patch))
+    ]
+    victim = entry(seed, *readings, backdoored=backdoored)
+    costs = tuple(
+        MethodCost(method=name, verdict=Verdict.BACKDOORED, reason="", seconds=1, forward_images=1, backward_images=1)
+        for name in ("mm-bd", "neural-cleanse")
+    )
+    settings = ScanSettings.of(detectors, 100, 0)
+    scan = victim.scan.model_copy(update={"methods": costs, "settings": settings.digest})
+    return victim.model_copy(update={"scan": scan}), settings
+
+
+def results_of(*victims):
+    entries, settings = zip(*victims, strict=True)
+    return benchmark(*entries).model_copy(update={"settings": {item.digest: item for item in settings}})
+
+
+def test_a_raised_threshold_unfires_and_joint_evidence_is_taken_from_the_record():
+    before = results_of(scanned(1, 3.0, 1.0), scanned(2, 3.5, 3.0, backdoored=True), scanned(3, 5.0, 0.0))
+    after = rejudged(before, NOW)
+    assert [item.outcome for item in before.entries] == [Outcome.FALSE_ALARM, Outcome.RIGHT, Outcome.FALSE_ALARM]
+    assert [item.outcome for item in after.entries] == [Outcome.RIGHT, Outcome.RIGHT, Outcome.FALSE_ALARM]
+    joint = [item.scan.readings[-1] for item in after.entries]
+    assert [item.key for item in joint] == ["joint-evidence/all-to-one"] * 3
+    assert [item.score for item in joint] == pytest.approx([0.790569, 1.15244, 1.25])
+    assert after.entries[1].scan.target == 3
+    assert [item.threshold for item in after.entries[0].scan.readings] == [4.0, 4.0, 1.0]
+    assert set(after.settings) == {after.entries[0].scan.settings, before.entries[0].scan.settings}
+    assert {item.scan.scanned_with for item in after.entries} == {before.entries[0].scan.settings}
+    assert "joint-evidence/all-to-one" in after.measures
+
+
+def test_what_a_reading_lacked_besides_its_threshold_it_lacks_still():
+    after = rejudged(results_of(scanned(1, 9.0, 0.0, fired=False)), NOW)
+    assert not after.entries[0].scan.readings[0].fired
+    assert after.entries[0].scan.readings[-1].fired  # joint evidence asks for nothing besides
+
+
+def test_twice_is_as_good_as_once_and_todays_scans_stay():
+    once = rejudged(results_of(scanned(1, 3.0, 1.0)), NOW)
+    assert rejudged(once, NOW) == once
+
+
+@pytest.mark.parametrize(
+    "now", [(MMBD(threshold=1.0), NOW[1]), (MMBD(threshold=4.0, steps=7), NOW[1]), (NOW[0],)], ids=str
+)
+def test_other_settings_and_lower_thresholds_are_left_as_they_are(now):
+    before = results_of(scanned(1, 3.0, 1.0))
+    assert rejudged(before, now) == before
+
+
+def test_the_command_changes_files_in_place(tmp_path):
+    path = tmp_path / "development.json"
+    write_results(path, results_of(scanned(1, 3.0, 1.0)))  # not of the default methods: left as it is
+    before = path.read_bytes()
+    assert main(["bench", "rejudge", str(path)]) == 0
+    assert path.read_bytes() == before
+    assert need_results(path, BenchmarkResults).entries[0].outcome is Outcome.FALSE_ALARM
