@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 import banaudit
+from banaudit import calibration
 from banaudit.agreement import together
 from banaudit.architectures import LoadedNetwork, SplitModel, load_network, recognise, torchvision_models
 from banaudit.checkpoints import Checkpoint, inspect_checkpoint, read_checkpoint
@@ -48,11 +49,6 @@ SCALED_MARGIN = 10.0
 
 FEW_IMAGES = 5
 """Images of the smallest class below which a report carries a caveat."""
-
-CALIBRATION = (
-    "uncalibrated: the thresholds were set on a few development models; no false-alarm rate has been measured, "
-    "and no p-value is given"
-)
 
 NOT_CHECKED = (
     "triggers that neither noise on neurons nor one fixed change of all pixels imitates",
@@ -391,6 +387,15 @@ def judge(
         findings = (*findings, *together(findings))
     against = (*facts.inconclusive, misread) if misread else facts.inconclusive
     verdict, reason, strongest = combine(findings, against)
+    far = calibration.distance(
+        findings,
+        detectors,
+        classes=clean.num_classes,
+        side=clean.images.shape[-1],
+        images=len(clean),
+        accuracy=accuracy.accuracy,
+        network=facts.architecture.name if facts.architecture is not None else None,
+    )
     return _report(
         verdict,
         reason,
@@ -399,10 +404,16 @@ def judge(
         accuracy,
         clean.class_names,
         strongest=strongest,
+        calibrated=calibration.statement(far),
+        p_value=None if far or against else calibration.p_value(_strength(findings)),
         seed=seed,
         device=str(clean.images.device),
         started=started,
     )
+
+
+def _strength(findings: Sequence[Finding]) -> float:
+    return calibration.strength(item for finding in findings for item in finding.evidence)
 
 
 def combine(
@@ -452,6 +463,8 @@ def _report(
     device: str,
     started: datetime,
     strongest: tuple[Finding, Evidence] | None = None,
+    calibrated: str = "uncalibrated: no method ran",
+    p_value: float | None = None,
 ) -> Report:
     accused = strongest[1] if strongest is not None and verdict is Verdict.BACKDOORED else None
     named = {item.target for finding in findings for item in finding.evidence if item.fired and item.target is not None}
@@ -469,7 +482,8 @@ def _report(
         reading=accused.reading if accused is not None else None,
         sources=accused.sources if accused is not None else (),
         mapping=accused.mapping if accused is not None else None,
-        calibration=CALIBRATION,
+        calibration=calibrated,
+        p_value=p_value,
         clean_accuracy=accuracy,
         findings=findings,
         checked=tuple(f"{finding.method}: {finding.title}" for finding in judged),

@@ -28,7 +28,8 @@ from pydantic import Field
 from banaudit.bench.population import OPENED_SEEDS, TEST_SEED
 from banaudit.bench.runner import BenchmarkResults, Number, Outcome, ScanSettings, ScoredReading, VictimEntry
 from banaudit.bench.strata import counted, network_of, stratum_of
-from banaudit.bench.verdicts import Thresholds, is_certain, may_fire, rejudge
+from banaudit.bench.verdicts import Thresholds, is_certain, rejudge
+from banaudit.calibration import may_fire
 from banaudit.detectors import default_detectors
 from banaudit.errors import UsageError
 from banaudit.results import Reading, Record

@@ -5,27 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from banaudit.bench.runner import Outcome, ScanRecord, ScoredReading, VictimEntry, hold_against
-from banaudit.detectors.base import MAPPING_AGREEMENT
-from banaudit.results import Reading, Verdict
+from banaudit.calibration import may_fire
+from banaudit.results import Verdict
 
 Thresholds = Mapping[str, float]
 """Key of a reading -> threshold."""
-
-
-def may_fire(item: ScoredReading) -> bool:
-    """Whether a reading would fire if its threshold were low enough.
-
-    A score above its threshold that did not fire lacked something else that the reading asks. Below the threshold what
-    is recorded of that is looked at: restarts have to agree (on 80 % of an all-to-all map). Conditions
-    without a record (:func:`is_certain`) count as met.
-    """
-    if item.score is None:
-        return False
-    if item.fired or item.score > item.threshold:
-        return item.fired
-    if item.agreement is None:
-        return True
-    return item.agreement >= MAPPING_AGREEMENT if item.reading is Reading.ALL_TO_ALL else item.agreement == 1.0
 
 
 def is_certain(item: ScoredReading, threshold: float) -> bool:

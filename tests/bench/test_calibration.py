@@ -6,7 +6,7 @@ import pytest
 from victim_entries import benchmark, entry, reading
 
 from banaudit.bench.calibration import Calibration, calibrate, fit_threshold
-from banaudit.bench.population import TEST_SEED, Setup
+from banaudit.bench.population import Setup, still_sealed
 from banaudit.bench.results_files import read_results, write_results
 from banaudit.bench.runner import Outcome, ScanSettings
 from banaudit.bench.tables import calibration_tables, render
@@ -60,7 +60,7 @@ def test_the_test_split_is_refused(results):
     with pytest.raises(UsageError, match="never fitted on test victims"):
         calibrate(results.model_copy(update={"split": "test"}))
     with pytest.raises(UsageError, match="never fitted on test victims"):
-        calibrate(benchmark(*results.entries, entry(TEST_SEED, reading("m/a", 0.1))))
+        calibrate(benchmark(*results.entries, entry(still_sealed()[0].seed, reading("m/a", 0.1))))
 
 
 def test_what_cannot_be_calibrated_is_said_in_one_line(results):

@@ -4,7 +4,8 @@ import pytest
 from victim_entries import entry, reading
 
 from banaudit.bench.runner import Outcome
-from banaudit.bench.verdicts import fires, is_certain, joint_score, may_fire, rejudge
+from banaudit.bench.verdicts import fires, is_certain, joint_score, rejudge
+from banaudit.calibration import may_fire
 from banaudit.results import Reading
 
 

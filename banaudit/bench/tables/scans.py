@@ -110,7 +110,7 @@ def provenance(settings: dict[str, ScanSettings], scans: Sequence[ScanRecord]) -
         text += " **Not all scans were made with the same settings and code.**"
     if anew := sum(bool(scan.scanned_with) for scan in scans):
         text += (
-            f" {anew} of {len(scans)} verdicts were made from the recorded scores of an earlier scan, by thresholds that "
-            "were raised since (`banaudit bench rejudge`)."
+            f" {anew} of {len(scans)} verdicts were made from the recorded scores of an earlier scan, by thresholds "
+            "that were raised since (`banaudit bench rejudge`)."
         )
     return text

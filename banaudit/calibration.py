@@ -1,0 +1,140 @@
+"""How often a clean model would score as high: the p-value of a scan, and the models it may be given for.
+
+The p-value is conformal: the audited model's rank among clean development models, (1 + those that score at least as
+high) / (1 + all of them). If the model is clean and drawn like them, a p-value of at most q comes up with a probability
+of at most q, whatever the distribution. It says nothing where the model is far from all of them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from banaudit.detectors import Detector, default_detectors
+from banaudit.detectors.base import MAPPING_AGREEMENT
+from banaudit.results import Finding, Reading, Verdict
+from banaudit.statistics import clopper_pearson
+
+CLEAN_STRENGTHS = (
+    0.219, 0.262, 0.289, 0.381, 0.394, 0.423, 0.423, 0.428, 0.434, 0.434, 0.434, 0.447,
+    0.470, 0.484, 0.484, 0.537, 0.578, 0.599, 0.638, 0.653, 0.736, 0.739, 0.749, 0.755,
+    0.773, 0.774, 0.787, 0.823, 0.839, 0.847, 0.850, 0.866, 0.889, 0.939, 1.627,
+)  # fmt: skip
+""":func:`strength` of the clean development models (``docs/benchmark/development.json`` and ``opened.json``)."""
+
+MEASURED: tuple[int, int] | None = None
+"""Clean models of the sealed test that were accused, and all of them (``docs/benchmark/test.json``)."""
+
+FAMILIES = re.compile(r"(resnet|vgg|wrn-)\d")
+"""Names of the families of networks among those models."""
+CLASSES = range(10, 44)
+SIDES = range(28, 33)
+"""Sides of their inputs, pixels."""
+LEAST_ACCURACY = 0.7
+"""Clean accuracy of the least accurate of them, on the images of the scan."""
+IMAGES = 1000
+"""Clean images that they were scanned with; half as many are taken to be near enough."""
+
+
+class Score(Protocol):
+    """What :func:`may_fire` reads of a reading, live (:class:`~banaudit.results.Evidence`) or recorded."""
+
+    @property
+    def reading(self) -> Reading:
+        """The kind of backdoor."""
+
+    @property
+    def score(self) -> float | None:
+        """None where it was not finite."""
+
+    @property
+    def threshold(self) -> float:
+        """What the score was held against."""
+
+    @property
+    def fired(self) -> bool:
+        """Whether it was above, and all else was met."""
+
+    @property
+    def agreement(self) -> float | None:
+        """Share of the restarts that say the same."""
+
+
+def may_fire(item: Score) -> bool:
+    """Whether a reading would fire if its threshold were low enough.
+
+    A score above its threshold that did not fire lacked something else that the reading asks. Below the threshold what
+    is known of that is looked at: restarts have to agree (on 80 % of an all-to-all map). Other conditions count as met.
+    """
+    if item.score is None:
+        return False
+    if item.fired or item.score > item.threshold:
+        return item.fired
+    if item.agreement is None:
+        return True
+    return item.agreement >= MAPPING_AGREEMENT if item.reading is Reading.ALL_TO_ALL else item.agreement == 1.0
+
+
+def strength(readings: Iterable[Score]) -> float:
+    """The largest score / threshold among readings that may fire, 0 where none may: above 1 the verdict accuses."""
+    return max(
+        (item.score / item.threshold for item in readings if item.score is not None and may_fire(item)), default=0.0
+    )
+
+
+def p_value(strength: float) -> float:
+    """Share of clean models that score at least as high, the audited one counted in."""
+    return (1 + sum(other >= strength for other in CLEAN_STRENGTHS)) / (1 + len(CLEAN_STRENGTHS))
+
+
+def distance(
+    findings: Sequence[Finding],
+    detectors: Sequence[Detector],
+    *,
+    classes: int,
+    side: int,
+    images: int,
+    accuracy: float,
+    network: str | None,
+) -> str:
+    """How a scan differs from those of the clean development models; empty where it is like them.
+
+    Args:
+        findings: Of all methods.
+        detectors: That ran.
+        classes: K.
+        side: Of the network's input, pixels.
+        images: Clean images used.
+        accuracy: Clean accuracy.
+        network: Name of the architecture as recognised; none: not known.
+    """
+    if not findings:
+        return "no method ran"
+    unjudged = [finding.method for finding in findings if finding.verdict is Verdict.INCONCLUSIVE]
+    reasons = {
+        "other methods or settings than the default": tuple(detectors) != default_detectors(),
+        f"{', '.join(unjudged)} could not judge": bool(unjudged),
+        f"{classes} classes": classes not in CLASSES,
+        f"inputs of {side} pixels": side not in SIDES,
+        f"only {images} clean images": images < IMAGES / 2,
+        f"a clean accuracy of {accuracy:.0%}": accuracy < LEAST_ACCURACY,
+        f"a network of another family ({network or 'unknown'})": network is None or not FAMILIES.match(network),
+    }
+    return ", ".join(reason for reason, applies in reasons.items() if applies)
+
+
+def statement(distance: str) -> str:
+    """What a report says of its calibration, in one line."""
+    known = (
+        f"{len(CLEAN_STRENGTHS)} clean development models ({CLASSES[0]} to {CLASSES[-1]} classes, inputs of "
+        f"{SIDES[0]} to {SIDES[-1]} pixels, narrow ResNet, VGG and WideResNet)"
+    )
+    if distance:
+        return f"uncalibrated, since p-values are known for models like {known} only: {distance}"
+    text = f"p is the model's rank among {known}, if it is clean and like them"
+    if MEASURED is not None:
+        accused, models = MEASURED
+        low, high = clopper_pearson(accused, models)
+        text += f"; of {models} other clean ones, sealed until then, {accused} were accused ({low:.0%} to {high:.0%})"
+    return text

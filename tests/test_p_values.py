@@ -1,0 +1,91 @@
+"""P-values, and where there are none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from banaudit import calibration
+from banaudit.bench.results_files import need_results
+from banaudit.bench.runner import BenchmarkResults, Outcome
+from banaudit.bench.strata import counted
+from banaudit.detectors import MMBD, default_detectors
+from banaudit.results import Evidence, Finding, Reading, Verdict
+
+BENCHMARK = Path(__file__).parents[1] / "docs" / "benchmark"
+
+
+def evidence(score, *, fired=False, agreement=None, reading=Reading.ALL_TO_ONE):
+    return Evidence(reading=reading, measures="", score=score, threshold=2.0, fired=fired, agreement=agreement)
+
+
+def found(verdict=Verdict.NO_EVIDENCE):
+    return Finding(method="m", title="", verdict=verdict, reason="", evidence=(evidence(1.0),))
+
+
+def clean_scans():
+    todays = {detector.name: detector.settings() for detector in default_detectors()}
+    for name in ("development.json", "opened.json"):
+        results = need_results(BENCHMARK / name, BenchmarkResults)
+        for entry in counted(results.entries):
+            if not entry.truth.backdoored and results.settings[entry.scan.settings].detectors == todays:
+                yield entry.scan
+
+
+def test_the_frozen_strengths_are_those_of_the_benchmark():
+    scans = list(clean_scans())
+    assert sorted(round(calibration.strength(scan.readings), 3) for scan in scans) == list(calibration.CLEAN_STRENGTHS)
+    assert min(scan.accuracy for scan in scans) >= calibration.LEAST_ACCURACY
+    assert {scan.images for scan in scans} == {calibration.IMAGES}
+
+
+def test_the_measured_rate_is_that_of_the_sealed_test():
+    if calibration.MEASURED is None:
+        assert not (BENCHMARK / "test.json").exists()
+        return
+    entries = counted(need_results(BENCHMARK / "test.json", BenchmarkResults).entries)
+    clean = [entry for entry in entries if not entry.truth.backdoored]
+    assert (sum(entry.outcome is Outcome.FALSE_ALARM for entry in clean), len(clean)) == calibration.MEASURED
+
+
+def test_strength_is_the_largest_ratio_among_readings_that_may_fire():
+    assert calibration.strength([]) == 0
+    assert calibration.strength([evidence(1.0), evidence(1.8, agreement=0.5), evidence(9.0)]) == 0.5
+    assert calibration.strength([evidence(1.0), evidence(3.0, fired=True)]) == 1.5
+
+
+@pytest.mark.parametrize(("strength", "rank"), [(0.0, 36), (0.219, 36), (0.22, 35), (0.94, 2), (1.7, 1)])
+def test_p_value_is_a_rank_with_the_model_itself_counted_in(strength, rank):
+    assert calibration.p_value(strength) == pytest.approx(rank / 36)
+
+
+LIKE = {"classes": 10, "side": 32, "images": 1000, "accuracy": 0.9, "network": "resnet18"}
+
+
+def test_a_scan_like_the_clean_development_models_is_near():
+    assert calibration.distance([found()], default_detectors(), **LIKE) == ""
+    assert calibration.statement("").startswith("p is the model's rank among 35 clean development models")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"classes": 5}, "5 classes"),
+        ({"side": 224}, "224 pixels"),
+        ({"images": 499}, "only 499 clean images"),
+        ({"accuracy": 0.65}, "accuracy of 65%"),
+        ({"network": "densenet121"}, "another family (densenet121)"),
+        ({"network": "torchvision:resnet18"}, "another family"),
+        ({"network": None}, "unknown"),
+    ],
+)
+def test_what_is_unlike_them_is_named(change, words):
+    assert words in calibration.distance([found()], default_detectors(), **(LIKE | change))
+
+
+def test_other_methods_and_methods_that_could_not_judge_have_no_p_value():
+    assert "other methods" in calibration.distance([found()], (MMBD(),), **LIKE)
+    assert "m could not judge" in calibration.distance([found(Verdict.INCONCLUSIVE)], default_detectors(), **LIKE)
+    assert calibration.distance([], default_detectors(), **LIKE) == "no method ran"
+    assert calibration.statement("5 classes").startswith("uncalibrated")
