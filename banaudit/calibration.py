@@ -132,7 +132,7 @@ def statement(distance: str) -> str:
     )
     if distance:
         return f"uncalibrated, since p-values are known for models like {known} only: {distance}"
-    text = f"p is the model's rank among {known}, if it is clean and like them"
+    text = f"the model's rank among {known}, if it is clean and like them"
     if MEASURED is not None:
         accused, models = MEASURED
         low, high = clopper_pearson(accused, models)

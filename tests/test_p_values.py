@@ -65,7 +65,7 @@ LIKE = {"classes": 10, "side": 32, "images": 1000, "accuracy": 0.9, "network": "
 
 def test_a_scan_like_the_clean_development_models_is_near():
     assert calibration.distance([found()], default_detectors(), **LIKE) == ""
-    assert calibration.statement("").startswith("p is the model's rank among 35 clean development models")
+    assert calibration.statement("").startswith("the model's rank among 35 clean development models")
 
 
 @pytest.mark.parametrize(

@@ -92,8 +92,8 @@ def _answer(report: Report) -> Section:
         rows.append(Row("mapping", (_pairs(report, report.mapping),)))
     if report.clean_accuracy is not None:
         rows += _accuracy(report, report.clean_accuracy)
-    known = "" if report.p_value is None else f" (p = {report.p_value:.2g})"
-    rows.append(Row("calibration", (f"{report.calibration}{known}",)))
+    known = "" if report.p_value is None else f"p = {report.p_value:.2g}: "
+    rows.append(Row("calibration", (f"{known}{report.calibration}",)))
     return Section("", tuple(rows))
 
 
