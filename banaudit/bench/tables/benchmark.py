@@ -67,9 +67,10 @@ def benchmark_tables(results: BenchmarkResults) -> str:
         "largest score / threshold among the readings that could fire; a reading's is raw, whatever it asks besides.",
         _ranking_table(counted) if backdoored and clean else "It takes backdoored and clean victims.",
         "## Victims below their floor",
-        "Left out of the tables above."
+        "Left out of the tables above. A cell of which more than 30 % fell short is to be trained again."
         if excluded
         else "None: every backdoored victim's attack succeeds and its clean accuracy stands.",
+        _miss_table(results.entries, excluded) if excluded else "",
         bullets([f"{entry.key}: {'; '.join(misses[entry.key])}" for entry in excluded]),
         "## Every victim",
         table(
@@ -104,6 +105,21 @@ def _detection_table(title: str, entries: Sequence[VictimEntry], name: Callable[
 def _alarm_table(title: str, entries: Sequence[VictimEntry], name: Callable[[VictimEntry], str]) -> str:
     rows = [(label, *alarms(group)) for label, group in _groups(entries, name)]
     return table((title, "false alarms", "inconclusive"), rows)
+
+
+def _miss_table(entries: Sequence[VictimEntry], excluded: Sequence[VictimEntry]) -> str:
+    """How many of each cell fell short of their floors, and what the verdict says of those."""
+
+    def cell(entry: VictimEntry) -> tuple[str, str, str]:
+        recipe = entry.victim.recipe
+        return attack_of(recipe), network_of(recipe), recipe.dataset
+
+    trained = grouped((entry for entry in entries if entry.truth.backdoored), cell)
+    rows = [
+        (*name, share(len(group), len(trained[name])), *detection(group)[:2])
+        for name, group in grouped(excluded, cell).items()
+    ]
+    return table(("attack", "network", "data set", "below its floor", "of these detected", "target right"), rows)
 
 
 def _both_table(title: str, entries: Sequence[VictimEntry], name: Callable[[VictimEntry], str]) -> str:
