@@ -22,6 +22,10 @@ WITNESSES = (AIMED, (MMBD.name, ""), (NeuralCleanse.name, ""), UNAIMED)
 
 FEWEST_WITNESSES = 2
 
+HELD_BACK = 0.9
+"""Most that a reading counts, as a share of its threshold, which is above it and did not fire: it lacks what it asks
+besides (a patch that works on other images, a gap to the runner-up, restarts that agree), and alone may not accuse."""
+
 NOISE_AGREEMENT = "noise-agreement"
 NOISE_AGREEMENT_THRESHOLD = 0.5
 """Share of its own threshold that the weaker of both readings must have."""
@@ -81,9 +85,9 @@ def joint_evidence(findings: Sequence[Finding]) -> Finding | None:
     """Whether the methods' suspicions of one class add up.
 
     For class c the score is ``sqrt(sum over readings r of max(0, s_r(c) / threshold_r)^2)``, the distance from a
-    network that no reading suspects at all. The methods look for the target in different places (weights, pixels,
-    margins), so on a clean network their chance leanings towards a class rarely coincide; a backdoor leans all of them
-    the same way.
+    network that no reading suspects at all; a reading that was held back counts :data:`HELD_BACK` at most. The methods
+    look for the target in different places (weights, pixels, margins), so on a clean network their chance leanings
+    towards a class rarely coincide; a backdoor leans all of them the same way.
 
     Args:
         findings: Of the methods that ran.
@@ -95,15 +99,11 @@ def joint_evidence(findings: Sequence[Finding]) -> Finding | None:
     if len(held) < FEWEST_WITNESSES:
         return None
     names = [method for method, label in WITNESSES if _reading(findings, method, label) in held]
-    scores = [
-        math.hypot(*(max(0.0, item.per_class[place].score / item.threshold) for item in held))
-        for place in range(len(held[0].per_class))
-    ]
-    place = max(range(len(scores)), key=scores.__getitem__)
     labels = held[0].per_class
-    shares = ", ".join(
-        f"{name} {item.per_class[place].score / item.threshold:.2f}" for name, item in zip(names, held, strict=True)
-    )
+    shares = [[_share(item, place) for item in held] for place in range(len(labels))]
+    scores = [math.hypot(*of_class) for of_class in shares]
+    place = max(range(len(scores)), key=scores.__getitem__)
+    named = ", ".join(f"{name} {share:.2f}" for name, share in zip(names, shares[place], strict=True))
     evidence = Evidence(
         reading=Reading.ALL_TO_ONE,
         measures="root of the summed squares of score / threshold, over the all-to-one readings of the methods",
@@ -115,7 +115,7 @@ def joint_evidence(findings: Sequence[Finding]) -> Finding | None:
             ClassScore(label=item.label, name=item.name, score=round(score, 6))
             for item, score in zip(labels, scores, strict=True)
         ),
-        note=f"class {labels[place].label}, score / threshold: {shares}",
+        note=f"class {labels[place].label}, score / threshold: {named}",
     )
     return _finding(
         JOINT_EVIDENCE,
@@ -123,6 +123,13 @@ def joint_evidence(findings: Sequence[Finding]) -> Finding | None:
         f"they suspect class {evidence.target} most",
         evidence,
     )
+
+
+def _share(item: Evidence, place: int) -> float:
+    """What a reading counts against a class."""
+    share = max(0.0, item.per_class[place].score / item.threshold)
+    held_back = item.score > item.threshold and not item.fired
+    return min(share, HELD_BACK) if held_back else share
 
 
 def _finding(method: str, title: str, named: str, evidence: Evidence) -> Finding:

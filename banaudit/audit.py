@@ -41,10 +41,11 @@ from banaudit.triggers import TriggerSink
 LOW_ACCURACY = 0.6
 """Clean accuracy below which a report carries a caveat even where it is above the floor."""
 
-USUAL_MARGINS = (1.0, 100.0)
-"""Between these lies the median margin, in logits, of the answers of ordinary networks to clean images."""
+USUAL_MARGINS = (1.5, 25.0)
+"""Between these lies the median margin, in logits, of the answers of ordinary networks to clean images (2 to 9 on the
+benchmark's victims). The wider apart, the more of a backdoor a factor on the last layer can hide."""
 
-SCALED_MARGIN = 10.0
+SCALED_MARGIN = 6.0
 """Median margin that the logits of any other network are scaled to."""
 
 FEW_IMAGES = 5
@@ -71,7 +72,7 @@ class Subject:
         mean: Of each channel.
         std: Of each channel.
         size: Side of the network's input, pixels.
-        max_images: Most images used; none: all.
+        max_images: Most images used, though two for each class are never too many; none: all.
         accuracy_floor: Clean accuracy below which no verdict is given; none: five times chance, at least 20 %.
     """
 
@@ -171,7 +172,7 @@ def prepare(subject: Subject, *, seed: int = 0, device: str = "auto", meter: Met
     images = read_clean_folder(
         subject.data,
         classes=loaded.facts.classes,
-        limit=subject.max_images,
+        limit=None if subject.max_images is None else max(subject.max_images, 2 * loaded.facts.classes),
         seed=seed,
         class_map=subject.class_map,
         meter=meter,
@@ -391,6 +392,7 @@ def judge(
         findings,
         detectors,
         classes=clean.num_classes,
+        present=int((torch.bincount(clean.labels.cpu()) > 0).sum()),
         side=clean.images.shape[-1],
         images=len(clean),
         accuracy=accuracy.accuracy,
@@ -404,7 +406,7 @@ def judge(
         accuracy,
         clean.class_names,
         strongest=strongest,
-        calibrated=calibration.statement(far),
+        calibrated=calibration.statement("no verdict" if against else far),
         p_value=None if far or against else calibration.p_value(_strength(findings)),
         seed=seed,
         device=str(clean.images.device),

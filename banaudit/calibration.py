@@ -93,6 +93,7 @@ def distance(
     detectors: Sequence[Detector],
     *,
     classes: int,
+    present: int,
     side: int,
     images: int,
     accuracy: float,
@@ -104,6 +105,7 @@ def distance(
         findings: Of all methods.
         detectors: That ran.
         classes: K.
+        present: Classes that have clean images.
         side: Of the network's input, pixels.
         images: Clean images used.
         accuracy: Clean accuracy.
@@ -116,6 +118,7 @@ def distance(
         "other methods or settings than the default": tuple(detectors) != default_detectors(),
         f"{', '.join(unjudged)} could not judge": bool(unjudged),
         f"{classes} classes": classes not in CLASSES,
+        f"no images of {classes - present} classes": present < classes,
         f"inputs of {side} pixels": side not in SIDES,
         f"only {images} clean images": images < IMAGES / 2,
         f"a clean accuracy of {accuracy:.0%}": accuracy < LEAST_ACCURACY,

@@ -274,7 +274,7 @@ def _require_suspicion(before: Report, model: str) -> None:
 
 
 def _caveats(parts: _Parts, found: Accuracies, max_drop: float) -> tuple[str, ...]:
-    seen = (SEEN_IMAGES,) if len(parts.untouched) < MIN_SCAN_IMAGES else ()
+    seen = () if _enough_to_scan(parts.untouched) else (SEEN_IMAGES,)
     drop, give = found.before - found.after, SIGNIFICANT * found.drop_error
     if drop + give <= max_drop or max(drop, give) <= max_drop:
         return seen
@@ -285,10 +285,16 @@ def _caveats(parts: _Parts, found: Accuracies, max_drop: float) -> tuple[str, ..
     )
 
 
+def _enough_to_scan(data: CleanData) -> bool:
+    """Whether a scan of these alone says as much as one of all: two images of every class, and not too few in all."""
+    counts = torch.bincount(data.labels.cpu(), minlength=data.num_classes)
+    return len(data) >= max(MIN_SCAN_IMAGES, 2 * data.num_classes) and int(counts[counts > 0].min()) >= 2
+
+
 def _part_images(clean: CleanData, seed: int) -> _Parts:
     generator = torch.Generator().manual_seed(seed)
     untouched, repair = clean.split(UNTOUCHED_SHARE, generator)
-    pool = untouched if len(untouched) >= MIN_SCAN_IMAGES else clean
+    pool = untouched if _enough_to_scan(untouched) else clean
     chosen = torch.randperm(len(pool), generator=generator)[:MAX_SCAN_IMAGES]
     return _Parts(repair, untouched, pool.subset(chosen.to(pool.labels.device)))
 

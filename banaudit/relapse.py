@@ -37,6 +37,9 @@ MAX_STEPS = 12
 ENOUGH = 0.9
 """Success on the model before the repair at which the stand-in stops growing."""
 
+WORKED = 0.5
+"""Success on the model before the repair below which a stand-in was none."""
+
 SEARCH_IMAGES = 200
 READ_IMAGES = 500
 
@@ -44,19 +47,17 @@ TUNING_STEPS = 20
 TUNING_BATCH = 64
 STAMPED = 10
 """Stamped images, the same ones in every batch."""
-LEARNING_RATE = 0.005
+LEARNING_RATES = (0.005, 0.0005, 0.00005)
+"""The first that does not spoil the copy; the first of all does not, on ordinary networks."""
 MOMENTUM = 0.9
 
 THRESHOLDS = {Reading.ALL_TO_ONE: 0.97, Reading.ALL_TO_ALL: 0.16}
-"""Share above which a backdoor counts as back, for each kind of it: just above the largest of the clean development and
-opened models that ``ban-distillation`` had repaired (``docs/benchmark/repair-clean.md``). They are fewer than the 19
-that a 95th percentile takes, so the rate of false alarms is not known. Of a source-specific backdoor there is none: on
-clean models too the probe moves nearly all images of one class to another."""
+"""Share above which a backdoor counts as back, for each kind of it: just above the largest of the 21 clean development
+and opened models that ``ban-distillation`` had repaired (``docs/benchmark/repair-clean.md``), and so above the 95th
+percentile: a new one drawn like them exceeds it with a probability of at most 1 in 22. Of a source-specific backdoor
+there is none: on clean models too the probe moves nearly all images of one class to another."""
 
-UNCALIBRATED = (
-    "the threshold is the largest share found on a few repaired models without a backdoor; how often one more of them "
-    "exceeds it is not known"
-)
+BASIS = "the threshold is the largest share found on 21 repaired models without a backdoor, small networks all of them"
 UNDECIDED = (
     "it decides nothing: on models without a backdoor the probe moves nearly all images of one class too; hold the "
     "share against the control"
@@ -98,7 +99,7 @@ def planned_images(images: int) -> int:
     Args:
         images: Held-out images there are.
     """
-    return 2 * (MAX_STEPS * (SEARCH_IMAGES + min(READ_IMAGES, images)) + TUNING_STEPS * TUNING_BATCH + 3 * READ_IMAGES)
+    return 2 * (MAX_STEPS * (SEARCH_IMAGES + min(READ_IMAGES, images)) + TUNING_STEPS * TUNING_BATCH + 5 * READ_IMAGES)
 
 
 def probe_relapse(
@@ -135,14 +136,17 @@ def probe_relapse(
             before, training, held_out, wanted, most_steps=MAX_STEPS, seed=seed, meter=meter
         )
         after_share = _share(after, held_out, shift, wanted, meter)
-        relapsed = _share(_tune(after, training, shift, wanted, seed=seed, meter=meter), held_out, shift, wanted, meter)
+        tuned = _tune_gently(after, training, held_out, shift, wanted, seed=seed, meter=meter)
+        # What the repair left counts as well: a copy that the fine-tuning has hurt says less than the model itself.
+        relapsed = max(after_share, 0.0 if tuned is None else _share(tuned, held_out, shift, wanted, meter))
+        note = _note(threshold, before_share, tuned is not None)
         control = None
         if other:
             control_shift, _, _ = _find_shift(
                 before, training, held_out, other, most_steps=steps, seed=seed, meter=meter, stop=False
             )
-            tuned = _tune(after, training, control_shift, other, seed=seed, meter=meter)
-            control = _share(tuned, held_out, control_shift, other, meter)
+            tuned = _tune_gently(after, training, held_out, control_shift, other, seed=seed, meter=meter)
+            control = None if tuned is None else _share(tuned, held_out, control_shift, other, meter)
     return RelapseProbe(
         wanted=wanted,
         before_repair=before_share,
@@ -153,7 +157,7 @@ def probe_relapse(
         fired=comes_back(reading, relapsed),
         steps=TUNING_STEPS,
         images=min(STAMPED, len(training)),
-        note=UNDECIDED if threshold is None else UNCALIBRATED,
+        note=note,
     )
 
 
@@ -219,8 +223,53 @@ def _share(model: SplitModel, held_out: CleanData, shift: Tensor, wanted: dict[i
     return float((predicted == goal.cpu()).double().mean()) if len(goal) else 0.0
 
 
+def _note(threshold: float | None, before_share: float, tuned: bool) -> str:
+    """What the probe's answer is worth."""
+    if not tuned:
+        return "fine-tuning in steps of any size spoils the copy, so the share is that of the repaired model itself"
+    if threshold is None:
+        return UNDECIDED
+    if before_share < WORKED:
+        return f"{BASIS}; the stand-in moved only {before_share:.0%} before the repair, so it is a weak witness here"
+    return BASIS
+
+
+def _tune_gently(
+    model: SplitModel,
+    training: CleanData,
+    held_out: CleanData,
+    shift: Tensor,
+    wanted: dict[int, int],
+    *,
+    seed: int,
+    meter: Meter,
+) -> SplitModel | None:
+    """The tuned copy of the largest steps that leave it half of its clean accuracy; none: all of them spoil it.
+
+    How large a step is depends on how the layers are scaled, which changes nothing of what a network answers.
+    """
+    images, labels = held_out.images[:READ_IMAGES], held_out.labels[:READ_IMAGES].cpu()
+
+    def right(candidate: SplitModel) -> int:
+        return int((predictions(candidate, images, meter=meter, what=WHAT) == labels).sum())
+
+    least = right(model) / 2
+    for rate in LEARNING_RATES:
+        tuned = _tune(model, training, shift, wanted, rate=rate, seed=seed, meter=meter)
+        if right(tuned) >= least:
+            return tuned
+    return None
+
+
 def _tune(
-    model: SplitModel, training: CleanData, shift: Tensor, wanted: dict[int, int], *, seed: int, meter: Meter
+    model: SplitModel,
+    training: CleanData,
+    shift: Tensor,
+    wanted: dict[int, int],
+    *,
+    rate: float,
+    seed: int,
+    meter: Meter,
 ) -> SplitModel:
     """A copy after a few steps on clean images and a handful of stamped ones with the wanted labels."""
     torch.manual_seed(seed)
@@ -228,7 +277,7 @@ def _tune(
     shuffled = _shuffled(training, seed)
     stamped, goal = _affected(shuffled, wanted, STAMPED)
     stamped = (stamped + shift).clamp(0, 1)
-    optimizer = torch.optim.SGD(private.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM)
+    optimizer = torch.optim.SGD(private.parameters(), lr=rate, momentum=MOMENTUM)
     generator = torch.Generator().manual_seed(seed)
     for _ in range(TUNING_STEPS):
         chosen = torch.randint(len(training), (TUNING_BATCH - STAMPED,), generator=generator).to(goal.device)

@@ -276,7 +276,9 @@ class RelapseProbe(Record):
     wanted: dict[int, int] = Field(description="Source label -> label that the stand-in aims at.")
     before_repair: float
     after_repair: float
-    relapsed: float = Field(description="After the fine-tuning steps on stamped images.")
+    relapsed: float = Field(
+        description="After the fine-tuning steps on stamped images, and no less than ``after_repair``."
+    )
     control: float | None = Field(default=None, description="As ``relapsed``, for a class that nobody suspects.")
     threshold: float | None = Field(
         default=None, description="Above it the backdoor is back; none: it decides nothing."

@@ -93,6 +93,13 @@ def test_joint_evidence_accuses_where_no_method_does():
     assert evidence.score == pytest.approx((0.85**2 + 0.95**2) ** 0.5)
 
 
+def test_a_reading_that_was_held_back_accuses_only_with_others():
+    alone = [witness(MMBD.name, [0.2, 0.0]), witness(NeuralCleanse.name, [9.0, 0.0])]  # its patch works on no others
+    assert joint_evidence(alone).evidence[0].score == pytest.approx((0.1**2 + 0.9**2) ** 0.5)
+    seconded = [witness(MMBD.name, [1.2, 0.0]), alone[1]]
+    assert joint_evidence(seconded).verdict is Verdict.BACKDOORED
+
+
 def test_joint_evidence_takes_two_witnesses_that_could_judge():
     one = witness(MMBD.name, [0.0, 1.7])
     undecided = witness(NeuralCleanse.name, [0.0, 9.0], verdict=Verdict.INCONCLUSIVE)

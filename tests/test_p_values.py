@@ -60,7 +60,7 @@ def test_p_value_is_a_rank_with_the_model_itself_counted_in(strength, rank):
     assert calibration.p_value(strength) == pytest.approx(rank / 36)
 
 
-LIKE = {"classes": 10, "side": 32, "images": 1000, "accuracy": 0.9, "network": "resnet18"}
+LIKE = {"classes": 10, "present": 10, "side": 32, "images": 1000, "accuracy": 0.9, "network": "resnet18"}
 
 
 def test_a_scan_like_the_clean_development_models_is_near():
@@ -71,7 +71,8 @@ def test_a_scan_like_the_clean_development_models_is_near():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"classes": 5}, "5 classes"),
+        ({"classes": 5, "present": 5}, "5 classes"),
+        ({"present": 8}, "no images of 2 classes"),
         ({"side": 224}, "224 pixels"),
         ({"images": 499}, "only 499 clean images"),
         ({"accuracy": 0.65}, "accuracy of 65%"),

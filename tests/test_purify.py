@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -14,6 +15,7 @@ from typing import ClassVar, final
 import jsonschema
 import pytest
 import torch
+import toys
 from PIL import Image
 from pydantic import PrivateAttr
 from safetensors import safe_open
@@ -29,7 +31,7 @@ from banaudit.demo import examples
 from banaudit.detectors import Detector
 from banaudit.errors import BanauditError, DataError, UnsupportedModelError, UsageError
 from banaudit.mitigations import BANFineTuning, FeatureFlip, FineTuning
-from banaudit.purify import SIGNIFICANT, Accuracies, _caveats, _Parts, _require_suspicion, purify
+from banaudit.purify import SIGNIFICANT, Accuracies, _caveats, _part_images, _Parts, _require_suspicion, purify
 from banaudit.relapse import THRESHOLDS, probe_relapse, wanted_labels
 from banaudit.reports import json_text, repair, terminal
 from banaudit.results import EXIT_CODES, Evidence, Reading, Repair, Verdict
@@ -150,6 +152,15 @@ def test_too_few_untouched_images_for_the_budget_are_a_caveat(drop, error, max_d
     found = _caveats(_Parts(data, data, data), Accuracies(0.9, 0.9 - drop, error), max_drop)
     assert len(found) == told
     assert all(text.startswith("300 untouched images are too few to tell whether") for text in found)
+
+
+@pytest.mark.parametrize(
+    ("classes", "images", "apart"), [(10, 1000, True), (10, 900, False), (250, 1000, False), (250, 4000, True)]
+)
+def test_untouched_images_are_scanned_alone_only_where_a_scan_would_take_them(classes, images, apart):
+    names = tuple(map(str, range(classes)))
+    parts = _part_images(CleanData(torch.zeros(images, 1, 2, 2), torch.arange(images) % classes, names), 0)
+    assert (len(parts.scan) <= len(parts.untouched)) is apart
 
 
 def test_record_tells_of_few_untouched_images(demo, tmp_path, monkeypatch):
@@ -369,12 +380,25 @@ def test_relapse_probe(demo, monkeypatch):
     assert probe.before_repair == probe.after_repair
     assert probe.threshold == THRESHOLDS[Reading.ALL_TO_ONE]
     assert probe.fired == (probe.relapsed > probe.threshold)
-    assert "not known" in probe.note
+    assert "21 repaired models" in probe.note
     monkeypatch.setattr("banaudit.relapse.THRESHOLDS", {Reading.ALL_TO_ONE: -1.0})
     assert probe_relapse(model, model, data, data, wanted, Reading.ALL_TO_ONE).fired
     of_one_class = probe_relapse(model, model, data, data, {3: 1}, Reading.SOURCE_TARGET)
     assert (of_one_class.threshold, of_one_class.fired) == (None, False)
     assert "decides nothing" in of_one_class.note
+
+
+def test_the_probe_is_not_blinded_by_how_layers_are_scaled(planted, clean_data):
+    wanted = wanted_labels(toys.CLASSES, toys.TARGET, (), None)
+    plain = probe_relapse(planted, planted, clean_data, clean_data, wanted, Reading.ALL_TO_ONE)
+    stretched = copy.deepcopy(planted)
+    with torch.no_grad():  # the same answers, but steps of the usual size throw the last layer about
+        stretched.network.body[4].weight *= 1000
+        stretched.network.body[4].bias *= 1000
+        stretched.network.linear.weight /= 1000
+    probe = probe_relapse(stretched, stretched, clean_data, clean_data, wanted, Reading.ALL_TO_ONE)
+    assert probe.after_repair == pytest.approx(plain.after_repair, abs=0.02)
+    assert probe.relapsed >= probe.after_repair
 
 
 def test_wanted_labels():
@@ -413,6 +437,7 @@ def test_a_state_that_leads_nowhere_is_not_left_behind(demo, tmp_path, monkeypat
 
 @pytest.mark.parametrize(("drop", "give", "told"), [(0.049, 0.02, True), (0.02, 0.02, False), (0.0, 0.05, True)])
 def test_a_loss_that_may_be_over_the_budget_is_told(drop, give, told):
-    parts = SimpleNamespace(untouched=range(1000))
+    untouched = CleanData(torch.zeros(1000, 1, 1, 1), torch.arange(1000) % 10, tuple("abcdefghij"))
+    parts = SimpleNamespace(untouched=untouched)
     found = SimpleNamespace(before=0.95, after=0.95 - drop, drop_error=give / SIGNIFICANT)
     assert bool(_caveats(parts, found, 0.03)) is told

@@ -82,8 +82,11 @@ def find_state_dicts(tree: object) -> list[Candidate]:
 
 def _search(node: object, path: tuple[str, ...], seen: set[int]) -> Iterator[Candidate]:
     """Mappings of mostly tensors. A mapping that holds such mappings is their wrapper and not one itself."""
+    # Looked at before it is copied: a small file may refer to one mapping many times.
+    if id(node) in seen or len(path) > MAX_DEPTH:
+        return
     children = _children(node)
-    if children is None or id(node) in seen or len(path) > MAX_DEPTH:
+    if children is None:
         return
     seen.add(id(node))
     names = {key for key in children if isinstance(key, str)}

@@ -185,6 +185,7 @@ class Detector(Method, ABC):
                 self._require_classes(clean.num_classes)
                 private = copy.deepcopy(model).eval().lay_out_fast(clean.images)
                 samples = Samples(*clean.split(SEARCH_SHARE, generator))
+                _require_both(samples)
                 found = self.search(private, samples, generator, meter)
                 _require_finite(found)
                 outcome = found
@@ -235,6 +236,11 @@ class TriggerDetector(Detector, ABC):
     def score(self, model: SplitModel, samples: Samples, generator: torch.Generator, meter: Meter) -> list[Evidence]:
         """The evidence of :meth:`search` alone."""
         return self.search(model, samples, generator, meter).evidence
+
+
+def _require_both(samples: Samples) -> None:
+    if not len(samples.search) or not len(samples.held_out):
+        raise DataError("no class has two clean images: one to search with, one to read from")
 
 
 def _require_finite(found: Found) -> None:

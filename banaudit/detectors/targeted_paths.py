@@ -28,6 +28,7 @@ from torch import Tensor
 
 from banaudit.data import CleanData
 from banaudit.detectors.base import Samples, draw
+from banaudit.errors import UnsupportedModelError
 from banaudit.shapes import Images, Logits
 from banaudit.statistics import median
 
@@ -192,9 +193,11 @@ def _read(
     margins = torch.full((data.num_classes, data.num_classes), torch.nan)
     shares = torch.full((data.num_classes,), torch.nan)
     for target in alive:
-        margins[target], shares[target] = _by_source(
-            _logits(perturbation, data.images, current[target], what), data, target
-        )
+        logits = _logits(perturbation, data.images, current[target], what)
+        if not bool(logits.isfinite().all()):
+            # Its mean would be NaN, the mark of a target that was dropped: the one that matters might be lost so.
+            raise UnsupportedModelError(f"the path towards class {target} ended in outputs that are not finite")
+        margins[target], shares[target] = _by_source(logits, data, target)
     return margins, shares
 
 

@@ -156,3 +156,11 @@ def test_a_meter_is_optional_and_shared():
     run([evidence(0, 1, fired=False)], meter=meter)
     run([evidence(0, 1, fired=False)], meter=meter)
     assert meter.forward_images == 14
+
+
+def test_nothing_is_said_of_images_that_leave_nothing_to_search_with():
+    one_each = CleanData(torch.rand(6, 3, 16, 16), torch.arange(6), tuple("abcdef"))
+    Scripted.answer = [evidence(9.0, 1.0, fired=True)]
+    found = Scripted()(toys.hand_made(0.0), one_each)
+    assert (found.verdict, found.evidence) == (Verdict.INCONCLUSIVE, ())
+    assert "two clean images" in found.reason

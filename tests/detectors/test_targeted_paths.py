@@ -15,6 +15,7 @@ from banaudit.detectors.targeted_paths import (
     pair_lead,
     planned_images,
 )
+from banaudit.errors import UnsupportedModelError
 
 NAN = math.nan
 
@@ -55,6 +56,31 @@ def test_dropped_classes_carry_the_lowest_bar():
     assert found.target == 2
     assert found.score == pytest.approx(6 / 7)  # the median of 1, 9 and 3 is 3, which gained 7
     assert found.per_class[1] == found.per_class.min()
+
+
+def test_a_path_that_overflows_is_not_taken_for_a_dropped_class(clean_data):
+    class Overflow:
+        def zero(self):
+            return torch.zeros(1)
+
+        def logits(self, images, noise, what):
+            del what
+            return torch.cat([images.flatten(1)[:, :5], noise.expand(len(images), 1) / 0 * 0], dim=1)
+
+        def descend(self, noise, gradient, step):
+            del gradient, step
+            return noise
+
+    with pytest.raises(UnsupportedModelError, match="not finite"):
+        follow(
+            Overflow(),
+            Samples(clean_data, clean_data),
+            steps=2,
+            search_images=8,
+            read_images=8,
+            generator=torch.Generator().manual_seed(0),
+            what="",
+        )
 
 
 def test_pair_lead_by_hand():
