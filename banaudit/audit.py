@@ -15,7 +15,7 @@ import torch
 
 import banaudit
 from banaudit import calibration
-from banaudit.agreement import together
+from banaudit.agreement import JOINT_EVIDENCE, together
 from banaudit.architectures import LoadedNetwork, SplitModel, load_network, recognise, torchvision_models
 from banaudit.checkpoints import Checkpoint, inspect_checkpoint, read_checkpoint
 from banaudit.data import CleanData, ImageSet, read_clean_folder
@@ -436,12 +436,7 @@ def combine(
     """
     fired = [(finding, item) for finding in findings for item in finding.evidence if item.fired]
     strongest = max(fired, key=lambda pair: pair[1].score / pair[1].threshold, default=None)
-    accusation = (
-        ""
-        if strongest is None
-        else f"{strongest[0].method}, {strongest[1].reading.value}: score {strongest[1].score:.3g} "
-        f"above threshold {strongest[1].threshold:.3g}"
-    )
+    accusation = "" if strongest is None else _accusation(*strongest)
     if inconclusive or not findings:
         reason = inconclusive[0] if inconclusive else "no method ran"
         return Verdict.INCONCLUSIVE, reason + (f"; note {accusation}" if accusation else ""), strongest
@@ -451,6 +446,11 @@ def combine(
     if undecided:
         return Verdict.INCONCLUSIVE, f"{undecided[0].method}: {undecided[0].reason}", None
     return Verdict.NO_EVIDENCE, f"no reading of {', '.join(finding.method for finding in findings)} fired", None
+
+
+def _accusation(finding: Finding, item: Evidence) -> str:
+    text = f"{finding.method}, {item.reading.value}: score {item.score:.3g} above threshold {item.threshold:.3g}"
+    return f"{text} ({item.note})" if finding.method == JOINT_EVIDENCE else text  # who suspects the class, and how much
 
 
 def _report(
