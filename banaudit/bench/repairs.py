@@ -8,30 +8,37 @@ from __future__ import annotations
 
 import copy
 import functools
-import hashlib
 import itertools
 import math
-import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
 
 import safetensors
 import safetensors.torch
 import torch
-from pydantic import Field
 from torch import Tensor
 
 import banaudit
 from banaudit.architectures.base import SplitModel
 from banaudit.bench.conditions import draw_clean
-from banaudit.bench.cost import Cost, device_name
+from banaudit.bench.cost import device_name
 from banaudit.bench.datasets import load_split
 from banaudit.bench.parallel import spread
+from banaudit.bench.repair_results import (
+    Amount,
+    Behaviour,
+    Relapse,
+    RepairEntry,
+    RepairMeasured,
+    RepairResults,
+    RepairSetup,
+    Rescan,
+    rounded,
+)
 from banaudit.bench.results_files import read_results, update_results
-from banaudit.bench.runner import CODE, Number, ScanSettings, record_scan, truth_of
+from banaudit.bench.runner import CODE, ScanSettings, record_scan, truth_of
 from banaudit.bench.trigger import Trigger, attack_success, clean_accuracy
 from banaudit.bench.victims import Victim, VictimFacts, VictimRecipe, is_trained, load_victim, victim_folder
 from banaudit.bench.workplace import Workplace
@@ -43,7 +50,7 @@ from banaudit.mitigations import Mitigation
 from banaudit.mitigations.base import MAX_DROP
 from banaudit.purify import MAX_SCAN_IMAGES, MIN_SCAN_IMAGES, compare, judge_repaired, missed_budget
 from banaudit.relapse import probe_relapse, wanted_labels
-from banaudit.results import Reading, Record, RelapseProbe, Scalar, Verdict
+from banaudit.results import Reading
 from banaudit.shapes import Labels
 from banaudit.whole_files import write_whole
 
@@ -55,156 +62,6 @@ TEST_SEED = 0
 
 WHOLE = 10**9
 """More images than any data set has."""
-
-
-@dataclass(frozen=True)
-class Amount:
-    """How many clean images a repair gets: a number, or a share of the training set.
-
-    Args:
-        number: Of images, or per cent of the training set.
-        percent: Which of the two.
-    """
-
-    number: float
-    percent: bool
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Read ``500`` or ``0.5%``.
-
-        Raises:
-            UsageError: It is neither.
-        """
-        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(%?)\s*", text)
-        number = float(found[1]) if found else 0.0
-        percent = bool(found and found[2])
-        if number <= 0 or (not percent and number != int(number)) or (percent and number > 100):
-            raise UsageError(f"--images {text}: expected a number of images or a share such as 5%, or a list: 5%,1%")
-        return cls(number, percent)
-
-    def images(self, training_set: int) -> int:
-        """The number of images.
-
-        Args:
-            training_set: Images in the whole training set.
-        """
-        return max(1, round(self.number / 100 * training_set)) if self.percent else int(self.number)
-
-    def __str__(self) -> str:
-        """As :meth:`parse` reads it."""
-        return f"{self.number:g} %" if self.percent else f"{self.number:.0f}"
-
-
-class RepairSetup(Record):
-    """All that decides a repair, but for victim, images, seed and code."""
-
-    method: str
-    settings: dict[str, Scalar]
-    max_drop: float
-    test_images: int = Field(description="Most held-out images that it is measured on.")
-    tool_version: str
-
-    @property
-    def digest(self) -> str:
-        """A short name for this setup."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:8]
-
-
-class Behaviour(Record):
-    """What a model does on the held-out images."""
-
-    accuracy: float
-    attack_success: Number = Field(default=None, description="Of the images whose wanted label is another than theirs.")
-    leak_rate: Number = Field(default=None, description="Source-specific: as attack success, of the other classes.")
-
-
-class RepairMeasured(Cost):
-    """A repair: what it led to on held-out images, and what it took."""
-
-    code: str = Field(description="Digest of the code that repaired.")
-    before: Behaviour
-    after: Behaviour
-    test_images: int
-    success_images: int = Field(description="Those of them that attack success is a share of.")
-    within_budget: bool = Field(description="By the rule of purify; if not, it would have written nothing.")
-    kept_epoch: int
-    kept_what: str = Field(default="", description="What was kept where no epochs were tried.")
-    losses: tuple[Number, ...] = Field(description="Of each epoch, mean over the batches.")
-    accuracies: tuple[float, ...] = Field(description="Of each epoch, on the images that choose.")
-    accuracy_before: float = Field(description="On the images that choose, before the repair.")
-    augmentation: str
-    training_images: int
-    selection_images: int
-    device: str
-    threads: int
-
-
-class Relapse(Record):
-    """What the relapse probe found, aimed at what the attacker wanted, or at arbitrary classes of a clean victim."""
-
-    reading: Reading
-    before_repair: float
-    after_repair: float
-    relapsed: float
-    control: Number = None
-
-    @classmethod
-    def of(cls, reading: Reading, probe: RelapseProbe) -> Self:
-        """The probe's shares."""
-        return cls(
-            reading=reading,
-            before_repair=_round(probe.before_repair),
-            after_repair=_round(probe.after_repair),
-            relapsed=_round(probe.relapsed),
-            control=None if probe.control is None else _round(probe.control),
-        )
-
-
-class Rescan(Cost):
-    """What the tool says of its own repair."""
-
-    settings: str = Field(description="Digest of the settings of the scan.")
-    code: str = Field(description="Digest of the code that scanned.")
-    verdict: Verdict = Field(description="The scan's; the probe's shares stand by themselves.")
-    reason: str
-    target: int | None = None
-    scores: dict[str, Number] = Field(description="By reading.")
-    fired: tuple[str, ...] = ()
-    images: int
-    images_apart: bool = Field(description="Whether none of them was used by the repair.")
-    relapse: tuple[Relapse, ...] = ()
-
-
-class RepairEntry(Record):
-    """One repair of one victim."""
-
-    victim: str = Field(description="Key.")
-    setup: str = Field(description="Digest.")
-    amount: str = Field(description="Clean images as they were asked for.")
-    images: int = Field(description="Clean images that the repair got: the pool may hold fewer.")
-    asked: int
-    seed: int
-    problem: str = Field(default="", description="Why there is no repair.")
-    repair: RepairMeasured | None = None
-    rescan: Rescan | None = Field(default=None, description="None also where purify would have written nothing.")
-
-    @property
-    def identity(self) -> tuple[str, str, str, int]:
-        """What no two entries of a file have in common."""
-        return self.victim, self.setup, self.amount, self.seed
-
-
-class RepairResults(Record):
-    """Mitigations x victims of one split."""
-
-    schema_version: Literal["1.0"] = "1.0"
-    kind: Literal["repairs"] = "repairs"
-    split: str
-    setups: dict[str, RepairSetup] = Field(default_factory=dict, description="By digest.")
-    scans: dict[str, ScanSettings] = Field(default_factory=dict, description="By digest.")
-    victims: tuple[VictimFacts, ...] = ()
-    entries: tuple[RepairEntry, ...] = ()
 
 
 def run_repairs(
@@ -336,10 +193,6 @@ def describe(entry: RepairEntry, setup: RepairSetup) -> str:
     if entry.rescan is not None:
         text += f"; second scan: {entry.rescan.verdict.value}, {entry.rescan.seconds:.0f} s"
     return head + text
-
-
-def _round(value: float) -> float:
-    return round(value, 5)
 
 
 @dataclass(frozen=True)
@@ -524,9 +377,9 @@ class _Bench:
             within_budget=not missed_budget(repaired, found, max_drop),
             kept_epoch=repaired.kept_epoch,
             kept_what=kept.what,
-            losses=tuple(None if item.loss is None else _round(item.loss) for item in repaired.epochs),
-            accuracies=tuple(_round(item.accuracy) for item in repaired.epochs),
-            accuracy_before=_round(repaired.accuracy_before),
+            losses=tuple(None if item.loss is None else rounded(item.loss) for item in repaired.epochs),
+            accuracies=tuple(rounded(item.accuracy) for item in repaired.epochs),
+            accuracy_before=rounded(repaired.accuracy_before),
             augmentation=str(repaired.augmentation),
             training_images=repaired.training_images,
             selection_images=repaired.selection_images,
@@ -610,9 +463,9 @@ def arbitrary_targets(seed: int, classes: int) -> dict[Reading, dict[int, int]]:
 
 def _behaviour(model: SplitModel, trigger: Trigger | None, held_out: CleanData) -> tuple[Behaviour, int]:
     """What a model does, and the number of images that attack success is a share of."""
-    accuracy = _round(clean_accuracy(model, held_out.images, held_out.labels))
+    accuracy = rounded(clean_accuracy(model, held_out.images, held_out.labels))
     if trigger is None:
         return Behaviour(accuracy=accuracy), 0
     found = attack_success(model, trigger, held_out.images, held_out.labels, held_out.num_classes)
-    rates = [None if rate is None or math.isnan(rate) else _round(rate) for rate in (found.rate, found.leak_rate)]
+    rates = [None if rate is None or math.isnan(rate) else rounded(rate) for rate in (found.rate, found.leak_rate)]
     return Behaviour(accuracy=accuracy, attack_success=rates[0], leak_rate=rates[1]), found.images

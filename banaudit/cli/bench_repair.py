@@ -63,7 +63,8 @@ def repair(
     """Repair every trained victim of a split, and measure what is left of backdoor and accuracy."""
     del verbose  # read by main, which prints the traceback
     mitigations = choose_mitigations(method, parse_settings(settings or ()))
-    from banaudit.bench.repairs import Amount, run_repairs
+    from banaudit.bench.repair_results import Amount
+    from banaudit.bench.repairs import run_repairs
 
     path = output if output is not None else RESULTS / f"repair-{split}.json"
     amounts = [Amount.parse(text) for text in images.split(",")]

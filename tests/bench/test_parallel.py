@@ -11,7 +11,8 @@ from stand_ins import Accuser
 
 from banaudit.bench import repairs, runner
 from banaudit.bench.parallel import spread
-from banaudit.bench.repairs import Amount, run_repairs
+from banaudit.bench.repair_results import Amount
+from banaudit.bench.repairs import run_repairs
 from banaudit.bench.results_files import update_results
 from banaudit.bench.victims import VictimRecipe
 from banaudit.bench.workplace import Workplace

@@ -7,7 +7,7 @@ from banaudit.bench.attacks import BadNets, Blend, Bpp
 from banaudit.bench.attacks.labelling import AllToAll, AllToOne
 from banaudit.bench.population import CIFAR, HARD_KINDS, Setup, backdoored, clean
 from banaudit.bench.published_repairs import AVERAGES, BEFORE, TABLE_7, published
-from banaudit.bench.repairs import (
+from banaudit.bench.repair_results import (
     Behaviour,
     Relapse,
     RepairEntry,

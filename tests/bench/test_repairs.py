@@ -13,7 +13,8 @@ from banaudit.bench import repairs
 from banaudit.bench.attacks import BadNets
 from banaudit.bench.attacks.labelling import AllToOne
 from banaudit.bench.datasets import attacker_and_pool, load_split
-from banaudit.bench.repairs import Amount, RepairResults, arbitrary_targets, run_repairs
+from banaudit.bench.repair_results import Amount, RepairResults
+from banaudit.bench.repairs import arbitrary_targets, run_repairs
 from banaudit.bench.results_files import read_results
 from banaudit.bench.trigger import Trigger
 from banaudit.bench.victims import Victim, VictimFacts, VictimRecipe, victim_folder

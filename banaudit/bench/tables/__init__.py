@@ -11,7 +11,7 @@ from pathlib import Path
 
 from banaudit.bench.calibration import Calibration
 from banaudit.bench.noise import NoiseResults
-from banaudit.bench.repairs import RepairResults
+from banaudit.bench.repair_results import RepairResults
 from banaudit.bench.results_files import from_file, need_results
 from banaudit.bench.round_trip import RoundTripResults
 from banaudit.bench.runner import BenchmarkResults, StudyResults

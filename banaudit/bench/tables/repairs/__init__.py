@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from banaudit.bench.repairs import RepairResults
+from banaudit.bench.repair_results import RepairResults
 from banaudit.bench.strata import shortfalls_of
 from banaudit.bench.tables.markdown import bullets
 from banaudit.bench.tables.repairs.cases import View, view_of

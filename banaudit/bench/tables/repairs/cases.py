@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from banaudit.bench.repairs import RepairEntry, RepairMeasured, RepairResults, RepairSetup
+from banaudit.bench.repair_results import RepairEntry, RepairMeasured, RepairResults, RepairSetup
 from banaudit.bench.victims import VictimFacts
 from banaudit.mitigations import MITIGATIONS
 from banaudit.mitigations.base import MAX_DROP

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from banaudit.bench.repairs import RepairResults, Rescan
+from banaudit.bench.repair_results import RepairResults, Rescan
 from banaudit.bench.strata import kind_of
 from banaudit.bench.tables.markdown import NOTHING, bullets, grouped, share, table
 from banaudit.bench.tables.repairs.cases import BASELINE, CURED, Case, View

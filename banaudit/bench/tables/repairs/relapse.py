@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 
-from banaudit.bench.repairs import Rescan
+from banaudit.bench.repair_results import Rescan
 from banaudit.bench.tables.markdown import NOTHING, table
 from banaudit.bench.tables.repairs.cases import CURED, Case, View
 from banaudit.relapse import THRESHOLDS, comes_back

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 
-from banaudit.bench.repairs import Behaviour
+from banaudit.bench.repair_results import Behaviour
 from banaudit.bench.strata import attack_of, network_of
 from banaudit.bench.tables.markdown import NOTHING, grouped
 from banaudit.bench.tables.repairs.cases import BASELINE, CURED, Case
