@@ -25,7 +25,7 @@ TIERS = (
     ("resume",),
     ("training",),
     ("detectors",),
-    ("mitigations", "agreement"),
+    ("mitigations", "agreement", "calibration"),
     ("audit", "relapse"),
     ("purify",),
 )
