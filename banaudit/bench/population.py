@@ -258,7 +258,7 @@ def development() -> list[VictimRecipe]:
     ]
 
 
-def sealed_test(replicates: int = 20) -> list[VictimRecipe]:
+def sealed_test(replicates: int = 30) -> list[VictimRecipe]:
     """Victims that are opened once: in each replicate one of every attack, and half as many clean ones, most hard.
 
     After them all, one victim for each replicate that was trained against the default scan's own score.
