@@ -335,5 +335,6 @@ SPLITS: dict[str, Callable[[], list[VictimRecipe]]] = {
     "development": development,
     "opened": opened,
     "test": still_sealed,
+    "whole-test": sealed_test,
 }
-"""The lists by name."""
+"""The lists by name. The last is for repairs: what was opened chose thresholds of the scan, and nothing of a repair."""

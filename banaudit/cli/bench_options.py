@@ -24,8 +24,11 @@ RESULTS = Path("docs/benchmark")
 
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")]
 Split = Annotated[
-    Literal["development", "opened", "test"],
-    typer.Option(help="Which victims; opened: of the test, seen before today's thresholds; the rest is opened once."),
+    Literal["development", "opened", "test", "whole-test"],
+    typer.Option(
+        help="Which victims; opened: of the test, seen before today's thresholds; test: the rest, opened once; "
+        "whole-test: both, for repairs."
+    ),
 ]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first so many victims of the split.")]
 Only = Annotated[

@@ -23,7 +23,7 @@ from banaudit.bench.tables.repairs.settings import by_amount, by_settings, cost
 __all__ = ["joined", "repair_tables", "upper_percentile"]
 
 _TEST = "test"
-"""The split on whose victims no constant of a repair was chosen."""
+"""In the name of a split on whose victims no constant of a repair was chosen."""
 
 _DEVELOPMENT = (
     "{} are development models: constants of the repairs were chosen on them, so the tables show what works and "
@@ -52,7 +52,7 @@ def repair_tables(results: RepairResults) -> str:
     parts = [
         f"# Repairs: {results.split} split",
         _introduction(results, view),
-        "" if results.split == _TEST else _DEVELOPMENT.format("Some of these" if _TEST in results.split else "These"),
+        _standing(results.split),
         *side_by_side(view),
         *what_is_left(view),
         *beside_the_paper(view),
@@ -69,6 +69,12 @@ def repair_tables(results: RepairResults) -> str:
         *problems(results),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _standing(split: str) -> str:
+    """What the figures may be taken for."""
+    tested = [_TEST in name for name in split.split(" and ")]
+    return "" if all(tested) else _DEVELOPMENT.format("Some of these" if any(tested) else "These")
 
 
 def _introduction(results: RepairResults, view: View) -> str:
