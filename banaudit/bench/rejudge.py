@@ -10,22 +10,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
 
 from banaudit.agreement import together
 from banaudit.audit import combine
 from banaudit.bench.cost import MethodCost
+from banaudit.bench.results_files import kind_of, need_results, write_results
 from banaudit.bench.runner import (
-    AnyVictimResults,
+    BenchmarkResults,
+    ScanRecord,
     ScanSettings,
     ScoredReading,
+    StudyResults,
     VictimEntry,
     hold_against,
     measures_of,
     readings_of,
 )
+from banaudit.bench.workplace import Progress
+from banaudit.bench.zoo import ZooEntry, ZooResults
 from banaudit.detectors import Detector, default_detectors
 from banaudit.detectors.base import conclude
 from banaudit.results import ClassScore, Evidence, Finding, Reading, Scalar, Verdict
+
+AnyResults = TypeVar("AnyResults", BenchmarkResults, StudyResults, ZooResults)
 
 THRESHOLDS = {
     ("targeted-noise", ""): "lead_threshold",
@@ -36,11 +45,11 @@ THRESHOLDS = {
 """All-to-one readings, by method and label -> the setting that is their threshold."""
 
 
-def rejudged(results: AnyVictimResults, detectors: Sequence[Detector] | None = None) -> AnyVictimResults:
+def rejudged(results: AnyResults, detectors: Sequence[Detector] | None = None) -> AnyResults:
     """Results with every scan judged by the thresholds of today; those that have them already stay as they are.
 
     Args:
-        results: Of ``bench run`` or a study.
+        results: Of ``bench run``, a study or a zoo.
         detectors: Whose thresholds count; none: the default ones.
 
     Returns:
@@ -49,16 +58,16 @@ def rejudged(results: AnyVictimResults, detectors: Sequence[Detector] | None = N
     """
     detectors = tuple(detectors) if detectors is not None else default_detectors()
     settings, measures = dict(results.settings), dict(results.measures)
-    entries: list[VictimEntry] = []
+    entries: list[VictimEntry | ZooEntry] = []
     for entry in results.entries:
-        then = results.settings[entry.scan.settings]
+        then = results.settings[_digest(entry)]
         now = ScanSettings.of(detectors, then.images, then.seed)
         if then.detectors == now.detectors or not _only_raised(then, now):
             entries.append(entry)
             continue
         settings[now.digest] = now
         entries.append(_judged(entry, now, measures))
-    used = {digest for entry in entries for digest in (entry.scan.settings, entry.scan.scanned_with)}
+    used = {digest for entry in entries for digest in (_digest(entry), entry.scan.scanned_with if entry.scan else "")}
     return results.model_copy(
         update={
             "settings": {digest: item for digest, item in settings.items() if digest in used},
@@ -66,6 +75,18 @@ def rejudged(results: AnyVictimResults, detectors: Sequence[Detector] | None = N
             "entries": tuple(entries),
         }
     )
+
+
+def _digest(entry: VictimEntry | ZooEntry) -> str:
+    return entry.settings if isinstance(entry, ZooEntry) else entry.scan.settings
+
+
+def _judged(entry: VictimEntry | ZooEntry, now: ScanSettings, measures: dict[str, str]) -> VictimEntry | ZooEntry:
+    changes: dict[str, object] = {"settings": now.digest} if isinstance(entry, ZooEntry) else {}
+    if entry.scan is not None:  # of a file that was refused there is none
+        scan = _scan_judged(entry.scan, now, measures)
+        changes |= {"scan": scan, "outcome": hold_against(entry.truth, scan)}
+    return entry.model_copy(update=changes)
 
 
 def _only_raised(then: ScanSettings, now: ScanSettings) -> bool:
@@ -84,8 +105,7 @@ def _number(value: Scalar) -> float:
     return float(value) if value is not None else math.nan
 
 
-def _judged(entry: VictimEntry, now: ScanSettings, measures: dict[str, str]) -> VictimEntry:
-    scan = entry.scan
+def _scan_judged(scan: ScanRecord, now: ScanSettings, measures: dict[str, str]) -> ScanRecord:
     readings = tuple(_held_against(item, now) for item in scan.readings if _method(item) in now.detectors)
     findings = [
         _finding(cost, [item for item in readings if _method(item) == cost.method], measures)
@@ -94,9 +114,12 @@ def _judged(entry: VictimEntry, now: ScanSettings, measures: dict[str, str]) -> 
     ]
     joint = together(findings)
     measures.update(measures_of(joint))
-    verdict, reason, strongest = combine((*findings, *joint))
-    accused = strongest[1] if strongest is not None else None
-    record = scan.model_copy(
+    # Without a method that could not judge, the images or the model had been the reason.
+    judged = all(cost.verdict is not Verdict.INCONCLUSIVE for cost in scan.methods)
+    against = (scan.reason,) if scan.verdict is Verdict.INCONCLUSIVE and judged else ()
+    verdict, reason, strongest = combine((*findings, *joint), against)
+    accused = strongest[1] if strongest is not None and verdict is Verdict.BACKDOORED else None
+    return scan.model_copy(
         update={
             "settings": now.digest,
             "scanned_with": scan.scanned_with or scan.settings,
@@ -110,7 +133,6 @@ def _judged(entry: VictimEntry, now: ScanSettings, measures: dict[str, str]) -> 
             "readings": (*readings, *readings_of(joint)),
         }
     )
-    return entry.model_copy(update={"scan": record, "outcome": hold_against(entry.truth, record)})
 
 
 def _method(item: ScoredReading) -> str:
@@ -168,3 +190,34 @@ def _finding(cost: MethodCost, readings: Sequence[ScoredReading], measures: Mapp
         forward_images=cost.forward_images,
         backward_images=cost.backward_images,
     )
+
+
+def rejudge_file(path: Path, progress: Progress) -> None:
+    """Judge the scans of a results file by the thresholds of today, in place.
+
+    Args:
+        path: Results file of ``bench run``, a study or a zoo.
+        progress: Told how many there were, and of each whose outcome changed.
+
+    Raises:
+        UsageError: The file is missing, or something else.
+    """
+    kind = kind_of(path, ("benchmark", "study", "zoo"))
+    if kind == "benchmark":
+        _rejudge_file(path, BenchmarkResults, progress)
+    elif kind == "study":
+        _rejudge_file(path, StudyResults, progress)
+    else:
+        _rejudge_file(path, ZooResults, progress)
+
+
+def _rejudge_file(path: Path, kind: type[AnyResults], progress: Progress) -> None:
+    before = need_results(path, kind)
+    after = rejudged(before)
+    write_results(path, after)
+    both = [(old, new) for old, new in zip(before.entries, after.entries, strict=True) if new != old]
+    progress(f"{path}: {len(both)} of {len(after.entries)} scans judged anew")
+    for old, new in both:
+        if new.outcome != old.outcome:
+            name = new.file if isinstance(new, ZooEntry) else new.key
+            progress(f"  {name}: {old.outcome.value}, now {new.outcome.value}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TypeVar
 
@@ -60,6 +60,25 @@ def need_results(path: Path, kind: type[AnyResults]) -> AnyResults:
     if results is None:
         raise UsageError(f"{path}: there is no such file; another bench command makes it")
     return results
+
+
+def kind_of(path: Path, known: Collection[str]) -> str:
+    """What a results file says it holds.
+
+    Args:
+        path: The file.
+        known: What it may say.
+
+    Raises:
+        UsageError: There is no such file, or it is no results file, or of another kind.
+    """
+    try:
+        kind = json.loads(path.read_bytes()).get("kind")
+    except (OSError, ValueError, AttributeError) as error:
+        raise UsageError(f"{path}: is no results file of the benchmark ({error})") from None
+    if not isinstance(kind, str) or kind not in known:
+        raise UsageError(f"{path}: kind {kind!r} is not known; expected {', '.join(known)}")
+    return kind
 
 
 def write_results(path: Path, results: BaseModel) -> None:

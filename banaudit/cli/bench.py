@@ -176,25 +176,16 @@ def run(
 
 @app.command("rejudge")
 def rejudge(
-    results: Annotated[list[Path], typer.Argument(help="Results files of bench run; changed in place.")],
+    results: Annotated[list[Path], typer.Argument(help="Results files of bench run, study or zoo; changed in place.")],
     *,
     verbose: Verbose = False,
 ) -> None:
     """Judge recorded scans by thresholds that were raised since; no model is needed."""
     del verbose  # read by main, which prints the traceback
-    from banaudit.bench.rejudge import rejudged
-    from banaudit.bench.results_files import need_results, write_results
-    from banaudit.bench.runner import BenchmarkResults
+    from banaudit.bench.rejudge import rejudge_file
 
     for path in results:
-        before = need_results(path, BenchmarkResults)
-        after = rejudged(before)
-        write_results(path, after)
-        both = [(old, new) for old, new in zip(before.entries, after.entries, strict=True) if new != old]
-        tell(f"{path}: {len(both)} of {len(after.entries)} scans judged anew")
-        for old, new in both:
-            if new.outcome != old.outcome:
-                tell(f"  {new.key}: {old.outcome.value}, now {new.outcome.value}")
+        rejudge_file(path, tell)
 
 
 @app.command("speed")

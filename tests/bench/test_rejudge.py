@@ -9,6 +9,7 @@ from banaudit.bench.cost import MethodCost
 from banaudit.bench.rejudge import rejudged
 from banaudit.bench.results_files import need_results, write_results
 from banaudit.bench.runner import BenchmarkResults, Outcome, ScanSettings
+from banaudit.bench.zoo import ZooEntry, ZooResults
 from banaudit.cli import main
 from banaudit.detectors import MMBD, NeuralCleanse
 from banaudit.results import Verdict
@@ -55,8 +56,8 @@ def test_a_raised_threshold_unfires_and_joint_evidence_is_taken_from_the_record(
 
 def test_what_a_reading_lacked_besides_its_threshold_it_lacks_still():
     after = rejudged(results_of(scanned(1, 9.0, 0.0, fired=False)), NOW)
-    assert not after.entries[0].scan.readings[0].fired
-    assert after.entries[0].scan.readings[-1].fired  # joint evidence asks for nothing besides
+    first, *_, joint = after.entries[0].scan.readings
+    assert (first.fired, joint.fired, joint.score) == (False, False, 0.9)
 
 
 def test_twice_is_as_good_as_once_and_todays_scans_stay():
@@ -79,3 +80,26 @@ def test_the_command_changes_files_in_place(tmp_path):
     assert main(["bench", "rejudge", str(path)]) == 0
     assert path.read_bytes() == before
     assert need_results(path, BenchmarkResults).entries[0].outcome is Outcome.FALSE_ALARM
+
+
+def test_a_zoo_is_judged_anew_and_what_was_inconclusive_for_other_reasons_stays(tmp_path):
+    old, settings = scanned(1, 3.0, 1.0)
+    unread = old.scan.model_copy(update={"verdict": Verdict.INCONCLUSIVE, "reason": "too few images"})
+    facts = {"dataset": "cifar10", "attack": "none", "words": "clean", "truth": old.truth, "settings": settings.digest}
+    before = ZooResults(
+        settings={settings.digest: settings},
+        entries=(
+            ZooEntry(**facts, file="a", outcome=old.outcome, scan=old.scan),
+            ZooEntry(**facts, file="b", outcome=Outcome.INCONCLUSIVE, scan=unread),
+            ZooEntry(**facts, file="c", outcome=Outcome.REFUSED),
+        ),
+    )
+    after = rejudged(before, NOW)
+    assert [item.outcome for item in after.entries] == [Outcome.RIGHT, Outcome.INCONCLUSIVE, Outcome.REFUSED]
+    assert after.entries[1].scan.reason == "too few images"
+    assert {item.settings for item in after.entries} < set(after.settings)
+    path = tmp_path / "zoo.json"
+    write_results(path, before)
+    assert main(["bench", "rejudge", str(path)]) == 0
+    path.write_text('{"kind": "speed"}')
+    assert main(["bench", "rejudge", str(path)]) == 2

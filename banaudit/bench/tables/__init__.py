@@ -5,14 +5,13 @@ One module for each kind of results file, which says in its field ``kind`` what 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from banaudit.bench.calibration import Calibration
 from banaudit.bench.noise import NoiseResults
 from banaudit.bench.repair_results import RepairResults
-from banaudit.bench.results_files import from_file, need_results
+from banaudit.bench.results_files import from_file, kind_of, need_results
 from banaudit.bench.round_trip import RoundTripResults
 from banaudit.bench.runner import BenchmarkResults, StudyResults
 from banaudit.bench.speed import SpeedResult
@@ -69,18 +68,7 @@ def render(path: Path) -> str:
     Raises:
         UsageError: There is no such file, or it is no results file.
     """
-    return RENDERERS[_kind_of(path)](path)
-
-
-def _kind_of(path: Path) -> str:
-    """What a results file says it holds."""
-    try:
-        kind = json.loads(path.read_bytes()).get("kind")
-    except (OSError, ValueError, AttributeError) as error:
-        raise UsageError(f"{path}: is no results file of the benchmark ({error})") from None
-    if not isinstance(kind, str) or kind not in RENDERERS:
-        raise UsageError(f"{path}: kind {kind!r} is not known; expected {', '.join(RENDERERS)}")
-    return kind
+    return RENDERERS[kind_of(path, RENDERERS)](path)
 
 
 def render_several(paths: Sequence[Path]) -> str:
@@ -89,7 +77,7 @@ def render_several(paths: Sequence[Path]) -> str:
     Raises:
         UsageError: One is missing, or they do not belong together.
     """
-    kinds = {_kind_of(path) for path in paths}
+    kinds = {kind_of(path, RENDERERS) for path in paths}
     if kinds == {"benchmark"}:
         return side_by_side([need_results(path, BenchmarkResults) for path in paths])
     if kinds == {"repairs"}:
