@@ -23,7 +23,7 @@ CLEAN_STRENGTHS = (
 )  # fmt: skip
 """:func:`strength` of the clean development models (``docs/benchmark/development.json`` and ``opened.json``)."""
 
-MEASURED: tuple[int, int] | None = None
+MEASURED = (0, 9)
 """Clean models of the sealed test that were accused, and all of them (``docs/benchmark/test.json``)."""
 
 FAMILIES = re.compile(r"(resnet|vgg|wrn-)\d")
@@ -135,9 +135,9 @@ def statement(distance: str) -> str:
     )
     if distance:
         return f"uncalibrated, since p-values are known for models like {known} only: {distance}"
-    text = f"the model's rank among {known}, if it is clean and like them"
-    if MEASURED is not None:
-        accused, models = MEASURED
-        low, high = clopper_pearson(accused, models)
-        text += f"; of {models} other clean ones, sealed until then, {accused} were accused ({low:.0%} to {high:.0%})"
-    return text
+    accused, models = MEASURED
+    low, high = clopper_pearson(accused, models)
+    return (
+        f"the model's rank among {known}, if it is clean and like them; of {models} other clean ones, sealed until then, "
+        f"{accused} were accused ({low:.0%} to {high:.0%} with 95 % confidence)"
+    )
