@@ -134,10 +134,10 @@ def statement(distance: str) -> str:
         f"{SIDES[0]} to {SIDES[-1]} pixels, narrow ResNet, VGG and WideResNet)"
     )
     if distance:
-        return f"uncalibrated, since p-values are known for models like {known} only: {distance}"
+        return f"uncalibrated ({distance}): p-values rest on {known}, scanned with {IMAGES} images"
     accused, models = MEASURED
     low, high = clopper_pearson(accused, models)
     return (
-        f"the model's rank among {known}, if it is clean and like them; of {models} other clean ones, sealed until then, "
-        f"{accused} were accused ({low:.0%} to {high:.0%} with 95 % confidence)"
+        f"the model's rank among {known}, if it is clean and like them; of {models} other clean ones, sealed until "
+        f"then, {accused} were accused ({low:.0%} to {high:.0%} with 95 % confidence)"
     )
