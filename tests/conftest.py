@@ -9,6 +9,8 @@ import toys
 
 from banaudit.data import CleanData
 
+torch.set_num_threads(1)  # the networks are tiny, and on a busy machine threads that wait for each other take minutes
+
 
 @pytest.fixture(scope="session")
 def planted():
