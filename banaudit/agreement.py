@@ -95,15 +95,14 @@ def joint_evidence(findings: Sequence[Finding]) -> Finding | None:
     Returns:
         None where fewer than :data:`FEWEST_WITNESSES` of them could judge.
     """
-    held = [item for witness in WITNESSES if (item := _reading(findings, *witness)) is not None and item.per_class]
+    readings = {method: _reading(findings, method, label) for method, label in WITNESSES}
+    held = {method: item for method, item in readings.items() if item is not None and item.per_class}
     if len(held) < FEWEST_WITNESSES:
         return None
-    names = [method for method, label in WITNESSES if _reading(findings, method, label) in held]
-    labels = held[0].per_class
-    shares = [[_share(item, place) for item in held] for place in range(len(labels))]
-    scores = [math.hypot(*of_class) for of_class in shares]
+    labels = next(iter(held.values())).per_class
+    scores = [math.hypot(*(_share(item, place) for item in held.values())) for place in range(len(labels))]
     place = max(range(len(scores)), key=scores.__getitem__)
-    named = ", ".join(f"{name} {share:.2f}" for name, share in zip(names, shares[place], strict=True))
+    named = ", ".join(f"{method} {_share(item, place):.2f}" for method, item in held.items())
     evidence = Evidence(
         reading=Reading.ALL_TO_ONE,
         measures="root of the summed squares of score / threshold, over the all-to-one readings of the methods",

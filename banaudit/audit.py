@@ -19,6 +19,7 @@ from banaudit.agreement import JOINT_EVIDENCE, together
 from banaudit.architectures import LoadedNetwork, SplitModel, load_network, recognise, torchvision_models
 from banaudit.checkpoints import Checkpoint, inspect_checkpoint, read_checkpoint
 from banaudit.data import CleanData, ImageSet, read_clean_folder
+from banaudit.data.images import MIN_PER_CLASS
 from banaudit.detectors import Detector, default_detectors
 from banaudit.errors import CheckpointError, TimeLimitReached, UsageError
 from banaudit.meter import Listener, Meter
@@ -172,7 +173,7 @@ def prepare(subject: Subject, *, seed: int = 0, device: str = "auto", meter: Met
     images = read_clean_folder(
         subject.data,
         classes=loaded.facts.classes,
-        limit=None if subject.max_images is None else max(subject.max_images, 2 * loaded.facts.classes),
+        limit=None if subject.max_images is None else max(subject.max_images, MIN_PER_CLASS * loaded.facts.classes),
         seed=seed,
         class_map=subject.class_map,
         meter=meter,

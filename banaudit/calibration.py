@@ -8,8 +8,8 @@ of at most q, whatever the distribution. It says nothing where the model is far 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol, TypeVar
 
 from banaudit.detectors import Detector, default_detectors
 from banaudit.detectors.base import MAPPING_AGREEMENT
@@ -61,6 +61,9 @@ class Score(Protocol):
         """Share of the restarts that say the same."""
 
 
+AnyScore = TypeVar("AnyScore", bound=Score)
+
+
 def may_fire(item: Score) -> bool:
     """Whether a reading would fire if its threshold were low enough.
 
@@ -76,11 +79,17 @@ def may_fire(item: Score) -> bool:
     return item.agreement >= MAPPING_AGREEMENT if item.reading is Reading.ALL_TO_ALL else item.agreement == 1.0
 
 
-def strength(readings: Iterable[Score]) -> float:
-    """The largest score / threshold among readings that may fire, 0 where none may: above 1 the verdict accuses."""
-    return max(
-        (item.score / item.threshold for item in readings if item.score is not None and may_fire(item)), default=0.0
-    )
+def strength(
+    readings: Iterable[AnyScore], threshold_of: Callable[[AnyScore], float] = lambda item: item.threshold
+) -> float:
+    """The largest score / threshold among readings that may fire, 0 where none may: above 1 the verdict accuses.
+
+    Args:
+        readings: Of all methods.
+        threshold_of: What a score is held against, where it is not the reading's own threshold.
+    """
+    ratios = (item.score / threshold_of(item) for item in readings if item.score is not None and may_fire(item))
+    return max((0.0, *ratios))
 
 
 def p_value(strength: float) -> float:

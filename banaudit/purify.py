@@ -19,6 +19,7 @@ from banaudit import audit
 from banaudit.architectures import SplitModel
 from banaudit.checkpoints.writer import Rewritten, as_stored, check_out, rewrite, write_checkpoint
 from banaudit.data import CleanData
+from banaudit.data.images import MIN_PER_CLASS
 from banaudit.detectors import Detector
 from banaudit.errors import DataError, UnsupportedModelError, UsageError
 from banaudit.meter import Listener, Meter
@@ -288,7 +289,10 @@ def _caveats(parts: _Parts, found: Accuracies, max_drop: float) -> tuple[str, ..
 def _enough_to_scan(data: CleanData) -> bool:
     """Whether a scan of these alone says as much as one of all: two images of every class, and not too few in all."""
     counts = torch.bincount(data.labels.cpu(), minlength=data.num_classes)
-    return len(data) >= max(MIN_SCAN_IMAGES, 2 * data.num_classes) and int(counts[counts > 0].min()) >= 2
+    return (
+        len(data) >= max(MIN_SCAN_IMAGES, MIN_PER_CLASS * data.num_classes)
+        and int(counts[counts > 0].min()) >= MIN_PER_CLASS
+    )
 
 
 def _part_images(clean: CleanData, seed: int) -> _Parts:

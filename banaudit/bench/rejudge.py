@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from banaudit.agreement import together
+from banaudit.agreement import WITNESSES, together
 from banaudit.audit import combine
 from banaudit.bench.cost import MethodCost
 from banaudit.bench.results_files import kind_of, need_results, write_results
@@ -36,13 +36,8 @@ from banaudit.results import ClassScore, Evidence, Finding, Reading, Scalar, Ver
 
 AnyResults = TypeVar("AnyResults", BenchmarkResults, StudyResults, ZooResults)
 
-THRESHOLDS = {
-    ("targeted-noise", ""): "lead_threshold",
-    ("mm-bd", ""): "threshold",
-    ("neural-cleanse", ""): "threshold",
-    ("ban", "noise alone"): "errors_threshold",
-}
-"""All-to-one readings, by method and label -> the setting that is their threshold."""
+THRESHOLDS = dict(zip(WITNESSES, ("lead_threshold", "threshold", "threshold", "errors_threshold"), strict=True))
+"""Readings that joint evidence is made of, by method and label -> the setting that is their threshold."""
 
 
 def rejudged(results: AnyResults, detectors: Sequence[Detector] | None = None) -> AnyResults:

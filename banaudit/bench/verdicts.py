@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from banaudit.bench.runner import Outcome, ScanRecord, ScoredReading, VictimEntry, hold_against
-from banaudit.calibration import may_fire
+from banaudit.calibration import may_fire, strength
 from banaudit.results import Verdict
 
 Thresholds = Mapping[str, float]
@@ -24,12 +24,7 @@ def fires(item: ScoredReading, thresholds: Thresholds) -> bool:
 
 def joint_score(scan: ScanRecord, thresholds: Thresholds) -> float:
     """The largest score / threshold among readings that may fire, 0 where none may: above 1 the verdict accuses."""
-    ratios = [
-        item.score / thresholds.get(item.key, item.threshold)
-        for item in scan.readings
-        if item.score is not None and may_fire(item)
-    ]
-    return max(0.0, *ratios) if ratios else 0.0
+    return strength(scan.readings, lambda item: thresholds.get(item.key, item.threshold))
 
 
 def rejudge(entry: VictimEntry, thresholds: Thresholds) -> Outcome:

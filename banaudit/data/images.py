@@ -27,8 +27,11 @@ MAX_SOURCE_PIXELS = 64_000_000
 MAX_KEPT_PIXELS = 640 * 640
 """A larger image is reduced to this area when it is read, so that a thousand photographs take about a gigabyte."""
 
+MIN_PER_CLASS = 2
+"""Images of a class with which a method can search with one and read from another."""
+
 MIN_FOR_VERDICT = 50
-"""Fewer images than this (or than two a class) are too few for a verdict."""
+"""Fewer images than this (or than :data:`MIN_PER_CLASS` a class) are too few for a verdict."""
 
 _TWO_BYTES = re.compile(r";16[BLN]")
 """In Pillow's name for how pixels lie in a file: two bytes a channel, of which it keeps the higher."""
@@ -106,10 +109,10 @@ class ImageSet:
 
     def shortfall(self) -> str | None:
         """Why these images are too few for a verdict, in one line; none: they are enough."""
-        needed = max(MIN_FOR_VERDICT, 2 * self.num_classes)
+        needed = max(MIN_FOR_VERDICT, MIN_PER_CLASS * self.num_classes)
         if len(self) < needed:
             return f"{len(self)} clean images for {self.num_classes} classes; a verdict needs at least {needed}"
-        if self.facts.per_class_min < 2:
+        if self.facts.per_class_min < MIN_PER_CLASS:
             return "a class has a single clean image; a verdict needs two of each class that is there"
         return None
 
