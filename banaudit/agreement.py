@@ -23,8 +23,9 @@ WITNESSES = (AIMED, (MMBD.name, ""), (NeuralCleanse.name, ""), UNAIMED)
 FEWEST_WITNESSES = 2
 
 HELD_BACK = 0.9
-"""Most that a reading counts, as a share of its threshold, which is above it and did not fire: it lacks what it asks
-besides (a patch that works on other images, a gap to the runner-up, restarts that agree), and alone may not accuse."""
+"""Most that a reading which did not fire counts, as a share of its threshold: alone it may not accuse. Its figure for
+a class can be above the threshold and yet lack what the reading asks besides (a patch that works on other images, a gap
+to the runner-up, restarts that agree)."""
 
 NOISE_AGREEMENT = "noise-agreement"
 NOISE_AGREEMENT_THRESHOLD = 0.5
@@ -85,7 +86,7 @@ def joint_evidence(findings: Sequence[Finding]) -> Finding | None:
     """Whether the methods' suspicions of one class add up.
 
     For class c the score is ``sqrt(sum over readings r of max(0, s_r(c) / threshold_r)^2)``, the distance from a
-    network that no reading suspects at all; a reading that was held back counts :data:`HELD_BACK` at most. The methods
+    network that no reading suspects at all; a reading that did not fire counts :data:`HELD_BACK` at most. The methods
     look for the target in different places (weights, pixels, margins), so on a clean network their chance leanings
     towards a class rarely coincide; a backdoor leans all of them the same way.
 
@@ -127,8 +128,7 @@ def joint_evidence(findings: Sequence[Finding]) -> Finding | None:
 def _share(item: Evidence, place: int) -> float:
     """What a reading counts against a class."""
     share = max(0.0, item.per_class[place].score / item.threshold)
-    held_back = item.score > item.threshold and not item.fired
-    return min(share, HELD_BACK) if held_back else share
+    return share if item.fired else min(share, HELD_BACK)
 
 
 def _finding(method: str, title: str, named: str, evidence: Evidence) -> Finding:

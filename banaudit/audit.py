@@ -52,6 +52,9 @@ SCALED_MARGIN = 6.0
 FEW_IMAGES = 5
 """Images of the smallest class below which a report carries a caveat."""
 
+NOTED = "; note "
+"""Stands between the reason against any verdict and what was found all the same."""
+
 NOT_CHECKED = (
     "triggers that neither noise on neurons nor one fixed change of all pixels imitates",
     "backdoors made to survive this kind of audit, or that wake only after fine-tuning, pruning or quantisation",
@@ -389,6 +392,7 @@ def judge(
         findings = (*findings, *together(findings))
     against = (*facts.inconclusive, misread) if misread else facts.inconclusive
     verdict, reason, strongest = combine(findings, against)
+    strength = calibration.strength(item for finding in findings for item in finding.evidence)
     far = calibration.distance(
         findings,
         detectors,
@@ -398,6 +402,7 @@ def judge(
         images=len(clean),
         accuracy=accuracy.accuracy,
         network=facts.architecture.name if facts.architecture is not None else None,
+        parameters=facts.architecture.parameters if facts.architecture is not None else None,
     )
     return _report(
         verdict,
@@ -408,15 +413,11 @@ def judge(
         clean.class_names,
         strongest=strongest,
         calibrated=calibration.statement("no verdict" if against else far),
-        p_value=None if far or against else calibration.p_value(_strength(findings)),
+        p_value=None if far or against else calibration.p_value(strength),
         seed=seed,
         device=str(clean.images.device),
         started=started,
     )
-
-
-def _strength(findings: Sequence[Finding]) -> float:
-    return calibration.strength(item for finding in findings for item in finding.evidence)
 
 
 def combine(
@@ -440,13 +441,23 @@ def combine(
     accusation = "" if strongest is None else _accusation(*strongest)
     if inconclusive or not findings:
         reason = inconclusive[0] if inconclusive else "no method ran"
-        return Verdict.INCONCLUSIVE, reason + (f"; note {accusation}" if accusation else ""), strongest
+        return Verdict.INCONCLUSIVE, reason + (f"{NOTED}{accusation}" if accusation else ""), strongest
     if strongest is not None:
         return Verdict.BACKDOORED, accusation, strongest
-    undecided = [finding for finding in findings if finding.verdict is Verdict.INCONCLUSIVE]
-    if undecided:
-        return Verdict.INCONCLUSIVE, f"{undecided[0].method}: {undecided[0].reason}", None
+    unjudged = [finding for finding in findings if finding.verdict is Verdict.INCONCLUSIVE]
+    if unjudged:
+        return Verdict.INCONCLUSIVE, undecided(unjudged[0].method, unjudged[0].reason), None
     return Verdict.NO_EVIDENCE, f"no reading of {', '.join(finding.method for finding in findings)} fired", None
+
+
+def undecided(method: str, reason: str) -> str:
+    """Why a method could not judge, as the reason of a whole scan.
+
+    Args:
+        method: Its name.
+        reason: Of its finding.
+    """
+    return f"{method}: {reason}"
 
 
 def _accusation(finding: Finding, item: Evidence) -> str:
@@ -475,7 +486,7 @@ def _report(
     if len(named) > 1:
         caveats.append(f"fired readings name different targets: {', '.join(map(str, sorted(named)))}")
     judged = [finding for finding in findings if finding.verdict is not Verdict.INCONCLUSIVE]
-    unjudged = tuple(f"{f.method}: {f.reason}" for f in findings if f.verdict is Verdict.INCONCLUSIVE)
+    unjudged = tuple(undecided(f.method, f.reason) for f in findings if f.verdict is Verdict.INCONCLUSIVE)
     target = accused.target if accused is not None else None
     return Report(
         verdict=verdict,

@@ -2,7 +2,8 @@
 
 The p-value is conformal: the audited model's rank among clean development models, (1 + those that score at least as
 high) / (1 + all of them). If the model is clean and drawn like them, a p-value of at most q comes up with a probability
-of at most q, whatever the distribution. It says nothing where the model is far from all of them.
+of at most q, whatever the distribution. It says nothing where the model is far from all of them. The same models chose
+the thresholds, which were raised until they hardly accused any of them, so a fresh model may rank somewhat higher.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ MEASURED = (0, 9)
 FAMILIES = re.compile(r"(resnet|vgg|wrn-)\d")
 """Names of the families of networks among those models."""
 CLASSES = range(10, 44)
+"""Between these lie the two numbers of classes that they have."""
+PARAMETERS = range(100_000, 1_000_001)
+"""Between these lie the weights that they have, 174,778 to 924,186; a network of full width has ten times as many."""
 SIDES = range(28, 33)
 """Sides of their inputs, pixels."""
 LEAST_ACCURACY = 0.7
@@ -107,6 +111,7 @@ def distance(
     images: int,
     accuracy: float,
     network: str | None,
+    parameters: int | None,
 ) -> str:
     """How a scan differs from those of the clean development models; empty where it is like them.
 
@@ -119,6 +124,7 @@ def distance(
         images: Clean images used.
         accuracy: Clean accuracy.
         network: Name of the architecture as recognised; none: not known.
+        parameters: Number of its weights; none: not known.
     """
     if not findings:
         return "no method ran"
@@ -132,6 +138,7 @@ def distance(
         f"only {images} clean images": images < IMAGES / 2,
         f"a clean accuracy of {accuracy:.0%}": accuracy < LEAST_ACCURACY,
         f"a network of another family ({network or 'unknown'})": network is None or not FAMILIES.match(network),
+        f"{parameters:,} weights" if parameters else "an unknown number of weights": parameters not in PARAMETERS,
     }
     return ", ".join(reason for reason, applies in reasons.items() if applies)
 
@@ -139,8 +146,8 @@ def distance(
 def statement(distance: str) -> str:
     """What a report says of its calibration, in one line."""
     known = (
-        f"{len(CLEAN_STRENGTHS)} clean development models ({CLASSES[0]} to {CLASSES[-1]} classes, inputs of "
-        f"{SIDES[0]} to {SIDES[-1]} pixels, narrow ResNet, VGG and WideResNet)"
+        f"{len(CLEAN_STRENGTHS)} clean development models ({CLASSES[0]} or {CLASSES[-1]} classes, inputs of "
+        f"{SIDES[0]} to {SIDES[-1]} pixels, narrow ResNet, VGG and WideResNet), on which thresholds were chosen too"
     )
     if distance:
         return f"uncalibrated ({distance}): p-values rest on {known}, scanned with {IMAGES} images"

@@ -38,7 +38,7 @@ ENOUGH = 0.9
 """Success on the model before the repair at which the stand-in stops growing."""
 
 WORKED = 0.5
-"""Success on the model before the repair below which a stand-in was none."""
+"""Success on the model before the repair below which a stand-in is called a weak witness."""
 
 SEARCH_IMAGES = 200
 READ_IMAGES = 500
@@ -99,7 +99,9 @@ def planned_images(images: int) -> int:
     Args:
         images: Held-out images there are.
     """
-    return 2 * (MAX_STEPS * (SEARCH_IMAGES + min(READ_IMAGES, images)) + TUNING_STEPS * TUNING_BATCH + 5 * READ_IMAGES)
+    read = min(READ_IMAGES, images)
+    tuning = len(LEARNING_RATES) * (TUNING_STEPS * TUNING_BATCH + read)
+    return 2 * (MAX_STEPS * (SEARCH_IMAGES + read) + tuning + 3 * read)
 
 
 def probe_relapse(
@@ -139,6 +141,7 @@ def probe_relapse(
         tuned = _tune_gently(after, training, held_out, shift, wanted, seed=seed, meter=meter)
         # What the repair left counts as well: a copy that the fine-tuning has hurt says less than the model itself.
         relapsed = max(after_share, 0.0 if tuned is None else _share(tuned, held_out, shift, wanted, meter))
+        steps_tuned = TUNING_STEPS if tuned is not None else 0
         note = _note(threshold, before_share, tuned is not None)
         control = None
         if other:
@@ -155,7 +158,7 @@ def probe_relapse(
         control=control,
         threshold=threshold,
         fired=comes_back(reading, relapsed),
-        steps=TUNING_STEPS,
+        steps=steps_tuned,
         images=min(STAMPED, len(training)),
         note=note,
     )

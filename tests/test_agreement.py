@@ -71,6 +71,15 @@ def witness(method, scores, *, threshold=2.0, label="", verdict=Verdict.NO_EVIDE
     return Finding(method=method, title="", verdict=verdict, reason="", evidence=(evidence,))
 
 
+def test_a_reading_that_did_not_fire_accuses_nobody_alone():
+    # Its score is that of its weakest restart; what it holds against each class is a mean, and may be above.
+    disagreeing = witness(TargetedNoise.name, [2.4, 0.0, 0.0])
+    weakest = disagreeing.evidence[0].model_copy(update={"score": 1.5, "agreement": 0.5})
+    disagreeing = disagreeing.model_copy(update={"evidence": (weakest,)})
+    found = joint_evidence([disagreeing, witness(MMBD.name, [0.0, 0.0, 0.0])])
+    assert (found.verdict, found.evidence[0].score) == (Verdict.NO_EVIDENCE, 0.9)
+
+
 def test_suspicions_of_one_class_add_up_and_those_of_others_do_not():
     found = joint_evidence(
         [
@@ -90,7 +99,7 @@ def test_joint_evidence_accuses_where_no_method_does():
     found = joint_evidence([witness(MMBD.name, [0.0, 1.7]), witness(NeuralCleanse.name, [0.0, 1.9])])
     (evidence,) = found.evidence
     assert (found.verdict, evidence.fired, evidence.target) == (Verdict.BACKDOORED, True, 1)
-    assert evidence.score == pytest.approx((0.85**2 + 0.95**2) ** 0.5)
+    assert evidence.score == pytest.approx((0.85**2 + 0.9**2) ** 0.5)  # a reading that has not fired counts 0.9 at most
 
 
 def test_a_reading_that_was_held_back_accuses_only_with_others():

@@ -57,7 +57,8 @@ def test_p_value_is_a_rank_with_the_model_itself_counted_in(strength, rank):
     assert calibration.p_value(strength) == pytest.approx(rank / 36)
 
 
-LIKE = {"classes": 10, "present": 10, "side": 32, "images": 1000, "accuracy": 0.9, "network": "resnet18"}
+LIKE = {"classes": 10, "present": 10, "side": 32, "images": 1000, "accuracy": 0.9}
+LIKE |= {"network": "resnet18", "parameters": 701_466}
 
 
 def test_a_scan_like_the_clean_development_models_is_near():
@@ -75,7 +76,9 @@ def test_a_scan_like_the_clean_development_models_is_near():
         ({"accuracy": 0.65}, "accuracy of 65%"),
         ({"network": "densenet121"}, "another family (densenet121)"),
         ({"network": "torchvision:resnet18"}, "another family"),
-        ({"network": None}, "unknown"),
+        ({"network": None}, "another family (unknown)"),
+        ({"parameters": 11_173_962}, "11,173,962 weights"),
+        ({"parameters": None}, "an unknown number of weights"),
     ],
 )
 def test_what_is_unlike_them_is_named(change, words):

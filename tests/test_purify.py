@@ -28,10 +28,19 @@ from banaudit.audit import Subject
 from banaudit.checkpoints import read_checkpoint
 from banaudit.data import CleanData
 from banaudit.demo import examples
-from banaudit.detectors import Detector
+from banaudit.detectors import MMBD, Detector
 from banaudit.errors import BanauditError, DataError, UnsupportedModelError, UsageError
 from banaudit.mitigations import BANFineTuning, FeatureFlip, FineTuning
-from banaudit.purify import SIGNIFICANT, Accuracies, _caveats, _part_images, _Parts, _require_suspicion, purify
+from banaudit.purify import (
+    SIGNIFICANT,
+    Accuracies,
+    _caveats,
+    _part_images,
+    _Parts,
+    _require_suspicion,
+    judge_repaired,
+    purify,
+)
 from banaudit.relapse import THRESHOLDS, probe_relapse, wanted_labels
 from banaudit.reports import json_text, repair, terminal
 from banaudit.results import EXIT_CODES, Evidence, Reading, Repair, Verdict
@@ -155,12 +164,14 @@ def test_too_few_untouched_images_for_the_budget_are_a_caveat(drop, error, max_d
 
 
 @pytest.mark.parametrize(
-    ("classes", "images", "apart"), [(10, 1000, True), (10, 900, False), (250, 1000, False), (250, 4000, True)]
+    ("classes", "images", "apart"),
+    [(10, 1000, True), (10, 900, False), (250, 1000, False), (250, 4000, True), (700, 6000, True)],
 )
 def test_untouched_images_are_scanned_alone_only_where_a_scan_would_take_them(classes, images, apart):
     names = tuple(map(str, range(classes)))
     parts = _part_images(CleanData(torch.zeros(images, 1, 2, 2), torch.arange(images) % classes, names), 0)
     assert (len(parts.scan) <= len(parts.untouched)) is apart
+    assert int(torch.bincount(parts.scan.labels, minlength=classes).min()) >= 2
 
 
 def test_record_tells_of_few_untouched_images(demo, tmp_path, monkeypatch):
@@ -399,6 +410,24 @@ def test_the_probe_is_not_blinded_by_how_layers_are_scaled(planted, clean_data):
     probe = probe_relapse(stretched, stretched, clean_data, clean_data, wanted, Reading.ALL_TO_ONE)
     assert probe.after_repair == pytest.approx(plain.after_repair, abs=0.02)
     assert probe.relapsed >= probe.after_repair
+
+
+def test_a_copy_that_every_step_spoils_lets_the_probe_decide_nothing(planted, clean_data, monkeypatch):
+    monkeypatch.setattr("banaudit.relapse.LEARNING_RATES", (1e9,))
+    monkeypatch.setattr("banaudit.relapse.THRESHOLDS", {Reading.ALL_TO_ONE: 2.0})
+    judged = judge_repaired(
+        planted,
+        planted,
+        wanted_labels(toys.CLASSES, toys.TARGET, (), None),
+        Reading.ALL_TO_ONE,
+        scan=clean_data,
+        training=clean_data,
+        held_out=clean_data,
+        detectors=(MMBD(steps=1, threshold=1e9),),
+    )
+    assert judged.relapse.steps == 0
+    assert judged.verdict is Verdict.INCONCLUSIVE
+    assert "every step spoils it" in judged.reason
 
 
 def test_wanted_labels():

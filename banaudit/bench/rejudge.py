@@ -1,9 +1,9 @@
 """Recorded scans as today's thresholds judge them, without the models.
 
 A threshold that was raised changes no score: what the search found stays, and fewer readings fire. So the findings of a
-scan are put together again from its record, held against today's thresholds, and combined by the audit's own code. One
-difference from a new scan is left: a second restart that an old threshold had asked for and today's would not still
-counts, with the weaker of both scores.
+scan are put together again from its record, held against today's thresholds, and combined by the audit's own code; so
+is what several methods say together, by its rule of today. One difference from a new scan is left: a second restart
+that an old threshold had asked for and today's would not still counts, with the weaker of both scores.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from banaudit.agreement import WITNESSES, together
-from banaudit.audit import combine
+from banaudit.audit import NOTED, combine, undecided
 from banaudit.bench.cost import MethodCost
 from banaudit.bench.results_files import kind_of, need_results, write_results
 from banaudit.bench.runner import (
@@ -41,7 +41,7 @@ THRESHOLDS = dict(zip(WITNESSES, ("lead_threshold", "threshold", "threshold", "e
 
 
 def rejudged(results: AnyResults, detectors: Sequence[Detector] | None = None) -> AnyResults:
-    """Results with every scan judged by the thresholds of today; those that have them already stay as they are.
+    """Results with every scan judged by the thresholds of today.
 
     Args:
         results: Of ``bench run``, a study or a zoo.
@@ -57,7 +57,7 @@ def rejudged(results: AnyResults, detectors: Sequence[Detector] | None = None) -
     for entry in results.entries:
         then = results.settings[_digest(entry)]
         now = ScanSettings.of(detectors, then.images, then.seed)
-        if then.detectors == now.detectors or not _only_raised(then, now):
+        if not _only_raised(then, now):
             entries.append(entry)
             continue
         settings[now.digest] = now
@@ -109,15 +109,12 @@ def _scan_judged(scan: ScanRecord, now: ScanSettings, measures: dict[str, str]) 
     ]
     joint = together(findings)
     measures.update(measures_of(joint))
-    # Without a method that could not judge, the images or the model had been the reason.
-    judged = all(cost.verdict is not Verdict.INCONCLUSIVE for cost in scan.methods)
-    against = (scan.reason,) if scan.verdict is Verdict.INCONCLUSIVE and judged else ()
-    verdict, reason, strongest = combine((*findings, *joint), against)
+    verdict, reason, strongest = combine((*findings, *joint), _against(scan))
     accused = strongest[1] if strongest is not None and verdict is Verdict.BACKDOORED else None
     return scan.model_copy(
         update={
             "settings": now.digest,
-            "scanned_with": scan.scanned_with or scan.settings,
+            "scanned_with": scan.scanned_with or (scan.settings if scan.settings != now.digest else ""),
             "verdict": verdict,
             "reason": reason,
             "target": accused.target if accused is not None else None,
@@ -128,6 +125,15 @@ def _scan_judged(scan: ScanRecord, now: ScanSettings, measures: dict[str, str]) 
             "readings": (*readings, *readings_of(joint)),
         }
     )
+
+
+def _against(scan: ScanRecord) -> tuple[str, ...]:
+    """The reason against any verdict that lay in images or model; empty where there was none."""
+    if scan.verdict is not Verdict.INCONCLUSIVE:
+        return ()
+    reason = scan.reason.partition(NOTED)[0]
+    unjudged = {undecided(cost.method, cost.reason) for cost in scan.methods if cost.verdict is Verdict.INCONCLUSIVE}
+    return () if reason in unjudged else (reason,)
 
 
 def _method(item: ScoredReading) -> str:
@@ -173,7 +179,7 @@ def _finding(cost: MethodCost, readings: Sequence[ScoredReading], measures: Mapp
         if item.score is not None
     )
     verdict, reason = cost.verdict, cost.reason
-    if verdict is not Verdict.INCONCLUSIVE:
+    if verdict is not Verdict.INCONCLUSIVE and evidence:
         verdict, reason = conclude(evidence)
     return Finding(
         method=cost.method,

@@ -41,6 +41,23 @@ class CleanData:
         """The same samples on another device."""
         return CleanData(self.images.to(device), self.labels.to(device), self.class_names)
 
+    def in_turn(self, generator: torch.Generator) -> Tensor:
+        """Positions of all samples, one of each class in turn: the first few are as balanced as the samples allow.
+
+        Args:
+            generator: Draws which samples of a class come first; must live on the CPU.
+
+        Returns:
+            [N], on the samples' device.
+        """
+        order = torch.randperm(len(self), generator=generator)
+        shuffled = self.labels.cpu()[order]
+        turn = torch.empty_like(order)
+        for label in range(self.num_classes):
+            members = shuffled == label
+            turn[members] = torch.arange(int(members.sum()))
+        return order[turn.argsort(stable=True)].to(self.labels.device)
+
     def split(self, share: float, generator: torch.Generator) -> tuple[CleanData, CleanData]:
         """Two disjoint parts, drawn class by class so that both have every class in like proportion.
 

@@ -60,6 +60,30 @@ def test_what_a_reading_lacked_besides_its_threshold_it_lacks_still():
     assert (first.fired, joint.fired, joint.score) == (False, False, 0.9)
 
 
+def test_a_reason_against_any_verdict_outlasts_a_method_that_could_not_judge():
+    victim, settings = scanned(1, 5.0, 0.0)
+    silent = victim.scan.methods[1].model_copy(update={"verdict": Verdict.INCONCLUSIVE, "reason": "no BatchNorm"})
+    methods = (victim.scan.methods[0], silent)
+
+    def again(reason):
+        update = {"verdict": Verdict.INCONCLUSIVE, "reason": reason, "methods": methods}
+        recorded = victim.model_copy(update={"scan": victim.scan.model_copy(update=update)})
+        return rejudged(results_of((recorded, settings)), NOW).entries[0].scan
+
+    kept = again("too few images; note mm-bd, all-to-one: score 9 above threshold 2")
+    assert kept.verdict is Verdict.INCONCLUSIVE
+    assert kept.reason == "too few images; note mm-bd, all-to-one: score 5 above threshold 4"
+    assert again("neural-cleanse: no BatchNorm").verdict is Verdict.BACKDOORED
+
+
+def test_a_method_without_any_finite_score_stays_as_it_was():
+    victim, settings = scanned(1, 3.0, 1.0)
+    readings = tuple(item.model_copy(update={"score": None}) for item in victim.scan.readings)
+    recorded = victim.model_copy(update={"scan": victim.scan.model_copy(update={"readings": readings})})
+    found = rejudged(results_of((recorded, settings)), NOW).entries[0].scan
+    assert {cost.verdict for cost in found.methods} == {Verdict.BACKDOORED}
+
+
 def test_twice_is_as_good_as_once_and_todays_scans_stay():
     once = rejudged(results_of(scanned(1, 3.0, 1.0)), NOW)
     assert rejudged(once, NOW) == once

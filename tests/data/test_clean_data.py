@@ -17,6 +17,16 @@ def test_split_is_disjoint_and_keeps_every_class():
     assert sorted(first.images.flatten().tolist() + second.images.flatten().tolist()) == clean.images.flatten().tolist()
 
 
+def test_in_turn_takes_one_of_each_class_after_the_other():
+    clean = _samples([0] * 10 + [1] * 5 + [2] * 2)
+    order = clean.in_turn(torch.Generator().manual_seed(0))
+    assert sorted(order.tolist()) == list(range(17))
+    labels = clean.labels[order].tolist()
+    assert [sorted(labels[at : at + 3]) for at in (0, 3)] == [[0, 1, 2]] * 2
+    assert labels[6:12].count(1) == 3
+    assert order.tolist() != clean.in_turn(torch.Generator().manual_seed(1)).tolist()
+
+
 def test_split_is_a_function_of_the_generator():
     clean = _samples([0, 1, 2] * 10)
     parts = [clean.split(0.5, torch.Generator().manual_seed(3))[0].images for _ in range(2)]
