@@ -2,7 +2,7 @@
 
 The split was fixed before any model was looked at. Both are lists from the most to the least urgent, so that any first
 part of them is a fair population of its own size. Victims that were thought of later (those of :class:`Evasive`, two of
-SSDT) come after all others, whose recipes never change.
+SSDT, those trained again) come after all others, whose recipes never change.
 
 The test is opened part by part. Victims on which something is changed are published as they were opened, and become
 development (``opened``); ``test`` is the rest, most of it still sealed.
@@ -28,6 +28,11 @@ TEST_SEED = 1000
 """First seed of the test; development uses 100 to 999."""
 EVASIVE_SEED = 9000
 """First seed of the test's victims that were added at its end; far from those of the others, however many there are."""
+
+AGAIN_SEED = 20000
+"""What the seed of a victim grows by when it is trained a second time."""
+AGAIN_FACTOR = 1.5
+"""Times as many epochs for it."""
 
 EPOCHS = {"cifar10": 8, "gtsrb32": 12, "mnist": 4, "imagenette64": 30}
 """Passes over the training images at the small scale; a clean ResNet-18 of width 16 passes 80 % on CIFAR with them."""
@@ -63,6 +68,11 @@ SECOND_OPENED = frozenset((
 """The second part (``docs/benchmark/test-second.md``): too many false alarms, on it and on development models."""
 OPENED_SEEDS = FIRST_OPENED | SECOND_OPENED
 """Test victims on which something was chosen after they had been opened; they count as development victims since."""
+
+TRAINED_AGAIN = (1101, 1136, 1158, 1269)
+"""Test victims of cells of which more than 30 % stayed below the floors, all by a clean accuracy just below 80 %: a
+backdoor takes some of what eight epochs are enough for. They are trained a second time, for longer; the first versions
+stay in the tables as misses."""
 
 BAN_POISON_RATE = 0.05
 """Rate at which BAN's experiments use the adaptive attacks, whose own papers use 0.003."""
@@ -261,7 +271,8 @@ def development() -> list[VictimRecipe]:
 def sealed_test(replicates: int = 30) -> list[VictimRecipe]:
     """Victims that are opened once: in each replicate one of every attack, and half as many clean ones, most hard.
 
-    After them all, one victim for each replicate that was trained against the default scan's own score.
+    After them all, one victim for each replicate that was trained against the default scan's own score, and those of
+    them that are trained a second time.
 
     Args:
         replicates: Victims of each attack; of each all-to-all variant half as many.
@@ -284,7 +295,12 @@ def sealed_test(replicates: int = 30) -> list[VictimRecipe]:
     for replicate in range(replicates):
         setup, made = _setup(replicate, len(TEST_ATTACKS)), Evasive()
         recipes.append(backdoored(setup, EVASIVE_SEED + replicate, made, _labelling(made, setup, replicate)))
-    return recipes
+    return recipes + [_again(recipe) for recipe in recipes if recipe.seed in TRAINED_AGAIN]
+
+
+def _again(recipe: VictimRecipe) -> VictimRecipe:
+    longer = recipe.training.model_copy(update={"epochs": round(AGAIN_FACTOR * recipe.training.epochs)})
+    return recipe.model_copy(update={"seed": AGAIN_SEED + recipe.seed, "training": longer})
 
 
 def floor_misses(facts: VictimFacts, twin_accuracy: float | None = None) -> tuple[str, ...]:

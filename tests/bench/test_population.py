@@ -6,8 +6,10 @@ from banaudit.bench.attacks.labelling import AllToAll, AllToOne, Derangement, So
 from banaudit.bench.datasets import DATASETS
 from banaudit.bench.networks import NETWORKS
 from banaudit.bench.population import (
+    AGAIN_SEED,
     OPENED_SEEDS,
     TEST_SEED,
+    TRAINED_AGAIN,
     development,
     floor_misses,
     opened,
@@ -46,7 +48,7 @@ def test_development_never_sees_what_only_the_test_has():
 
 
 def test_the_test_is_as_large_and_as_mixed_as_promised():
-    sealed = sealed_test()
+    sealed = sealed_test()[:600]
     attacks = Counter((r.attack.name, r.labelling.kind) for r in sealed if r.attack)
     singles = {name: n for (name, kind), n in attacks.items() if kind in ("all-to-one", "source-target")}
     assert len(singles) == 11
@@ -70,7 +72,17 @@ def test_recipes_never_change_and_new_ones_come_last():
     assert digest(sealed_test()[:380]) == "fdd1a8400103336e"
     assert digest(sealed_test(5)[:95]) == "1366d68b168a992e"
     assert [recipe.attack.name for recipe in development()[50:]] == ["evasive"] * 3 + ["ssdt"] * 2
-    assert {recipe.attack.name for recipe in sealed_test()[570:]} == {"evasive"}
+    assert {recipe.attack.name for recipe in sealed_test()[570:600]} == {"evasive"}
+
+
+def test_what_is_trained_again_differs_in_seed_and_epochs():
+    again = {recipe.seed - AGAIN_SEED: recipe for recipe in sealed_test()[600:]}
+    assert tuple(again) == TRAINED_AGAIN
+    for recipe in sealed_test():
+        if recipe.seed in again:
+            longer = again[recipe.seed]
+            assert longer.training.epochs == 1.5 * recipe.training.epochs
+            assert longer.model_copy(update={"seed": recipe.seed, "training": recipe.training}) == recipe
 
 
 def test_victims_added_at_the_end_are_the_same_however_many_come_before():
