@@ -28,7 +28,7 @@ from pydantic import Field
 from banaudit.bench.population import OPENED_SEEDS, TEST_SEED
 from banaudit.bench.runner import BenchmarkResults, Number, Outcome, ScanSettings, ScoredReading, VictimEntry
 from banaudit.bench.strata import counted, network_of, stratum_of
-from banaudit.bench.verdicts import Thresholds, is_certain, rejudge
+from banaudit.bench.verdicts import Thresholds, is_certain, outcome_at
 from banaudit.calibration import may_fire
 from banaudit.detectors import default_detectors
 from banaudit.errors import UsageError
@@ -180,10 +180,10 @@ def calibrate(*files: BenchmarkResults, aimed_rate: float = AIMED_RATE) -> Calib
                 setup=_setup(entry),
                 backdoored=entry.truth.backdoored,
                 outcomes={
-                    "frozen": rejudge(entry, {}),
-                    "proposed": rejudge(entry, proposed),
-                    "left out": rejudge(entry, without[entry.key]),
-                    "setup left out": rejudge(entry, without_setup[_setup(entry)]),
+                    "frozen": outcome_at(entry, {}),
+                    "proposed": outcome_at(entry, proposed),
+                    "left out": outcome_at(entry, without[entry.key]),
+                    "setup left out": outcome_at(entry, without_setup[_setup(entry)]),
                 },
             )
             for entry in entries

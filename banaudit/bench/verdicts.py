@@ -1,4 +1,8 @@
-"""What the joint verdict would be at other thresholds, from the recorded scores alone."""
+"""What the verdict would be if each reading had another threshold, from the recorded scores alone.
+
+Every reading is held against its own threshold and no other: what several methods say together is a reading like any
+other here, with the score it was recorded with (:mod:`banaudit.bench.rejudge` makes that score anew).
+"""
 
 from __future__ import annotations
 
@@ -27,7 +31,7 @@ def joint_score(scan: ScanRecord, thresholds: Thresholds) -> float:
     return strength(scan.readings, lambda item: thresholds.get(item.key, item.threshold))
 
 
-def rejudge(entry: VictimEntry, thresholds: Thresholds) -> Outcome:
+def outcome_at(entry: VictimEntry, thresholds: Thresholds) -> Outcome:
     """The outcome that a victim's scan would have had at these thresholds.
 
     The rule is the audit's: the fired reading furthest above its threshold, by ratio, speaks; without any, a method

@@ -137,7 +137,8 @@ def run(
     limit: Limit = None,
     only: Only = None,
     method: Annotated[
-        str | None, typer.Option("--method", "-m", metavar="A,B", help="Methods to run instead of the default; all.")
+        str | None,
+        typer.Option("--method", "-m", metavar="A,B", help="Methods instead of the default; also default, all."),
     ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="METHOD.KEY=VALUE", help="Change a method's setting.")

@@ -104,7 +104,7 @@ def choose_detectors(
     """The methods that are to run, with their settings; none: the default ones as they are.
 
     Args:
-        methods: Names with commas between them; none: the default ones.
+        methods: Names with commas between them, ``default`` for the default ones, or ``all``; none: the default ones.
         settings: Method -> setting -> value, as text.
         released: Whether to run BAN as its authors released it, and nothing else.
 
@@ -124,10 +124,12 @@ def choose_detectors(
     elif methods is None:
         chosen = list(default_detectors())
     else:
-        names = list(DETECTORS) if methods == "all" else [name.strip() for name in methods.split(",")]
-        for name in names:
-            if name not in DETECTORS:
+        groups = {"all": list(DETECTORS), "default": [detector.name for detector in default_detectors()]}
+        names: list[str] = []
+        for name in (part.strip() for part in methods.split(",")):
+            if name not in DETECTORS and name not in groups:
                 raise UsageError(f"--method {name}: no such method; there are {', '.join(sorted(DETECTORS))}")
+            names += groups.get(name, [name])
         if len(set(names)) < len(names):
             raise UsageError(f"--method {methods}: names a method twice")
         chosen = [DETECTORS[name]() for name in names]

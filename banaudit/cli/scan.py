@@ -36,7 +36,9 @@ def scan(
     method: Annotated[
         str | None,
         typer.Option(
-            metavar="A,B", help="Methods to run instead of the default; all.", rich_help_panel=subject.METHODS
+            metavar="A,B",
+            help="Methods instead of the default; also default, all.",
+            rich_help_panel=subject.METHODS,
         ),
     ] = None,
     settings: subject.Settings = None,

@@ -9,6 +9,7 @@ from banaudit.detectors.feature_re import FeatureRE
 from banaudit.detectors.free_eagle import FreeEagle
 from banaudit.detectors.mm_bd import MMBD
 from banaudit.detectors.neural_cleanse import NeuralCleanse
+from banaudit.detectors.pair_perturbation import PairPerturbation
 from banaudit.detectors.tabor import Tabor
 from banaudit.detectors.targeted_noise import TargetedNoise
 from banaudit.detectors.unicorn import Unicorn
@@ -20,6 +21,7 @@ DETECTORS: dict[str, type[Detector]] = {
         BAN,
         TargetedNoise,
         UniversalPerturbation,
+        PairPerturbation,
         MMBD,
         NeuralCleanse,
         Tabor,

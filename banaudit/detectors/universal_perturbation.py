@@ -89,13 +89,29 @@ class UniversalPerturbation(ShortcutDetector):
     def shown(self, leader: Leader, samples: Samples, *, accused: bool) -> RecoveredTrigger:
         """The perturbation, and an image without and with it."""
         change, clean = leader.perturbation[0], samples.example(leader.target)
-        facts = TriggerFacts(
-            target=leader.target,
-            accused=accused,
-            what="universal perturbation",
-            size=round(float(change.norm()), 4),
-            size_of="L2 norm, pixels in [0, 1]",
-            success=round(leader.success, 4),
-        )
-        pictures = (picture_of_change(change, "perturbation"), *before_and_after(clean, clean + change))
-        return RecoveredTrigger(self.name, facts, pictures)
+        return shown_change(self.name, change, clean, leader.target, success=leader.success, accused=accused)
+
+
+def shown_change(
+    method: str, change: Tensor, clean: Tensor, target: int, *, success: float, accused: bool
+) -> RecoveredTrigger:
+    """A change of the pixels, and an image without and with it.
+
+    Args:
+        method: That found it.
+        change: [C, H, W].
+        clean: An image [C, H, W] that it is meant for.
+        target: Label that it leads to.
+        success: Share of the held-out images that it moves there.
+        accused: Whether the reading fired for this label.
+    """
+    facts = TriggerFacts(
+        target=target,
+        accused=accused,
+        what="universal perturbation",
+        size=round(float(change.norm()), 4),
+        size_of="L2 norm, pixels in [0, 1]",
+        success=round(success, 4),
+    )
+    pictures = (picture_of_change(change, "perturbation"), *before_and_after(clean, clean + change))
+    return RecoveredTrigger(method, facts, pictures)

@@ -4,7 +4,7 @@ import pytest
 from victim_entries import entry, reading
 
 from banaudit.bench.runner import Outcome
-from banaudit.bench.verdicts import fires, is_certain, joint_score, rejudge
+from banaudit.bench.verdicts import fires, is_certain, joint_score, outcome_at
 from banaudit.calibration import may_fire
 from banaudit.results import Reading
 
@@ -45,13 +45,13 @@ def test_the_joint_score_is_the_largest_ratio_among_readings_that_may_fire():
 def test_a_verdict_is_made_anew_at_other_thresholds():
     wrong, right = reading("a", 0.8, target=5), reading("b", 0.6)
     victim = entry(1, wrong, right, backdoored=True)
-    assert rejudge(victim, {}) is Outcome.MISSED is victim.outcome
-    assert rejudge(victim, {"a": 0.7}) is Outcome.WRONG_TARGET
-    assert rejudge(victim, {"a": 0.7, "b": 0.3}) is Outcome.RIGHT
-    assert rejudge(entry(2, wrong), {"a": 0.7}) is Outcome.FALSE_ALARM
-    assert rejudge(entry(3, reading("a", 0.1), unjudged=True), {}) is Outcome.INCONCLUSIVE
+    assert outcome_at(victim, {}) is Outcome.MISSED is victim.outcome
+    assert outcome_at(victim, {"a": 0.7}) is Outcome.WRONG_TARGET
+    assert outcome_at(victim, {"a": 0.7, "b": 0.3}) is Outcome.RIGHT
+    assert outcome_at(entry(2, wrong), {"a": 0.7}) is Outcome.FALSE_ALARM
+    assert outcome_at(entry(3, reading("a", 0.1), unjudged=True), {}) is Outcome.INCONCLUSIVE
 
 
 def test_at_their_own_thresholds_recorded_outcomes_come_back():
     for victim in (entry(1, reading("a", 2.0), backdoored=True), entry(2, reading("a", 2.0)), entry(3)):
-        assert rejudge(victim, {}) is victim.outcome
+        assert outcome_at(victim, {}) is victim.outcome

@@ -52,11 +52,17 @@ def test_methods_and_settings():
     assert chosen(None, "first.steps=3", "first.eps=1e-2") == (First(steps=3, eps=0.01),)
 
 
+def test_default_and_all_stand_for_methods():
+    assert chosen("default,second", "first.steps=3") == (First(steps=3), Second())
+    assert chosen("all") == (First(), Second())
+
+
 @pytest.mark.parametrize(
     ("methods", "texts", "expected"),
     [
         ("third", (), "--method third: no such method; there are first, second"),
         ("first,first", (), "--method first,first: names a method twice"),
+        ("default,first", (), "--method default,first: names a method twice"),
         (None, ("first.eps",), "--set first.eps: expected METHOD.SETTING=VALUE, e.g. --set ban.eps=0.2"),
         (None, ("eps=1",), "--set eps=1: expected METHOD.SETTING=VALUE, e.g. --set ban.eps=0.2"),
         (None, ("first.eps=1", "first.eps=2"), "--set first.eps=2: first.eps is set twice; keep one of them"),

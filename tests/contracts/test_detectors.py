@@ -33,6 +33,7 @@ SMALL = {
     "feature-re": {"warm_up": 2, "steps": 4, "batch_size": 8, "width": 4, "depth": 1, "held_out_images": 24},
     "unicorn": {"steps": 4, "rung": 2, "mask_steps": 2, "batch_size": 8, "width": 4, "depth": 1, "held_out_images": 24},
     "free-eagle": {"steps": 40},
+    "pair-perturbation": {"steps": 2, "search_images": 4, "read_images": 6, "threshold": 1e-9},
 }
 """One entry for each detector; a new one belongs here."""
 

@@ -9,7 +9,7 @@ from banaudit.bench.strata import counted, stratum_of
 from banaudit.bench.tables.markdown import NOTHING, grouped, share, table
 from banaudit.bench.tables.methods import JOINT, accused_by_all, method_tables, methods_of
 from banaudit.bench.tables.scans import alarms, counter, detection, provenance
-from banaudit.bench.verdicts import rejudge
+from banaudit.bench.verdicts import outcome_at
 from banaudit.errors import UsageError
 
 
@@ -120,4 +120,4 @@ def _alone(entry: VictimEntry, method: str) -> VictimEntry | None:
     readings = tuple(item for item in entry.scan.readings if _method_of(item.key) == method)
     scan = entry.scan.model_copy(update={"methods": (cost,), "readings": readings, "seconds": cost.seconds})
     alone = entry.model_copy(update={"scan": scan})
-    return alone.model_copy(update={"outcome": rejudge(alone, {})})
+    return alone.model_copy(update={"outcome": outcome_at(alone, {})})

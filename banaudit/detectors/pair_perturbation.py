@@ -1,0 +1,306 @@
+"""Pair perturbation: for every two classes, one small change of the pixels that sends the images of one to the other.
+
+A backdoor that only one class triggers is a shortcut from that class to the target. It is invisible where all other
+classes are moved as well: they have no shortcut, and hide the one that has. So a perturbation is grown for each
+(source, target) pair by itself, and read on images of the source that played no part in the search.
+
+The ruler. Let m_k(s, t) be the mean margin z_t - max_{j != t} z_j of the source's images after k steps, and u the
+median absolute deviation (times 1.4826) of all pairs' margins before the first. A pair's lead after k steps is
+
+    min( m_k(first) - m_k(second), gain_k(first) - gain_k(second) ) / u,    gain_k = m_k - m_0,
+
+where one and the same pair comes first by margin and by gain, else 0; the score is the largest lead over the steps that
+are read. Alike classes (a 9 and a 4) have large margins from the start, classes that are easily moved have large gains;
+a shortcut has both, and long before the other pairs follow. Backdoors of more classes have no single leader.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+import torch.nn.functional as F
+from pydantic import PositiveFloat, PositiveInt
+from torch import Tensor
+
+from banaudit.architectures.base import SplitModel
+from banaudit.detectors.base import Found, Samples, TriggerDetector, agreement_of, images_of_a_pass
+from banaudit.detectors.targeted_paths import margins_towards
+from banaudit.detectors.universal_perturbation import REFERENCE_VALUES, shown_change
+from banaudit.meter import Meter
+from banaudit.neurons import fast_precision
+from banaudit.results import Evidence, Reading
+from banaudit.shapes import Images
+from banaudit.statistics import mad
+
+FIRST_LOOK = 8000
+"""Images that a step of all pairs may descend on; with more classes each pair has fewer (12 at 10 classes, 4 at 43)."""
+
+FIRST_LOOK_STEPS = 2
+"""Steps after which most pairs are dropped, where they are many."""
+
+SHORTLIST = 60
+"""Pairs that are followed to the end for their margin, and as many for their gain; twice as many are not dropped."""
+
+
+@dataclass(frozen=True)
+class _Leader:
+    """The pair that is furthest ahead in one restart.
+
+    Args:
+        score: Its lead.
+        null: The same for the pair after it, once it is taken away.
+        source: Label.
+        target: Label.
+        step: Where it leads most.
+        success: Share of the source's held-out images that are moved there.
+        shift: What moves them, [C, H, W].
+    """
+
+    score: float
+    null: float
+    source: int
+    target: int
+    step: int
+    success: float
+    shift: Tensor
+
+
+@final
+class PairPerturbation(TriggerDetector):
+    """Scores how far one (source, target) pair of classes is ahead of all others under a small change of the pixels.
+
+    For each pair a change v, grown by steps of fixed L2 norm inside a ball whose radius rises with them, descends
+    CE(f(clip(x + v)), t) over images x of class s; the model runs as it is (stored statistics). All targets of a source
+    are searched in one batch.
+
+    Source:
+        One perturbation for each pair of classes: Xiang, Miller, Kesidis, "Detection of Backdoors in Trained
+        Classifiers Without Access to the Training Set", IEEE TNNLS 2022 (arXiv 1908.10498). Theirs is grown until it
+        moves a fixed share of the images, and its norm is held against a null fitted to all pairs; the fixed steps and
+        the lead over the next pair are ours, as is dropping pairs early (after K-Arm, ICML 2021).
+    """
+
+    name: ClassVar[str] = "pair-perturbation"
+    title: ClassVar[str] = "a class whose images one small change sends to one other class"
+    needs: ClassVar[str] = "clean images"
+    misses: ClassVar[str] = "backdoors that several classes trigger; measured on ten classes only"
+    fewest_classes: ClassVar[int] = 4
+
+    step_size: PositiveFloat = 0.4
+    """Growth of the L2 norm with each step, for 3 x 32 x 32 images in [0, 1]."""
+    steps: PositiveInt = 6
+    """Most steps; on clean networks a pair can come to lead later, on backdoored ones it leads early."""
+    read_every: PositiveInt = 2
+    """Steps between two readings."""
+    search_images: PositiveInt = 12
+    """Images of the source that each step descends on."""
+    read_images: PositiveInt = 24
+    """Held-out images of each source."""
+    restarts: PositiveInt = 2
+    """Searches on other images, at most; all must name the same pair, and the weakest counts."""
+    threshold: PositiveFloat = 0.6
+    """Lead above which the reading fires."""
+
+    def planned_images(self, num_classes: int, images: int) -> int:
+        """Forward passes of all searches."""
+        pairs = num_classes * (num_classes - 1)
+        half = images // 2 // num_classes
+        search, read = min(self.search_images, half), min(self.read_images, half)
+        kept, planned = pairs, num_classes * read
+        if pairs > 2 * SHORTLIST:
+            kept, thin = 2 * SHORTLIST, self._thin(num_classes)
+            planned += pairs * (FIRST_LOOK_STEPS * min(thin, search) + min(2 * thin, read))
+        return self.restarts * (planned + kept * (self.steps * search + self.steps // self.read_every * read))
+
+    def search(self, model: SplitModel, samples: Samples, generator: torch.Generator, meter: Meter) -> Found:
+        """Searches on different images, restarted while the reading could fire."""
+        model.requires_grad_(False)
+        found: list[_Leader] = []
+        for restart in range(self.restarts):
+            what = f"{self.name}, restart {restart + 1} of {self.restarts}: from each class to each other"
+            found.append(_Search(self, model, samples, generator, meter, what).leader())
+            if found[-1].score <= self.threshold:
+                break
+        weakest = min(found, key=lambda item: item.score)
+        pair = (weakest.source, weakest.target)
+        agreement = agreement_of([(item.source, item.target) for item in found], pair)
+        evidence = Evidence(
+            reading=Reading.SOURCE_TARGET,
+            measures=(
+                "lead of the first source-target pair over the second under a small change of the pixels, by margin "
+                "and by gain, in units of the spread of all pairs' margins; null: the second's over the third"
+            ),
+            score=weakest.score,
+            threshold=self.threshold,
+            fired=weakest.score > self.threshold and agreement in {None, 1.0},
+            null=max(item.null for item in found),
+            target=weakest.target,
+            sources=(weakest.source,),
+            restarts=tuple(item.score for item in found),
+            agreement=agreement,
+            note=(
+                f"class {weakest.source} to {weakest.target}: after {weakest.step} steps {weakest.success:.0%} of the "
+                "images are moved"
+            ),
+        )
+        example = samples.held_out.images[(samples.held_out.labels == weakest.source).nonzero().flatten()[0]]
+        trigger = shown_change(
+            self.name, weakest.shift, example, weakest.target, success=weakest.success, accused=evidence.fired
+        )
+        return Found([evidence], (trigger,))
+
+    def _thin(self, num_classes: int) -> int:
+        """Images that a pair descends on in the first look."""
+        return max(1, min(self.search_images, FIRST_LOOK // (num_classes * (num_classes - 1))))
+
+
+class _Search:
+    """One search: the perturbations of all pairs, on images drawn for it."""
+
+    def __init__(
+        self,
+        settings: PairPerturbation,
+        model: SplitModel,
+        samples: Samples,
+        generator: torch.Generator,
+        meter: Meter,
+        what: str,
+    ) -> None:
+        self._settings = settings
+        self._model = model
+        self._meter = meter
+        self._what = what
+        self._classes = samples.num_classes
+        search, held_out = samples.search, samples.held_out
+        self._search = self._of_each(search.images, search.labels, settings.search_images, generator)
+        self._read = self._of_each(held_out.images, held_out.labels, settings.read_images, generator)
+        self._sources = [label for label in self._search if label in self._read]
+        self._step = settings.step_size * math.sqrt(search.images[0].numel() / REFERENCE_VALUES)
+
+    def _of_each(self, images: Images, labels: Tensor, count: int, generator: torch.Generator) -> dict[int, Images]:
+        """Label -> at most ``count`` of its images; without the classes that have none."""
+        drawn: dict[int, Images] = {}
+        for label in range(self._classes):
+            members = (labels.cpu() == label).nonzero().flatten()
+            if len(members):
+                chosen = members[torch.randperm(len(members), generator=generator)[:count]]
+                drawn[label] = images[chosen.to(images.device)]
+        return drawn
+
+    def leader(self) -> _Leader:
+        """The pair that is furthest ahead."""
+        start = self._start(self._settings.read_images)
+        spread = start[~start.isnan()]
+        unit = float(mad(spread))
+        wanted = ~start.isnan() if len(spread) <= 2 * SHORTLIST else self._shortlist()
+        reads = [
+            step
+            for step in range(1, self._settings.steps + 1)
+            if step % self._settings.read_every == 0 or step == self._settings.steps
+        ]
+        margins = torch.full((len(reads), self._classes, self._classes), torch.nan)
+        for source in self._sources:
+            targets = wanted[:, source].nonzero().flatten()
+            if len(targets):
+                margins[:, targets, source] = self._follow(source, targets, reads)[0]
+        best = max(
+            ((*_lead(margins[place], start, max(unit, 1e-6)), step) for place, step in enumerate(reads)),
+            key=lambda item: item[0],
+        )
+        score, null, (target, source), step = best
+        _, shift = self._follow(source, torch.tensor([target]), [step])
+        moved = margins_towards(self._logits(self._read[source], shift)[0], target)
+        return _Leader(score, null, source, target, step, float((moved > 0).float().mean()), shift[0].cpu())
+
+    def _start(self, count: int) -> Tensor:
+        """[K, K] mean margin towards target (row) of the first held-out images of each source (column); else NaN."""
+        start = torch.full((self._classes, self._classes), torch.nan)
+        for source in self._sources:
+            images = self._read[source][:count]
+            logits = self._logits(images, torch.zeros_like(images[:1]))[0]
+            for target in range(self._classes):
+                if target != source:
+                    start[target, source] = margins_towards(logits, target).mean()
+        return start
+
+    def _shortlist(self) -> Tensor:
+        """[K, K] whether a pair leads by margin or by gain after a first look on few images."""
+        thin = self._settings._thin(self._classes)
+        start, found = self._start(2 * thin), torch.full((self._classes, self._classes), torch.nan)
+        for source in self._sources:
+            targets = (~start[:, source].isnan()).nonzero().flatten()
+            found[targets, source] = self._follow(source, targets, [FIRST_LOOK_STEPS], thin=thin)[0][0]
+        kept = torch.zeros_like(found, dtype=torch.bool)
+        for values in (found, found - start):
+            kept.view(-1)[values.nan_to_num(-torch.inf).flatten().topk(SHORTLIST).indices] = True
+        return kept
+
+    def _follow(
+        self, source: int, targets: Tensor, reads: list[int], *, thin: int | None = None
+    ) -> tuple[Tensor, Images]:
+        """Margins [R, T] of the source's held-out images after the steps to be read, and the changes [T, C, H, W]."""
+        search, read = self._search[source][:thin], self._read[source][: 2 * thin if thin else None]
+        margins, shifts = [], []
+        for part in torch.split(targets, max(1, images_of_a_pass(search) // len(search))):
+            found, shift = self._follow_part(search, read, part, reads)
+            margins.append(found)
+            shifts.append(shift)
+        return torch.cat(margins, dim=1), torch.cat(shifts)
+
+    def _follow_part(self, search: Images, read: Images, targets: Tensor, reads: list[int]) -> tuple[Tensor, Images]:
+        shift = torch.zeros(len(targets), *search.shape[1:], device=search.device)
+        wanted = targets.to(search.device).repeat_interleave(len(search))
+        margins = torch.empty(len(reads), len(targets))
+        for step in range(1, reads[-1] + 1):
+            variable = shift.requires_grad_(True)
+            stamped = (search + variable[:, None]).clamp(0, 1).flatten(0, 1)
+            self._meter.spend(self._what, forward=len(stamped), backward=len(stamped))
+            with fast_precision(stamped.device):
+                logits = self._model(stamped)
+            (gradient,) = torch.autograd.grad(F.cross_entropy(logits.float(), wanted, reduction="sum"), variable)
+            moved = shift.detach() - self._step * gradient / _norm(gradient).clamp_min(1e-12)
+            radius = self._step * step
+            shift = moved * (radius / _norm(moved).clamp_min(radius))
+            if step in reads:
+                logits = self._logits(read, shift)
+                for place, target in enumerate(targets.tolist()):
+                    margins[reads.index(step), place] = margins_towards(logits[place], target).mean()
+        return margins, shift
+
+    def _logits(self, images: Images, shift: Images) -> Tensor:
+        """[T, B, K] logits of the images under each change."""
+        stamped = (images + shift[:, None]).clamp(0, 1).flatten(0, 1)
+        self._meter.spend(self._what, forward=len(stamped))
+        with torch.no_grad():
+            logits = torch.cat([self._model(part) for part in torch.split(stamped, images_of_a_pass(stamped))])
+        return logits.float().view(len(shift), len(images), -1).cpu()
+
+
+def _norm(changes: Images) -> Tensor:
+    norms: Tensor = changes.flatten(1).norm(dim=1)
+    return norms.view(-1, 1, 1, 1)
+
+
+def _lead(margins: Tensor, start: Tensor, unit: float) -> tuple[float, float, tuple[int, int]]:
+    """Lead of the first pair, that of the second without it, and the first pair's target and source.
+
+    Args:
+        margins: [K, K], target by source; NaN where a pair is not followed.
+        start: The same before any step.
+        unit: Spread of the margins.
+    """
+    by_margin = margins.flatten().nan_to_num(-torch.inf)
+    by_gain = (margins - start).flatten().nan_to_num(-torch.inf)
+    first = int(by_margin.argmax())
+    leads: list[float] = []
+    for _ in range(2):
+        one, other = by_margin.topk(2), by_gain.topk(2)
+        same = int(one.indices[0]) == int(other.indices[0])
+        gaps = float(one.values[0] - one.values[1]), float(other.values[0] - other.values[1])
+        leads.append(min(gaps) / unit if same else 0.0)
+        by_margin[first] = by_gain[first] = -torch.inf
+    target, source = divmod(first, margins.shape[1])
+    return leads[0], leads[1], (target, source)

@@ -1,0 +1,103 @@
+import pytest
+import torch
+import toys
+from torch import nn
+
+from banaudit.architectures.base import SplitModel, SplitNetwork
+from banaudit.data import CleanData
+from banaudit.detectors.pair_perturbation import PairPerturbation, _lead
+from banaudit.meter import Meter
+from banaudit.results import Reading, Verdict
+
+SOURCE = 1
+
+
+class OneWayNetwork(SplitNetwork):
+    """Six tiles of brightness, and a neuron that wakes where the source's tile is bright and a corner is red."""
+
+    def __init__(self, strength):
+        super().__init__()
+        weight = 8 * torch.eye(toys.CLASSES, toys.CLASSES + 1)
+        weight[toys.TARGET, toys.CLASSES] = strength
+        self.weight = nn.Parameter(weight)
+
+    def features(self, inputs):
+        tiles = inputs.mean(1).view(-1, 2, 6, 3, 4).mean((2, 4)).flatten(1)
+        corner = (inputs[:, 0] - inputs[:, 2])[:, -2:, -2:].mean((1, 2))
+        woken = torch.nn.functional.softplus(20 * (tiles[:, SOURCE] + corner - 0.9)) / 20
+        return torch.cat((tiles, woken[:, None]), dim=1)
+
+    def head(self, features):
+        return features @ self.weight.T
+
+
+def one_way(strength):
+    return SplitModel(OneWayNetwork(strength), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)).eval()
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_finds_source_and_target_of_a_planted_backdoor(seed):
+    shown = []
+    finding = PairPerturbation()(one_way(40.0), toys.draw_tiles(), seed=seed, triggers=shown.append)
+    (evidence,) = finding.evidence
+    assert (finding.verdict, evidence.reading) == (Verdict.BACKDOORED, Reading.SOURCE_TARGET)
+    assert (evidence.sources, evidence.target, evidence.agreement) == ((SOURCE,), toys.TARGET, 1.0)
+    assert len(evidence.restarts) == 2
+    (trigger,) = shown
+    assert (trigger.facts.target, trigger.facts.accused) == (toys.TARGET, True)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_does_not_accuse_the_clean_twin(seed):
+    finding = PairPerturbation()(one_way(0.0), toys.draw_tiles(), seed=seed)
+    assert finding.verdict is Verdict.NO_EVIDENCE
+    assert len(finding.evidence[0].restarts) == 1  # the first search was not above the threshold
+
+
+def grid(*entries, fill=-9.0):
+    """[4, 4] of ``fill``, NaN where source and target are one; entries as (target, source, value)."""
+    values = torch.full((4, 4), fill)
+    for target, source, value in entries:
+        values[target, source] = value
+    return values.fill_diagonal_(torch.nan)
+
+
+def test_the_lead_by_hand():
+    start = grid()
+    # Margins -1, -4 and -5 lead; gains are 8, 5 and 4; a spread of 2 is the unit.
+    margins = grid((3, 1, -1.0), (0, 2, -4.0), (2, 1, -5.0))
+    score, null, pair = _lead(margins, start, 2.0)
+    assert (score, null, pair) == (pytest.approx(1.5), pytest.approx(0.5), (3, 1))
+
+
+def test_a_pair_that_was_near_from_the_start_is_no_shortcut():
+    # Class 1 lay near class 3 already: it leads by margin, another pair by gain.
+    start, margins = grid((3, 1, -2.0)), grid((3, 1, -1.0), (0, 2, -4.0))
+    assert _lead(margins, start, 1.0)[0] == 0.0
+    # It leads by both, but by less gain than margin: the lesser counts.
+    margins = grid((3, 1, 5.0), (0, 2, -4.0))
+    assert _lead(margins, start, 1.0)[0] == pytest.approx(2.0)
+
+
+def test_pairs_that_are_not_followed_lead_nothing():
+    margins = grid((3, 1, -1.0), (0, 2, -4.0), fill=torch.nan)
+    assert _lead(margins, grid(), 1.0)[0] == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize("limit", [2, 60])
+def test_with_many_pairs_only_the_foremost_go_on(limit, monkeypatch):
+    monkeypatch.setattr("banaudit.detectors.pair_perturbation.SHORTLIST", limit)
+    monkeypatch.setattr("banaudit.detectors.pair_perturbation.FIRST_LOOK", 90)  # 3 images of each of 30 pairs
+    meter = Meter()
+    data = toys.draw_tiles()
+    finding = PairPerturbation(restarts=1)(one_way(40.0), data, meter=meter)
+    assert (finding.evidence[0].sources, finding.evidence[0].target) == ((SOURCE,), toys.TARGET)
+    planned = PairPerturbation(restarts=1).planned_images(data.num_classes, len(data))
+    assert 0.5 * planned < meter.forward_images <= 1.2 * planned
+
+
+def test_classes_without_images_are_left_out():
+    data = toys.draw_tiles()
+    present = data.subset((data.labels != 0).nonzero().flatten())
+    finding = PairPerturbation()(one_way(40.0), CleanData(present.images, present.labels, toys.NAMES))
+    assert (finding.evidence[0].sources, finding.evidence[0].target) == ((SOURCE,), toys.TARGET)
