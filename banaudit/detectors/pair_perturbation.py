@@ -36,7 +36,8 @@ from banaudit.shapes import Images
 from banaudit.statistics import mad
 
 FIRST_LOOK = 8000
-"""Images that a step of all pairs may descend on; with more classes each pair has fewer (12 at 10 classes, 4 at 43)."""
+"""Images that a step of all pairs may descend on: 12 for each pair of 10 classes, 4 of 43. Of 90 classes and more each
+has one, and not all pairs are looked at, but from each source the targets whose margins are largest from the start."""
 
 FIRST_LOOK_STEPS = 2
 """Steps after which most pairs are dropped, where they are many."""
@@ -101,7 +102,7 @@ class PairPerturbation(TriggerDetector):
     """Held-out images of each source."""
     restarts: PositiveInt = 2
     """Searches on other images, at most; all must name the same pair, and the weakest counts."""
-    threshold: PositiveFloat = 0.6
+    threshold: PositiveFloat = 0.4
     """Lead above which the reading fires."""
 
     def planned_images(self, num_classes: int, images: int) -> int:
@@ -112,7 +113,7 @@ class PairPerturbation(TriggerDetector):
         kept, planned = pairs, num_classes * read
         if pairs > 2 * SHORTLIST:
             kept, thin = 2 * SHORTLIST, self._thin(num_classes)
-            planned += pairs * (FIRST_LOOK_STEPS * min(thin, search) + min(2 * thin, read))
+            planned += min(pairs, FIRST_LOOK) * (FIRST_LOOK_STEPS * min(thin, search) + min(2 * thin, read))
         return self.restarts * (planned + kept * (self.steps * search + self.steps // self.read_every * read))
 
     def search(self, model: SplitModel, samples: Samples, generator: torch.Generator, meter: Meter) -> Found:
@@ -231,7 +232,8 @@ class _Search:
         thin = self._settings._thin(self._classes)
         start, found = self._start(2 * thin), torch.full((self._classes, self._classes), torch.nan)
         for source in self._sources:
-            targets = (~start[:, source].isnan()).nonzero().flatten()
+            nearest = start[:, source].nan_to_num(-torch.inf).argsort(descending=True)
+            targets = nearest[: min(self._classes - 1, max(1, FIRST_LOOK // self._classes))]
             found[targets, source] = self._follow(source, targets, [FIRST_LOOK_STEPS], thin=thin)[0][0]
         kept = torch.zeros_like(found, dtype=torch.bool)
         for values in (found, found - start):

@@ -84,10 +84,13 @@ def test_pairs_that_are_not_followed_lead_nothing():
     assert _lead(margins, grid(), 1.0)[0] == pytest.approx(3.0)
 
 
-@pytest.mark.parametrize("limit", [2, 60])
-def test_with_many_pairs_only_the_foremost_go_on(limit, monkeypatch):
+@pytest.mark.parametrize(
+    ("limit", "look"),
+    [(2, 90), (60, 90), (2, 24)],  # 3 images for each of 30 pairs; all pairs to the end; 4 targets of each of 6 classes
+)
+def test_with_many_pairs_only_the_foremost_go_on(limit, look, monkeypatch):
     monkeypatch.setattr("banaudit.detectors.pair_perturbation.SHORTLIST", limit)
-    monkeypatch.setattr("banaudit.detectors.pair_perturbation.FIRST_LOOK", 90)  # 3 images of each of 30 pairs
+    monkeypatch.setattr("banaudit.detectors.pair_perturbation.FIRST_LOOK", look)
     meter = Meter()
     data = toys.draw_tiles()
     finding = PairPerturbation(restarts=1)(one_way(40.0), data, meter=meter)
