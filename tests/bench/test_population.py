@@ -8,6 +8,7 @@ from banaudit.bench.networks import NETWORKS
 from banaudit.bench.population import (
     AGAIN_SEED,
     OPENED_SEEDS,
+    SSDT_SEED,
     TEST_SEED,
     TRAINED_AGAIN,
     development,
@@ -76,7 +77,7 @@ def test_recipes_never_change_and_new_ones_come_last():
 
 
 def test_what_is_trained_again_differs_in_seed_and_epochs():
-    again = {recipe.seed - AGAIN_SEED: recipe for recipe in sealed_test()[600:]}
+    again = {recipe.seed - AGAIN_SEED: recipe for recipe in sealed_test()[600:604]}
     assert tuple(again) == TRAINED_AGAIN
     for recipe in sealed_test():
         if recipe.seed in again:
@@ -86,7 +87,13 @@ def test_what_is_trained_again_differs_in_seed_and_epochs():
 
 
 def test_victims_added_at_the_end_are_the_same_however_many_come_before():
-    assert [recipe.key for recipe in sealed_test(5)[95:]] == [recipe.key for recipe in sealed_test()[570:575]]
+    assert [recipe.key for recipe in sealed_test(5)[95:100]] == [recipe.key for recipe in sealed_test()[570:575]]
+
+
+def test_more_victims_of_ssdt_come_last():
+    more = sealed_test()[604:]
+    assert len(more) == 6 == len({(recipe.labelling.source, recipe.labelling.target) for recipe in more})
+    assert all(recipe.attack.name == "ssdt" and recipe.seed >= SSDT_SEED for recipe in more)
 
 
 def test_every_recipe_can_be_built():
