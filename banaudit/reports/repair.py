@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from banaudit.reports import scan
-from banaudit.reports.document import Document, Row, Section, Tone, percent
+from banaudit.reports.document import Document, Row, Section, Tone, named_row, percent
 from banaudit.results import RelapseProbe, Repair, RepairEpoch, Report, Verdict
 
 _SUBTITLES = {
@@ -80,7 +80,7 @@ def _readings(before: Report, after: Report) -> list[Row]:
             if item.measures in found
         )
         if texts:
-            rows.append(Row(old.method[:14], texts, Tone.FAINT))
+            rows.append(named_row(old.method, texts, Tone.FAINT))
     return rows
 
 

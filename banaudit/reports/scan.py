@@ -15,6 +15,7 @@ from banaudit.reports.document import (
     Row,
     Section,
     Tone,
+    named_row,
     percent,
     position,
     span,
@@ -280,7 +281,7 @@ def _subject(report: Report) -> Section:
 
 def _run(report: Report) -> Section:
     rows = [
-        Row(finding.method[:14], (_settings(finding.settings), _cost(finding)), Tone.FAINT)
+        named_row(finding.method, (_settings(finding.settings), _cost(finding)), Tone.FAINT)
         for finding in report.findings
     ]
     versions = f"banaudit {report.tool_version}, torch {report.torch_version}, report {report.schema_version}"

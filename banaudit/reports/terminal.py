@@ -11,10 +11,10 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from banaudit.reports.document import Bar, Block, Chart, Document, Gallery, Row, Section, Tone
+from banaudit.reports.document import LONGEST_LABEL, Bar, Block, Chart, Document, Gallery, Row, Section, Tone
 from banaudit.reports.escaping import printable
 
-LABEL_WIDTH = 14
+LABEL_WIDTH = LONGEST_LABEL
 """Columns of a row's label. With the indent and a gap, a SHA-256 fits behind it on 80 columns."""
 MIN_WIDTH = 40
 """A console that is narrower, or says so, gets lines of this length: there is no room for bars and words below."""
