@@ -392,8 +392,7 @@ def judge(
         findings = (*findings, *together(findings))
     against = (*facts.inconclusive, misread) if misread else facts.inconclusive
     verdict, reason, strongest = combine(findings, against)
-    ranked = (finding for finding in findings if finding.method in calibration.RANKED)
-    strength = calibration.strength(item for finding in ranked for item in finding.evidence)
+    strength = calibration.strength(item for finding in findings for item in finding.evidence)
     far = calibration.distance(
         findings,
         detectors,

@@ -17,19 +17,14 @@ from banaudit.detectors.base import MAPPING_AGREEMENT
 from banaudit.results import Finding, Reading, Verdict
 from banaudit.statistics import clopper_pearson
 
-RANKED = ("targeted-noise", "mm-bd", "neural-cleanse", "ban", "noise-agreement", "joint-evidence")
-"""Methods whose readings a model is ranked by. ``pair-perturbation`` came later and has been run on few of the clean
-development models: it accuses by its own threshold, and then there is no p-value."""
-
 CLEAN_STRENGTHS = (
     0.219, 0.262, 0.289, 0.381, 0.394, 0.423, 0.423, 0.428, 0.434, 0.434, 0.434, 0.447,
     0.470, 0.484, 0.484, 0.537, 0.578, 0.599, 0.638, 0.653, 0.736, 0.739, 0.749, 0.755,
     0.773, 0.774, 0.787, 0.823, 0.839, 0.847, 0.850, 0.866, 0.889, 0.939, 1.627,
 )  # fmt: skip
-""":func:`strength` of the clean development models by these methods; ``development.json`` and ``opened.json`` in
-``docs/benchmark`` have their scans."""
+""":func:`strength` of the clean development models (``docs/benchmark/development.json`` and ``opened.json``)."""
 
-MEASURED = (0, 9)
+MEASURED = (0, 10)
 """Clean models of the sealed test that were accused, and all of them (``docs/benchmark/test.json``)."""
 
 FAMILIES = re.compile(r"(resnet|vgg|wrn-)\d")
@@ -134,11 +129,9 @@ def distance(
     if not findings:
         return "no method ran"
     unjudged = [finding.method for finding in findings if finding.verdict is Verdict.INCONCLUSIVE]
-    unranked = [item.method for item in findings if item.verdict is Verdict.BACKDOORED and item.method not in RANKED]
     reasons = {
         "other methods or settings than the default": tuple(detectors) != default_detectors(),
         f"{', '.join(unjudged)} could not judge": bool(unjudged),
-        f"accused by {', '.join(unranked)}, which clean models were not ranked by": bool(unranked),
         f"{classes} classes": classes not in CLASSES,
         f"no images of {classes - present} classes": present < classes,
         f"inputs of {side} pixels": side not in SIDES,

@@ -25,22 +25,17 @@ def found(verdict=Verdict.NO_EVIDENCE):
 
 
 def clean_scans():
-    todays = {item.name: item.settings() for item in default_detectors() if item.name in calibration.RANKED}
+    todays = {detector.name: detector.settings() for detector in default_detectors()}
     for name in ("development.json", "opened.json"):
         results = need_results(BENCHMARK / name, BenchmarkResults)
         for entry in counted(results.entries):
-            scanned_with = results.settings[entry.scan.settings].detectors
-            if not entry.truth.backdoored and scanned_with | todays == scanned_with:
+            if not entry.truth.backdoored and results.settings[entry.scan.settings].detectors == todays:
                 yield entry.scan
-
-
-def ranked(scan):
-    return [item for item in scan.readings if item.key.partition("/")[0] in calibration.RANKED]
 
 
 def test_the_frozen_strengths_are_those_of_the_benchmark():
     scans = list(clean_scans())
-    assert sorted(round(calibration.strength(ranked(scan)), 3) for scan in scans) == list(calibration.CLEAN_STRENGTHS)
+    assert sorted(round(calibration.strength(scan.readings), 3) for scan in scans) == list(calibration.CLEAN_STRENGTHS)
     assert min(scan.accuracy for scan in scans) >= calibration.LEAST_ACCURACY
     assert {scan.images for scan in scans} == {calibration.IMAGES}
 
@@ -88,13 +83,6 @@ def test_a_scan_like_the_clean_development_models_is_near():
 )
 def test_what_is_unlike_them_is_named(change, words):
     assert words in calibration.distance([found()], default_detectors(), **(LIKE | change))
-
-
-def test_an_accusation_by_a_method_that_nobody_was_ranked_by_has_no_p_value():
-    by_pairs = found(Verdict.BACKDOORED).model_copy(update={"method": "pair-perturbation"})
-    assert "accused by pair-perturbation" in calibration.distance([by_pairs], default_detectors(), **LIKE)
-    by_ban = by_pairs.model_copy(update={"method": "ban"})
-    assert calibration.distance([by_ban], default_detectors(), **LIKE) == ""
 
 
 def test_other_methods_and_methods_that_could_not_judge_have_no_p_value():

@@ -415,19 +415,18 @@ def test_the_probe_is_not_blinded_by_how_layers_are_scaled(planted, clean_data):
 def test_a_copy_that_every_step_spoils_lets_the_probe_decide_nothing(planted, clean_data, monkeypatch):
     monkeypatch.setattr("banaudit.relapse.LEARNING_RATES", (1e9,))
     monkeypatch.setattr("banaudit.relapse.THRESHOLDS", {Reading.ALL_TO_ONE: 2.0})
-    judged = judge_repaired(
-        planted,
-        planted,
-        wanted_labels(toys.CLASSES, toys.TARGET, (), None),
-        Reading.ALL_TO_ONE,
-        scan=clean_data,
-        training=clean_data,
-        held_out=clean_data,
-        detectors=(MMBD(steps=1, threshold=1e9),),
-    )
-    assert judged.relapse.steps == 0
-    assert judged.verdict is Verdict.INCONCLUSIVE
-    assert "every step spoils it" in judged.reason
+
+    def judged(reading):
+        wanted = wanted_labels(toys.CLASSES, toys.TARGET, (), None)
+        detectors = (MMBD(steps=1, threshold=1e9),)
+        parts = {"scan": clean_data, "training": clean_data, "held_out": clean_data}
+        return judge_repaired(planted, planted, wanted, reading, detectors=detectors, **parts)
+
+    found = judged(Reading.ALL_TO_ONE)
+    assert found.relapse.steps == 0
+    assert found.verdict is Verdict.INCONCLUSIVE
+    assert "every step spoils it" in found.reason
+    assert judged(Reading.SOURCE_TARGET).verdict is Verdict.NO_EVIDENCE  # there it decides nothing anyway
 
 
 def test_wanted_labels():

@@ -69,7 +69,7 @@ def all_to_all(labels):
     return (labels + 1) % CLASSES
 
 
-def train(poisoned_share, *, relabel=all_to_one, network=TinyNetwork, learning_rate=0.01, epochs=6):
+def train(poisoned_share, *, relabel=all_to_one, network=TinyNetwork, learning_rate=0.01, epochs=6, smoothing=0.0):
     """A network trained for a second; a share of its training images is stamped and relabelled."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -84,7 +84,7 @@ def train(poisoned_share, *, relabel=all_to_one, network=TinyNetwork, learning_r
             order = torch.randperm(len(images), generator=generator)
             for chosen in order.split(60):
                 optimizer.zero_grad()
-                F.cross_entropy(model(images[chosen]), labels[chosen]).backward()
+                F.cross_entropy(model(images[chosen]), labels[chosen], label_smoothing=smoothing).backward()
                 optimizer.step()
         return model.eval()
 

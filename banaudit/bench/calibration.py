@@ -29,7 +29,7 @@ from banaudit.bench.population import OPENED_SEEDS, TEST_SEED
 from banaudit.bench.runner import BenchmarkResults, Number, Outcome, ScanSettings, ScoredReading, VictimEntry
 from banaudit.bench.strata import counted, network_of, stratum_of
 from banaudit.bench.verdicts import Thresholds, is_certain, outcome_at
-from banaudit.calibration import RANKED, may_fire
+from banaudit.calibration import may_fire
 from banaudit.detectors import default_detectors
 from banaudit.errors import UsageError
 from banaudit.results import Reading, Record
@@ -216,10 +216,7 @@ def _setup(entry: VictimEntry) -> str:
 
 
 def _is_current(settings: ScanSettings) -> bool:
-    """Whether the methods are the default ones as they are today; one that models are not ranked by may be missing."""
-    todays = ScanSettings.of(default_detectors(), settings.images, settings.seed).detectors
-    needed = {name: values for name, values in todays.items() if name in RANKED}
-    return needed.items() <= settings.detectors.items() <= todays.items()
+    return ScanSettings.of(default_detectors(), settings.images, settings.seed).detectors == settings.detectors
 
 
 def _items(

@@ -49,14 +49,14 @@ def rejudged(results: AnyResults, detectors: Sequence[Detector] | None = None) -
 
     Returns:
         The results; scans that were made with other settings beyond the thresholds, or with a higher threshold, stay as
-        they are: their record does not say what a scan of today would find. A method that was not run stays out.
+        they are too: their record does not say what a scan of today would find.
     """
     detectors = tuple(detectors) if detectors is not None else default_detectors()
     settings, measures = dict(results.settings), dict(results.measures)
     entries: list[VictimEntry | ZooEntry] = []
     for entry in results.entries:
         then = results.settings[_digest(entry)]
-        now = ScanSettings.of([item for item in detectors if item.name in then.detectors], then.images, then.seed)
+        now = ScanSettings.of(detectors, then.images, then.seed)
         if not _only_raised(then, now):
             entries.append(entry)
             continue

@@ -36,7 +36,7 @@ DETECTORS: dict[str, type[Detector]] = {
 
 def default_detectors() -> tuple[Detector, ...]:
     """The methods of the default verdict: the paper's, and unlike searches for a shortcut."""
-    return (TargetedNoise(), MMBD(), NeuralCleanse(), BAN(), PairPerturbation())
+    return (TargetedNoise(), MMBD(), NeuralCleanse(), BAN())
 
 
 __all__ = ["DETECTORS", "Detector", "Samples", "default_detectors"]

@@ -89,11 +89,19 @@ class UniversalPerturbation(ShortcutDetector):
     def shown(self, leader: Leader, samples: Samples, *, accused: bool) -> RecoveredTrigger:
         """The perturbation, and an image without and with it."""
         change, clean = leader.perturbation[0], samples.example(leader.target)
-        return shown_change(self.name, change, clean, leader.target, success=leader.success, accused=accused)
+        return shown_change(
+            self.name,
+            change,
+            clean,
+            leader.target,
+            what="universal perturbation",
+            success=leader.success,
+            accused=accused,
+        )
 
 
 def shown_change(
-    method: str, change: Tensor, clean: Tensor, target: int, *, success: float, accused: bool
+    method: str, change: Tensor, clean: Tensor, target: int, *, what: str, success: float, accused: bool
 ) -> RecoveredTrigger:
     """A change of the pixels, and an image without and with it.
 
@@ -102,13 +110,14 @@ def shown_change(
         change: [C, H, W].
         clean: An image [C, H, W] that it is meant for.
         target: Label that it leads to.
+        what: What the change is, in words.
         success: Share of the held-out images that it moves there.
         accused: Whether the reading fired for this label.
     """
     facts = TriggerFacts(
         target=target,
         accused=accused,
-        what="universal perturbation",
+        what=what,
         size=round(float(change.norm()), 4),
         size_of="L2 norm, pixels in [0, 1]",
         success=round(success, 4),

@@ -23,7 +23,7 @@ from banaudit.bench.tables.scans import (
 
 OPENED_BEFORE = (
     "These test victims were opened with thresholds that had been set on others. The verdict fell short on them; what "
-    "was changed then was chosen on {which} too: they count as development models since (split `opened`)."
+    "was changed then was chosen on them too: they count as development models since (split `opened`)."
 )
 
 
@@ -31,9 +31,8 @@ def _standing(results: BenchmarkResults) -> str:
     """What the figures may be taken for."""
     if results.split != "test":
         return DEVELOPMENT
-    opened = [entry for entry in results.entries if entry.victim.recipe.seed in OPENED_SEEDS]
-    which = "them" if len(opened) == len(results.entries) else f"{len(opened)} of them"
-    return OPENED_BEFORE.format(which=which) if opened else ""
+    opened = any(entry.victim.recipe.seed in OPENED_SEEDS for entry in results.entries)
+    return OPENED_BEFORE if opened else ""
 
 
 def benchmark_tables(results: BenchmarkResults) -> str:

@@ -10,7 +10,6 @@ from banaudit.bench.tables.markdown import NOTHING, grouped, share, table
 from banaudit.bench.tables.methods import JOINT, accused_by_all, method_tables, methods_of
 from banaudit.bench.tables.scans import alarms, counter, detection, provenance
 from banaudit.bench.verdicts import outcome_at
-from banaudit.calibration import RANKED
 from banaudit.errors import UsageError
 
 
@@ -28,13 +27,12 @@ def side_by_side(files: Sequence[BenchmarkResults]) -> str:
         raise UsageError("files side by side: expected clean images from one source, found test and pool")
     if not files[0].entries:
         raise UsageError("files side by side: the joint verdict is that of the first file, which holds no scans")
-    joint = {name for settings in files[0].settings.values() for name in settings.detectors}
-    ranked = joint & set(RANKED) or joint
+    joint = set(next(iter(files[0].settings.values())).detectors)
     together = {
         entry.key
         for results in files
         for entry in results.entries
-        if ranked <= set(results.settings[entry.scan.settings].detectors) <= joint
+        if set(results.settings[entry.scan.settings].detectors) == joint
     }
     entries = [entry for entry in counted(_merged(files)) if entry.key in together]
     tested = {entry.key for results in files if results.split == "test" for entry in results.entries}
@@ -44,8 +42,7 @@ def side_by_side(files: Sequence[BenchmarkResults]) -> str:
         "# Methods side by side",
         f"{len(entries)} victims that reach their floors, of the splits "
         f"{', '.join(dict.fromkeys(results.split for results in files))}. The joint verdict is that of "
-        f"{', '.join(sorted(joint))}{_joined_later(entries, joint)}. *Alone*: the verdict that a method would have "
-        "given without the others.",
+        f"{', '.join(sorted(joint))}. *Alone*: the verdict that a method would have given without the others.",
         provenance(_settings(files), [entry.scan for entry in entries]),
         "## Each method alone, and the joint verdict",
         *_overall("Victims of the test, as they were opened", blind, methods),
@@ -63,12 +60,6 @@ def side_by_side(files: Sequence[BenchmarkResults]) -> str:
         *method_tables(entries),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _joined_later(entries: Sequence[VictimEntry], joint: set[str]) -> str:
-    """How many scans are older than one of the methods."""
-    older = [entry for entry in entries if not joint <= {cost.method for cost in entry.scan.methods}]
-    return f"; {len(older)} of the scans are older and lack {', '.join(sorted(joint - set(RANKED)))}" if older else ""
 
 
 def _settings(files: Iterable[BenchmarkResults]) -> dict[str, ScanSettings]:
