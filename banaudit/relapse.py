@@ -22,14 +22,13 @@ from torch import Tensor
 from banaudit.architectures.base import SplitModel
 from banaudit.data import CleanData
 from banaudit.meter import Meter
+from banaudit.pixel_changes import grow, step_length
 from banaudit.preflight import predictions
 from banaudit.results import Reading, RelapseProbe
 from banaudit.shapes import Images, Labels
 
 STEP = 0.4
 """Growth of the stand-in's L2 norm with each step, for 3 x 32 x 32 images in [0, 1]; it grows with their size."""
-
-REFERENCE_VALUES = 3 * 32 * 32
 
 MAX_STEPS = 12
 """Steps after which the stand-in stops growing: an L2 norm of 4.8 at 32 pixels, about a patch of 4 x 4."""
@@ -203,15 +202,13 @@ def _find_shift(
     private = copy.deepcopy(model).eval().requires_grad_(False)
     images, goal = _affected(_shuffled(training, seed), wanted, SEARCH_IMAGES)
     shift = torch.zeros_like(held_out.images[:1])
-    step_size = STEP * math.sqrt(shift.numel() / REFERENCE_VALUES)
+    length = step_length(STEP, shift[0])
     share, step = 0.0, 0
     for step in range(1, most_steps + 1):
         meter.spend(WHAT, forward=len(images), backward=len(images))
         variable = shift.clone().requires_grad_(True)
         (gradient,) = torch.autograd.grad(F.cross_entropy(private((images + variable).clamp(0, 1)), goal), variable)
-        shift = shift - step_size * gradient / gradient.norm().clamp_min(1e-12)
-        radius = step_size * step
-        shift = shift * (radius / shift.norm().clamp_min(radius))
+        shift = grow(shift, gradient, length, step)
         if stop or step == most_steps:
             share = _share(private, held_out, shift, wanted, meter)
         if stop and share >= ENOUGH:

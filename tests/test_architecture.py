@@ -16,7 +16,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 TIERS = (
     ("errors", "shapes", "whole_files"),
     ("results", "meter"),
-    ("statistics", "data", "triggers", "method"),
+    ("statistics", "data", "triggers", "method", "pixel_changes"),
     ("checkpoints",),
     ("architectures",),
     ("neurons",),

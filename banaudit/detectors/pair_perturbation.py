@@ -19,7 +19,6 @@ leader either.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -30,11 +29,12 @@ from torch import Tensor
 
 from banaudit.architectures.base import SplitModel
 from banaudit.detectors.base import Found, Samples, TriggerDetector, agreement_of, images_of_a_pass
-from banaudit.detectors.targeted_paths import margins_towards
-from banaudit.detectors.universal_perturbation import REFERENCE_VALUES, shown_change
+from banaudit.detectors.targeted_paths import by_source_and_target, margins_towards
+from banaudit.detectors.universal_perturbation import shown_change
 from banaudit.errors import UnsupportedModelError
 from banaudit.meter import Meter
 from banaudit.neurons import fast_precision
+from banaudit.pixel_changes import grow, step_length
 from banaudit.results import Evidence, Reading
 from banaudit.shapes import Images
 from banaudit.statistics import mad, median
@@ -192,7 +192,7 @@ class _Search:
         self._search = self._of_each(search.images, search.labels, settings.search_images, generator)
         self._read = self._of_each(held_out.images, held_out.labels, settings.read_images, generator)
         self._sources = [label for label in self._search if label in self._read]
-        self._step = settings.step_size * math.sqrt(search.images[0].numel() / REFERENCE_VALUES)
+        self._step = step_length(settings.step_size, search.images[0])
 
     def _of_each(self, images: Images, labels: Tensor, count: int, generator: torch.Generator) -> dict[int, Images]:
         """Label -> at most ``count`` of its images, and half of them; without the classes that have none."""
@@ -207,10 +207,10 @@ class _Search:
 
     def leader(self) -> _Leader:
         """The pair that is furthest ahead."""
-        start = self._start(self._settings.read_images)
+        start = self._start()
         margins_now = start[~start.isnan()]
         unit = float(torch.maximum(mad(margins_now), MEDIAN_SHARE * median(margins_now).abs()))
-        wanted = ~start.isnan() if len(margins_now) <= SHORTLIST else self._shortlist()
+        wanted = ~start.isnan() if len(margins_now) <= SHORTLIST else self._shortlist(start)
         reads = [
             step
             for step in range(1, self._settings.steps + 1)
@@ -230,23 +230,17 @@ class _Search:
         moved = margins_towards(self._logits(self._read[source], shift)[0], target)
         return _Leader(score, null, source, target, step, float((moved > 0).float().mean()), shift[0].cpu())
 
-    def _start(self, count: int) -> Tensor:
-        """[K, K] mean margin towards target (row) of the first held-out images of each source (column); else NaN."""
-        start = torch.full((self._classes, self._classes), torch.nan)
-        for source in self._sources:
-            images = self._read[source][:count]
-            logits = self._logits(images, torch.zeros_like(images[:1]))[0]
-            best = logits.topk(2, dim=1)
-            rivals = best.values[:, :1].expand_as(logits).clone()
-            rivals.scatter_(1, best.indices[:, :1], best.values[:, 1:])  # of the best class the runner-up
-            start[:, source] = (logits - rivals).mean(dim=0)
-            start[source, source] = torch.nan
-        return start
+    def _start(self) -> Tensor:
+        """[K, K] mean margin towards target (row) of the held-out images of each source (column); else NaN."""
+        images = torch.cat([self._read[source] for source in self._sources])
+        labels = torch.cat([torch.full((len(self._read[source]),), source) for source in self._sources])
+        logits = self._logits(images, torch.zeros_like(images[:1]))[0]
+        return by_source_and_target(logits, labels)
 
-    def _shortlist(self) -> Tensor:
-        """[K, K] whether a pair is among the first after a first look on few images."""
+    def _shortlist(self, start: Tensor) -> Tensor:
+        """[K, K] whether a pair is among the first after a first look on few images; the start says whom to look at."""
         thin = self._settings._thin(self._classes)
-        start, found = self._start(2 * thin), torch.full((self._classes, self._classes), torch.nan)
+        found = torch.full_like(start, torch.nan)
         for source in self._sources:
             nearest = start[:, source].nan_to_num(-torch.inf).argsort(descending=True)
             targets = nearest[: min(self._classes - 1, max(1, FIRST_LOOK // self._classes))]
@@ -278,9 +272,7 @@ class _Search:
             with fast_precision(stamped.device):
                 logits = self._model(stamped)
             (gradient,) = torch.autograd.grad(F.cross_entropy(logits.float(), wanted, reduction="sum"), variable)
-            moved = shift.detach() - self._step * gradient / _norm(gradient).clamp_min(1e-12)
-            radius = self._step * step
-            shift = moved * (radius / _norm(moved).clamp_min(radius))
+            shift = grow(shift.detach(), gradient, self._step, step)
             if step in reads:
                 logits = self._logits(read, shift)
                 for place, target in enumerate(targets.tolist()):
@@ -297,11 +289,6 @@ class _Search:
             # A pair's margin would be NaN, the mark of one that is not followed: the one that matters might be lost so.
             raise UnsupportedModelError("the search ended in outputs that are not finite")
         return logits.float().view(len(shift), len(images), -1).cpu()
-
-
-def _norm(changes: Images) -> Tensor:
-    norms: Tensor = changes.flatten(1).norm(dim=1)
-    return norms.view(-1, 1, 1, 1)
 
 
 def _lead(margins: Tensor, unit: float) -> tuple[float, float, tuple[int, int]]:

@@ -29,7 +29,7 @@ from torch import Tensor
 from banaudit.data import CleanData
 from banaudit.detectors.base import Samples, draw
 from banaudit.errors import UnsupportedModelError
-from banaudit.shapes import Images, Logits
+from banaudit.shapes import Images, Labels, Logits
 from banaudit.statistics import median
 
 SATURATED = 0.95
@@ -124,8 +124,21 @@ def _by_source(logits: Logits, data: CleanData, target: int) -> tuple[Tensor, fl
     return row, float((margins[labels != target] > 0).float().mean())
 
 
-def _all_targets(logits: Logits, data: CleanData) -> Tensor:
-    return torch.stack([_by_source(logits, data, target)[0] for target in range(data.num_classes)])
+def by_source_and_target(logits: Logits, labels: Labels) -> Tensor:
+    """[K, K] mean margin towards target (row) of each source class (column); NaN on the diagonal and without images.
+
+    Args:
+        logits: [B, K].
+        labels: [B], on the same device.
+    """
+    best = logits.topk(2, dim=1)
+    rivals = best.values[:, :1].expand_as(logits).clone()
+    rivals.scatter_(1, best.indices[:, :1], best.values[:, 1:])  # of the best class the runner-up
+    margins = logits - rivals
+    means = torch.full((logits.shape[1], logits.shape[1]), torch.nan)
+    for source in sorted(set(labels.tolist())):
+        means[:, source] = margins[labels == source].mean(dim=0)
+    return means.fill_diagonal_(torch.nan)
 
 
 def follow(
@@ -156,7 +169,9 @@ def follow(
     held_out = draw(samples.held_out, read_images, generator)
     searches = [draw(samples.search, search_images, generator, exclude=target) for target in range(classes)]
     current = [perturbation.zero() for _ in range(classes)]
-    start = _all_targets(_logits(perturbation, held_out.images, perturbation.zero(), what), held_out)
+    start = by_source_and_target(
+        _logits(perturbation, held_out.images, perturbation.zero(), what), held_out.labels.cpu()
+    )
     glance = held_out.subset(torch.arange(min(GLANCE_IMAGES, _thin(read_images, classes), len(held_out))))
     alive = list(range(classes))
     thinned = _thin(search_images, classes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar, final
 
 import torch
@@ -15,12 +14,10 @@ from banaudit.detectors.shortcut import ShortcutDetector
 from banaudit.detectors.targeted_paths import Leader
 from banaudit.meter import Meter
 from banaudit.neurons import fast_precision
+from banaudit.pixel_changes import grow, step_length
 from banaudit.results import TriggerFacts
 from banaudit.shapes import Images, Logits
 from banaudit.triggers import RecoveredTrigger, before_and_after, picture_of_change
-
-REFERENCE_VALUES = 3 * 32 * 32
-"""Values in the image for which ``step_size`` is stated; the norm of a like change grows with their square root."""
 
 
 class _PixelShift:
@@ -29,7 +26,7 @@ class _PixelShift:
     def __init__(self, model: SplitModel, like: Images, step: float, meter: Meter) -> None:
         self._model = model.eval().requires_grad_(False)
         self._like = like[:1]
-        self._step = step * math.sqrt(self._like.numel() / REFERENCE_VALUES)
+        self._step = step_length(step, self._like[0])
         self._meter = meter
 
     def zero(self) -> Tensor:
@@ -48,10 +45,7 @@ class _PixelShift:
         return logits.float()
 
     def descend(self, perturbation: Tensor, gradient: Tensor, step: int) -> Tensor:
-        moved = perturbation - self._step * gradient / gradient.norm().clamp_min(1e-12)
-        radius = self._step * step
-        inside: Tensor = moved * (radius / moved.norm().clamp_min(radius))
-        return inside
+        return grow(perturbation, gradient, self._step, step)
 
 
 @final
