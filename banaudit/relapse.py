@@ -137,11 +137,12 @@ def probe_relapse(
             before, training, held_out, wanted, most_steps=MAX_STEPS, seed=seed, meter=meter
         )
         after_share = _share(after, held_out, shift, wanted, meter)
-        tuned = _tune_gently(after, training, held_out, shift, wanted, seed=seed, meter=meter)
+        found = bool(shift.any())  # else no gradient reaches the pixels, and clean images would be taught wrong labels
+        tuned = _tune_gently(after, training, held_out, shift, wanted, seed=seed, meter=meter) if found else None
         # What the repair left counts as well: a copy that the fine-tuning has hurt says less than the model itself.
         relapsed = max(after_share, 0.0 if tuned is None else _share(tuned, held_out, shift, wanted, meter))
         steps_tuned = TUNING_STEPS if tuned is not None else 0
-        note = _note(threshold, before_share, tuned is not None)
+        note = _note(threshold, before_share, found=found, tuned=tuned is not None)
         control = None
         if other:
             control_shift, _, _ = _find_shift(
@@ -223,8 +224,10 @@ def _share(model: SplitModel, held_out: CleanData, shift: Tensor, wanted: dict[i
     return float((predicted == goal.cpu()).double().mean()) if len(goal) else 0.0
 
 
-def _note(threshold: float | None, before_share: float, tuned: bool) -> str:
+def _note(threshold: float | None, before_share: float, *, found: bool, tuned: bool) -> str:
     """What the probe's answer is worth."""
+    if not found:
+        return "no gradient reaches the pixels of the model before the repair, so there is no stand-in"
     if not tuned:
         return "fine-tuning in steps of any size spoils the copy, so the share is that of the repaired model itself"
     if threshold is None:

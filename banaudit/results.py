@@ -284,7 +284,7 @@ class RelapseProbe(Record):
         default=None, description="Above it the backdoor is back; none: it decides nothing."
     )
     fired: bool = False
-    steps: int = Field(description="Of fine-tuning; 0 where every step spoils the copy, and the probe decides nothing.")
+    steps: int = Field(description="Of fine-tuning; 0 where there was none, and the probe decides nothing.")
     images: int
     note: str
 

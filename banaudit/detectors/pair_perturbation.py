@@ -247,7 +247,7 @@ class _Search:
             found[targets, source] = self._follow(source, targets, [FIRST_LOOK_STEPS], thin=thin)[0][0]
         kept = torch.zeros_like(found, dtype=torch.bool)
         kept.view(-1)[found.nan_to_num(-torch.inf).flatten().topk(SHORTLIST).indices] = True
-        return kept
+        return kept & ~found.isnan()
 
     def _follow(
         self, source: int, targets: Tensor, reads: list[int], *, thin: int | None = None
@@ -273,6 +273,8 @@ class _Search:
                 logits = self._model(stamped)
             (gradient,) = torch.autograd.grad(F.cross_entropy(logits.float(), wanted, reduction="sum"), variable)
             shift = grow(shift.detach(), gradient, self._step, step)
+            if not bool(shift.any()):
+                raise UnsupportedModelError("no gradient reaches the pixels, so nothing can be searched for")
             if step in reads:
                 logits = self._logits(read, shift)
                 for place, target in enumerate(targets.tolist()):
