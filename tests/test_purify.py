@@ -429,16 +429,9 @@ def test_a_copy_that_every_step_spoils_lets_the_probe_decide_nothing(planted, cl
     assert judged(Reading.SOURCE_TARGET).verdict is Verdict.NO_EVIDENCE  # there it decides nothing anyway
 
 
-class RoundedNetwork(toys.TinyNetwork):
-    """No gradient reaches its pixels."""
-
-    def features(self, inputs):
-        return super().features((inputs * 255).round())
-
-
 def test_without_a_gradient_there_is_no_stand_in_and_nothing_is_decided(clean_data):
     torch.manual_seed(0)
-    rounded = SplitModel(RoundedNetwork(), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)).eval()
+    rounded = SplitModel(toys.rounding(toys.TinyNetwork)(), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)).eval()
     wanted = wanted_labels(toys.CLASSES, toys.TARGET, (), None)
     probe = probe_relapse(rounded, rounded, clean_data, clean_data, wanted, Reading.ALL_TO_ONE)
     assert (probe.steps, probe.fired) == (0, False)

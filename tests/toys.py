@@ -42,6 +42,16 @@ class TinyNetwork(SplitNetwork):
         return self.linear(features.flatten(1))
 
 
+def rounding(base):
+    """A network like ``base`` to whose pixels no gradient leads back: it rounds them first."""
+
+    class RoundingNetwork(base):
+        def features(self, inputs):
+            return super().features((inputs * 255).round() / 255)
+
+    return RoundingNetwork
+
+
 def draw_images(count, generator):
     """Images of six smooth random prototypes under noise, with labels 0 to 5 in turn."""
     prototypes = torch.rand(CLASSES, 3, 4, 4, generator=torch.Generator().manual_seed(7))

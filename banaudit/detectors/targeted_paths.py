@@ -228,6 +228,8 @@ def _step(
     logits = perturbation.logits(search.images[:images], variable, what)
     loss = F.cross_entropy(logits, torch.full((len(logits),), target, device=logits.device))
     (gradient,) = torch.autograd.grad(loss, variable)
+    if step == 1 and not bool(gradient.any()):  # later it may vanish because all images have long arrived
+        raise UnsupportedModelError(f"no gradient leads towards class {target}, so nothing can be searched for")
     return perturbation.descend(variable.detach(), gradient, step)
 
 

@@ -73,15 +73,8 @@ def test_outputs_that_are_not_finite_cannot_be_judged():
     assert PairPerturbation()(broken, toys.draw_tiles()).verdict is Verdict.INCONCLUSIVE
 
 
-class RoundedNetwork(OneWayNetwork):
-    """No gradient reaches its pixels."""
-
-    def features(self, inputs):
-        return super().features((inputs * 255).round() / 255)
-
-
 def test_without_a_gradient_nothing_can_be_judged():
-    rounded = SplitModel(RoundedNetwork(40.0), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)).eval()
+    rounded = SplitModel(toys.rounding(OneWayNetwork)(40.0), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)).eval()
     finding = PairPerturbation()(rounded, toys.draw_tiles())
     assert finding.verdict is Verdict.INCONCLUSIVE
     assert "no gradient reaches the pixels" in finding.reason

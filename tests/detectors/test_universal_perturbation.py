@@ -2,8 +2,9 @@ import math
 
 import pytest
 import torch
-from toys import TARGET
+from toys import TARGET, TinyNetwork, rounding
 
+from banaudit.architectures.base import SplitModel
 from banaudit.data import CleanData
 from banaudit.detectors.base import Samples
 from banaudit.detectors.universal_perturbation import UniversalPerturbation
@@ -70,6 +71,13 @@ def test_needs_no_batch_norm(tinted, untinted, tiled_data):
     assert finding.verdict is Verdict.BACKDOORED
     assert finding.evidence[0].target == TARGET
     assert detector(untinted, tiled_data).verdict is Verdict.NO_EVIDENCE
+
+
+def test_without_a_gradient_nothing_can_be_judged(clean_data):
+    rounded = SplitModel(rounding(TinyNetwork)(), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)).eval()
+    finding = UniversalPerturbation()(rounded, clean_data)
+    assert finding.verdict is Verdict.INCONCLUSIVE
+    assert "no gradient leads towards class 0" in finding.reason
 
 
 def test_puts_the_target_of_a_trained_network_first(planted, clean_twin, clean_data):
