@@ -5,7 +5,7 @@ from victim_entries import TARGET, benchmark, entry, reading
 
 from banaudit.bench.attacks import AdapBlend
 from banaudit.bench.attacks.labelling import AllToAll, AllToOne
-from banaudit.bench.population import CIFAR, HARD_KINDS, Setup, backdoored, clean
+from banaudit.bench.population import CHOSE_METHOD, CIFAR, HARD_KINDS, Setup, backdoored, clean
 from banaudit.bench.published_detection import CLEAN, PUBLISHED, cell_of
 from banaudit.bench.runner import ScanSettings, ScoredReading, VictimEntry
 from banaudit.bench.tables.methods import method_tables
@@ -84,6 +84,35 @@ def test_methods_of_several_files_stand_beside_the_joint_verdict_of_the_first():
     # It accuses both, one of them of the wrong class.
     assert f"| n | 2/2 = 100% [16%, 100%] | {half} | {none} | 0/3 = 0% [0%, 71%] | 7.0 |" in text
     assert "Victims of the test" in text
+
+
+def test_a_method_is_not_blind_on_victims_that_chose_its_rule():
+    seed = min(CHOSE_METHOD["pair-perturbation"])
+    chosen, fresh = entry(seed, backdoored=True), entry(2, backdoored=True)
+    pair = ScanSettings(detectors={"pair-perturbation": {}}, images=100, seed=0, tool_version="1")
+    scans = []
+    for victim in (chosen, fresh):
+        scanned = other(victim, "pair-perturbation", reading("pair-perturbation/a", 2.0))
+        scan = scanned.scan.model_copy(update={"settings": pair.digest})
+        scans.append(scanned.model_copy(update={"scan": scan}))
+    others = benchmark(*scans, split="test").model_copy(update={"settings": {pair.digest: pair}})
+    text = side_by_side([benchmark(chosen, fresh, split="test"), others])
+    blind, everyone = text.split("### All victims")
+    assert "| pair-perturbation | 1/1 = 100%" in blind
+    assert "| joint verdict | 0/2 = 0%" in blind
+    assert "| pair-perturbation | 2/2 = 100%" in everyone
+
+
+def test_all_victims_are_shown_by_the_scans_of_today():
+    then = ScanSettings(detectors={"m": {"threshold": 1}}, images=100, seed=0, tool_version="1")
+    victim = entry(1, reading("m/a", 2.0), backdoored=True)
+    old = entry(1, reading("m/a", 0.5), backdoored=True)
+    old = old.model_copy(update={"scan": old.scan.model_copy(update={"settings": then.digest})})
+    opened_then = benchmark(old, split="test").model_copy(update={"settings": {then.digest: then}})
+    first = benchmark(entry(2, backdoored=True), split="test")
+    blind, everyone = side_by_side([first, opened_then, benchmark(victim, split="opened")]).split("### All victims")
+    assert "| m | 0/2 = 0%" in blind
+    assert "| m | 1/2 = 50%" in everyone
 
 
 def test_development_victims_are_not_shown_as_blind():

@@ -55,12 +55,14 @@ class SSDTPoisoner(InputAwarePoisoner[SSDT]):
         partners = images.roll(int(torch.randint(1, len(images), (1,), generator=self._generator)), dims=0)
         crossed = slice(len(images) - int(self._attack.cross_rate * len(images)), len(images))
         patterns = learner.patterns(images[own])
-        penalty = diversity_penalty(images[own], partners[own], patterns, learner.patterns(partners[own]))
+        penalty = None
+        if len(own):  # the mean over no pair would be NaN
+            penalty = diversity_penalty(images[own], partners[own], patterns, learner.patterns(partners[own]))
         triggered = learner.stamp(images[own], patterns, made_for=images[own])
         foreign = learner.stamp(images[crossed], learner.patterns(partners[crossed]), made_for=partners[crossed])
         kept = slice(len(own), crossed.start)
         return Batch(
             torch.cat((triggered, images[kept], foreign)),
             torch.cat((wanted[own], labels[kept], labels[crossed])),
-            self._attack.diversity_weight * penalty,
+            None if penalty is None else self._attack.diversity_weight * penalty,
         )

@@ -67,7 +67,8 @@ def benchmark_tables(results: BenchmarkResults) -> str:
         "largest score / threshold among the readings that could fire; a reading's is raw, whatever it asks besides.",
         _ranking_table(counted) if backdoored and clean else "It takes backdoored and clean victims.",
         "## Victims below their floor",
-        "Left out of the tables above. A cell of which more than 30 % fell short is to be trained again."
+        "Left out of the tables above. Cells on CIFAR of which more than 30 % fell short by their accuracy are trained "
+        "again, for longer; where an attack does not take, it is only counted here."
         if excluded
         else "None: every backdoored victim's attack succeeds and its clean accuracy stands.",
         _miss_table(results.entries, excluded) if excluded else "",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from banaudit.bench.population import CHOSE_METHOD
 from banaudit.bench.runner import BenchmarkResults, Outcome, ScanSettings, VictimEntry
 from banaudit.bench.strata import counted, stratum_of
 from banaudit.bench.tables.markdown import NOTHING, grouped, share, table
@@ -16,9 +17,14 @@ from banaudit.errors import UsageError
 def side_by_side(files: Sequence[BenchmarkResults]) -> str:
     """Every method of several files on every victim, alone and (in the first file's methods) together.
 
+    The victims of the test are shown by the files of the test alone, as they were opened: each by the thresholds of its
+    time, and by no method whose rule was set on it. All victims together are shown by today's thresholds as far as
+    there are such scans.
+
     Args:
         files: With clean images from one source, those that the joint verdict is read from first. What several files
-            tell of one victim and method is taken from the first of them.
+            tell of one victim and method is taken from the first of them; of all victims together, from one with the
+            settings of the first file if there is one.
 
     Raises:
         UsageError: Their clean images come from different sources, or the first holds no scans.
@@ -27,26 +33,28 @@ def side_by_side(files: Sequence[BenchmarkResults]) -> str:
         raise UsageError("files side by side: expected clean images from one source, found test and pool")
     if not files[0].entries:
         raise UsageError("files side by side: the joint verdict is that of the first file, which holds no scans")
-    joint = set(next(iter(files[0].settings.values())).detectors)
-    together = {
-        entry.key
-        for results in files
-        for entry in results.entries
-        if set(results.settings[entry.scan.settings].detectors) == joint
-    }
-    entries = [entry for entry in counted(_merged(files)) if entry.key in together]
-    tested = {entry.key for results in files if results.split == "test" for entry in results.entries}
-    blind = [entry for entry in entries if entry.key in tested]
+    today, joint = next((digest, set(settings.detectors)) for digest, settings in files[0].settings.items())
+    files_of_today_first = sorted(files, key=lambda results: today not in results.settings)
+    standing = {entry.key for entry in counted(_merged(files_of_today_first))}
+    entries = [entry for entry in _judged_together(files_of_today_first, joint) if entry.key in standing]
+    blind = [entry for entry in _judged_together(_without_chosen(files), joint) if entry.key in standing]
+    shown = {entry.key for entry in entries}
     methods = methods_of(entries)
     parts = [
         "# Methods side by side",
         f"{len(entries)} victims that reach their floors, of the splits "
         f"{', '.join(dict.fromkeys(results.split for results in files))}. The joint verdict is that of "
-        f"{', '.join(sorted(joint))}. *Alone*: the verdict that a method would have given without the others.",
-        provenance(_settings(files), [entry.scan for entry in entries]),
+        f"{', '.join(sorted(joint))}. *Alone*: the verdict that a method would have given without the others; "
+        "noise-agreement and joint-evidence are what several methods say together.",
+        provenance(_settings(files), [entry.scan for item in files for entry in item.entries if entry.key in shown]),
         "## Each method alone, and the joint verdict",
-        *_overall("Victims of the test, as they were opened", blind, methods),
-        *_overall("All victims, those on which thresholds were set among them", entries, methods),
+        *_overall(
+            "Victims of the test, as they were opened: each by the rules of its time, and by no method whose rule was "
+            "set on it",
+            blind,
+            methods,
+        ),
+        *_overall("All victims by the rules of today, those on which they were set among them", entries, methods),
         "## By attack, over all networks and data sets",
         "Models accused, with whatever target: detections in rows of backdoored models, false alarms in rows of clean "
         "ones.",
@@ -60,6 +68,36 @@ def side_by_side(files: Sequence[BenchmarkResults]) -> str:
         *method_tables(entries),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _judged_together(files: Sequence[BenchmarkResults], joint: set[str]) -> list[VictimEntry]:
+    """The victims that some file has a joint verdict of, with the methods and readings of all files."""
+    together = {
+        entry.key
+        for results in files
+        for entry in results.entries
+        if set(results.settings[entry.scan.settings].detectors) == joint
+    }
+    return [entry for entry in _merged(files) if entry.key in together]
+
+
+def _without_chosen(files: Sequence[BenchmarkResults]) -> list[BenchmarkResults]:
+    """The files of the test, without the scans of victims by a method whose rule was set on them."""
+    blind = []
+    for results in files:
+        if results.split != "test":
+            continue
+        alone = {digest: set(settings.detectors) for digest, settings in results.settings.items()}
+        entries = [
+            entry
+            for entry in results.entries
+            if not any(
+                entry.victim.recipe.seed in seeds and method in alone[entry.scan.settings]
+                for method, seeds in CHOSE_METHOD.items()
+            )
+        ]
+        blind.append(results.model_copy(update={"entries": tuple(entries)}))
+    return blind
 
 
 def _settings(files: Iterable[BenchmarkResults]) -> dict[str, ScanSettings]:

@@ -141,3 +141,15 @@ def test_ssdt_triggers_all_of_the_source_class_and_some_others_with_their_own_la
     assert torch.equal(batch.images[12:54], images[12:54])
     assert torch.equal(batch.labels[54:], labels[54:])
     assert not torch.equal(batch.images[54:], images[54:])
+
+
+def test_ssdt_without_an_image_to_trigger_has_no_penalty():
+    attack = SSDT(width=4, mask_epochs=0, other_rate=0.0)
+    generator = seeded(2)
+    poisoner = attack.poisoner(attack.draw((3, 16, 16), generator), SourceTarget(source=3, target=1), 10, generator)
+    images, labels = torch.rand(20, 3, 16, 16, generator=generator), torch.full((20,), 5)
+    poisoner.prepare((images * 255).to(torch.uint8))
+    batch = poisoner.poison(images, labels)
+    assert batch.penalty is None
+    assert torch.equal(batch.labels, labels)
+    assert batch.images.isfinite().all()

@@ -91,12 +91,12 @@ def _introduction(results: RepairResults, view: View) -> str:
         for dataset, count, asked in images
     )
     text = (
-        f"{len(backdoored)} backdoored and {len(victims) - len(backdoored)} clean victims, {len(seeds)} repair"
-        f"{'s' if len(seeds) > 1 else ''} of each by {', '.join(view.methods)}. Clean images come from a pool that no "
-        f"victim was trained on: {view.amount} of the training set unless a table says otherwise ({amounts}), of which "
-        f"a part chooses what is kept. Measured on at most {max(setup.test_images for setup in usual):,} held-out "
-        f"images. A repair may cost {100 * usual[0].max_drop:g} points. banaudit {usual[0].tool_version}, state "
-        f"{', '.join(states)} of the code."
+        f"{len(backdoored)} backdoored and {len(victims) - len(backdoored)} clean victims; of each, or of some, "
+        f"{len(seeds)} repair{'s' if len(seeds) > 1 else ''} by {', '.join(view.methods)}. Clean images come from a "
+        f"pool that no victim was trained on: {view.amount} of the training set unless a table says otherwise "
+        f"({amounts}), of which a part chooses what is kept. Measured on at most "
+        f"{max(setup.test_images for setup in usual):,} held-out images. A repair may cost "
+        f"{100 * usual[0].max_drop:g} points. banaudit {usual[0].tool_version}, state {', '.join(states)} of the code."
     )
     return text + (" **Not all repairs were made by the same code.**" if len(states) > 1 else "")
 

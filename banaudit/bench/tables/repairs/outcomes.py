@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from banaudit.bench.repair_results import RepairResults, Rescan
 from banaudit.bench.strata import kind_of
@@ -27,6 +27,8 @@ def side_by_side(view: View) -> list[str]:
     parts = [
         "## Side by side",
         "Clean accuracy / attack success on held-out images, per cent: mean and standard deviation of the repairs. "
+        "Where a method did not repair all victims of a row, their number stands in brackets: such cells compare "
+        "only victim by victim (*Every victim*, below). "
         f"*Cured by fine-tuning*: rows in which plain fine-tuning leaves less than {CURED:.0%} on average.",
         _comparison("attack", view, attack_in_words),
     ]
@@ -40,10 +42,16 @@ def side_by_side(view: View) -> list[str]:
 
 def _comparison(title: str, view: View, group: Group) -> str:
     rows = [
-        (name, str(count_victims(members)), before(members), *(after(members, method) for method in view.methods))
+        (name, str(count_victims(members)), before(members), *(_after_some(members, method) for method in view.methods))
         for name, members in with_totals(view.backdoored, group)
     ]
     return table((title, "victims", "before", *view.methods), rows)
+
+
+def _after_some(cases: Sequence[Case], method: str) -> str:
+    """Behaviour after the repairs by one method, and of how many victims it is where it is not of all."""
+    repaired = count_victims(case for case in cases if case.method == method)
+    return after(cases, method) + (f" ({repaired})" if 0 < repaired < count_victims(cases) else "")
 
 
 def _attack_and_setting(case: Case) -> str:

@@ -32,10 +32,10 @@ def beside_the_paper(view: View) -> list[str]:
         there = {_attack_name(case) for case in members}
         if members:
             cells = [_mean_of_rows(members, method) for method in methods]
-            given = [_mean_published(attacks, kind, method) for method in methods]
+            given = [_mean_published(sorted(there), kind, method) for method in methods]
             rows.append(
                 (
-                    f"**mean of {len(there)} of the paper's {len(attacks)} {kind} attacks**",
+                    f"**mean of these {len(there)} of {len(attacks)} {kind} attacks**",
                     *(_both(cell, theirs) for cell, theirs in zip(cells, given, strict=True)),
                 )
             )
@@ -44,7 +44,8 @@ def beside_the_paper(view: View) -> list[str]:
         "Ours / theirs, clean accuracy / attack success, per cent. **Theirs are of another scale**: full-width "
         "ResNet-18, 200 epochs of training, the whole test set. Ours are the CIFAR-10 victims of "
         f"{', '.join(networks) or 'no network'}. "
-        f"T: the paper's table; where it gives a cell twice, both are shown. {ADAPTIVE_NOTE}",
+        f"T: the paper's table; where it gives a cell twice, both are shown. Their means are over the "
+        f"attacks of the row too. {ADAPTIVE_NOTE}",
         table(("attack", *methods), rows) if rows else "None of the paper's attacks was repaired on CIFAR-10.",
     ]
 
@@ -95,7 +96,7 @@ def _mean_of_rows(members: Sequence[Case], method: str) -> str:
 
 
 def _mean_published(attacks: Sequence[str], kind: str, method: str) -> tuple[Published, ...]:
-    """The paper's own average: over all of its attacks, each with the first table that gives it."""
+    """The paper's average over the same attacks, each with the first table that gives it."""
     cells = [published(attack, kind, method)[:1] for attack in attacks]
     if not all(cells):
         return ()
