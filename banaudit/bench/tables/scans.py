@@ -102,8 +102,9 @@ def provenance(settings: dict[str, ScanSettings], scans: Sequence[ScanRecord]) -
     used = {scan.settings for scan in scans}
     states = sorted({scan.code for scan in scans})
     some = settings[scans[-1].settings]
+    methods = dict.fromkeys(method for scan in scans for method in settings[scan.settings].detectors)
     text = (
-        f"Methods: {', '.join(some.detectors)}; at most {some.images} clean images; seed {some.seed}; "
+        f"Methods: {', '.join(methods)}; at most {some.images} clean images; seed {some.seed}; "
         f"banaudit {some.tool_version}, state {', '.join(states)} of the code."
     )
     if len(used) > 1 or len(states) > 1:
