@@ -162,6 +162,15 @@ def test_methods_stand_side_by_side(results):
     assert any("| badnets, all-to-one; cifar10, resnet18, width 16 |" in line for line in lines)
 
 
+def test_a_column_of_other_settings_than_the_default_says_so(results):
+    told = "of other settings than the default's for ban noise_weight=0.2"
+    assert told not in repair_tables(results)
+    only_weak = results.model_copy(
+        update={"entries": tuple(item for item in results.entries if item.setup != BAN.digest)}
+    )
+    assert told in repair_tables(only_weak)
+
+
 def test_what_is_left_and_what_it_cost(results):
     lines = section(repair_tables(results), "## Method by method")
     # Two repairs: 2 and 12 % left, 1 and 2 points lost, each 2 points below fine-tuning with the same seed.

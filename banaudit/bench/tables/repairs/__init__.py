@@ -98,6 +98,8 @@ def _introduction(results: RepairResults, view: View) -> str:
         f"{max(setup.test_images for setup in usual):,} held-out images. A repair may cost "
         f"{100 * usual[0].max_drop:g} points. banaudit {usual[0].tool_version}, state {', '.join(states)} of the code."
     )
+    if changed := sorted(view.labels[digest] for digest in view.main if view.labels[digest] not in view.methods):
+        text += f" Columns and rows are of other settings than the default's for {'; '.join(changed)}."
     return text + (" **Not all repairs were made by the same code.**" if len(states) > 1 else "")
 
 
