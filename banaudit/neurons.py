@@ -214,9 +214,11 @@ def train_under_noise(model: nn.Module, images: Images, noise: Tensor, *, form: 
     parameters: dict[str, Tensor] = {}
     for (name, module), part in zip(layers.items(), torch.split(noise, sizes, dim=1), strict=True):
         parameters[f"{name}.weight"], parameters[f"{name}.bias"] = _perturb(module.weight, module.bias, part, form)
-    before = [(module, module.training, module.track_running_stats) for module in layers.values()]
+    # Those without a scale and a shift get no noise, but would take its traces into their statistics all the same.
+    normalising = [module for module in model.modules() if isinstance(module, BATCH_NORMS)]
+    before = [(module, module.training, module.track_running_stats) for module in normalising]
     try:
-        for module in layers.values():
+        for module in normalising:
             module.training, module.track_running_stats = True, False
         logits: Tensor = functional_call(model, parameters, (images,))
     finally:

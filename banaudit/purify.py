@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,11 +18,11 @@ import torch
 import banaudit
 from banaudit import audit
 from banaudit.architectures import SplitModel
-from banaudit.checkpoints.writer import Rewritten, as_stored, check_out, rewrite, write_checkpoint
+from banaudit.checkpoints.writer import Rewritten, as_stored, check_out, rewrite, state_of, write_checkpoint
 from banaudit.data import CleanData
 from banaudit.data.images import MIN_PER_CLASS
 from banaudit.detectors import Detector
-from banaudit.errors import DataError, UnsupportedModelError, UsageError
+from banaudit.errors import CheckpointError, DataError, UnsupportedModelError, UsageError
 from banaudit.meter import Listener, Meter
 from banaudit.mitigations import MITIGATIONS, BANDistillation, Mitigation, Repaired, TargetedMitigation
 from banaudit.mitigations.base import MAX_DROP
@@ -140,6 +141,7 @@ def purify(
     _require_fit(mitigation, prepared.model, prepared.checkpoint.facts.path)
     facts = audit.facts_of(prepared)
     parts = _part_images(prepared.clean, seed)
+    _require_enough(parts, subject.data)
     before = audit.judge(
         prepared.model,
         parts.scan,
@@ -152,13 +154,21 @@ def purify(
     if not force:
         _require_suspicion(before, prepared.checkpoint.facts.path)
     meter = _next(meter, _part(listener, *_REPAIR))
-    state = out.with_name(f".{out.name}.purify")
-    if before.target is not None and isinstance(mitigation, TargetedMitigation):
-        mitigation = mitigation.aimed_at(before.target)
+    state = state_of(out)
+    if isinstance(mitigation, TargetedMitigation):
+        if before.target is not None:
+            mitigation = mitigation.aimed_at(before.target)
+        elif before.mapping is not None and mitigation.target is None and not force:
+            raise UsageError(
+                f"{prepared.checkpoint.facts.path}: {mitigation.name} repairs a backdoor that leads to one class, and "
+                f"the scan accuses one with a target for each; use another method, or name a class with --set "
+                f"{mitigation.name}.target"
+            )
     repaired = mitigation(
         prepared.model, parts.repair, max_drop=max_drop, flips=flips, seed=seed, meter=meter, state=state
     )
-    weights = _as_stored(prepared, repaired)
+    with _no_way_on(state):
+        weights = _as_stored(prepared, repaired)
     accuracies = compare(prepared.model, repaired.model, parts.untouched, meter)
     made = RepairSettings(
         method=mitigation.name,
@@ -197,13 +207,14 @@ def purify(
         state.unlink(missing_ok=True)
         return finish(Verdict.INCONCLUSIVE, missed, written=False)
     meter = _next(meter, _part(listener, *_RESCAN))
-    rewritten = rewrite(
-        subject.model,
-        prepared.checkpoint,
-        weights,
-        state_key=subject.state_key,
-        provenance=_provenance(prepared, made, accuracies, seed),
-    )
+    with _no_way_on(state):
+        rewritten = rewrite(
+            subject.model,
+            prepared.checkpoint,
+            weights,
+            state_key=subject.state_key,
+            provenance=_provenance(prepared, made, accuracies, seed),
+        )
     judged = judge_repaired(
         prepared.model,
         repaired.model,
@@ -235,12 +246,32 @@ def purify(
     return result
 
 
+@contextlib.contextmanager
+def _no_way_on(state: Path) -> Iterator[None]:
+    """Discards the state of a repair whose weights the file cannot hold: to go on would only lead there again."""
+    try:
+        yield
+    except CheckpointError:
+        state.unlink(missing_ok=True)
+        raise
+
+
 def _require_usable(prepared: audit.Prepared, data: Path) -> None:
     shortfall = prepared.images.shortfall()
     if shortfall is not None:
         raise DataError(f"{data}: {shortfall}, and a repair as many; give more images")
     if prepared.misread:
         raise DataError(f"{data}: training on these images would ruin the network: {prepared.misread}")
+
+
+def _require_enough(parts: _Parts, data: Path) -> None:
+    if int(torch.bincount(parts.repair.labels.cpu()).max()) < MIN_PER_CLASS:
+        total = len(parts.repair) + len(parts.untouched)
+        raise DataError(
+            f"{data}: {total} images of {parts.repair.num_classes} classes are too few for a repair, which trains on "
+            "some of a class, chooses by others and is measured on others still; it needs three images of a class at "
+            "least (with --max-images: of each)"
+        )
 
 
 def _require_fit(mitigation: Mitigation, model: SplitModel, path: str) -> None:

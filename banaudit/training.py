@@ -247,7 +247,8 @@ def choose_augmentation(model: SplitModel, data: CleanData, *, flips: bool | Non
         meter: Books the passes.
     """
     if flips is None:
-        images, labels = data.images[:MIRROR_IMAGES], data.labels[:MIRROR_IMAGES].cpu()
+        some = data.subset(data.in_turn(torch.Generator().manual_seed(0))[:MIRROR_IMAGES])  # of all classes alike
+        images, labels = some.images, some.labels.cpu()
         plain, mirrored = (
             float((predictions(model, part, meter=meter, what="augmentation") == labels).double().mean())
             for part in (images, images.flip(3))
@@ -375,7 +376,9 @@ class _Run:
         torch.manual_seed(seed)
         self._model.train()
         order = torch.randperm(len(training), generator=generator).to(training.labels.device)
-        total, steps = 0.0, math.ceil(len(training) / self._schedule.batch_size)
+        # No batch of a single image: BatchNorm has no spread there.
+        steps = max(1, min(math.ceil(len(training) / self._schedule.batch_size), len(training) // 2))
+        total = 0.0
         for step, chosen in enumerate(torch.tensor_split(order, steps), start=1):
             forward, backward = (count * len(chosen) for count in self._passes)
             running = f", loss {total / (step - 1):.3f}" if step > 1 else ""

@@ -27,13 +27,13 @@ def write_together(files: Sequence[tuple[Path, bytes]]) -> None:
     """Write files that belong together: each of them whole, and all of them or none.
 
     Args:
-        files: Where to, and all of the content; existing files are replaced. Of all but the last a copy is kept
-            meanwhile, so a large file should be the last.
+        files: Where to, and all of the content; existing files are replaced and keep their permissions, links stay
+            links. Of all but the last a copy is kept meanwhile, so a large file should be the last.
 
     Raises:
         OSError: One cannot be written; the old files are as they were, and nothing else is left behind.
     """
-    paths = [path for path, _ in files]
+    paths = [Path(os.path.realpath(path)) for path, _ in files]  # links stay links
     temporaries = [_beside(path) for path in paths]
     kept: dict[Path, Path] = {}
     begun: list[Path] = []
@@ -43,6 +43,9 @@ def write_together(files: Sequence[tuple[Path, bytes]]) -> None:
                 stream.write(content)
                 stream.flush()
                 os.fsync(stream.fileno())
+        for temporary, path in zip(temporaries, paths, strict=True):
+            if path.exists():
+                shutil.copymode(path, temporary)
         for path in paths[:-1]:
             if path.exists():
                 kept[path] = _beside(path)
@@ -66,7 +69,7 @@ def try_writing(path: Path) -> None:
     Raises:
         OSError: It could not.
     """
-    temporary = _beside(path)
+    temporary = _beside(Path(os.path.realpath(path)))
     with temporary.open("xb"):
         pass
     temporary.unlink()

@@ -242,3 +242,12 @@ def test_the_mask_keeps_what_the_label_needs():
     torch.testing.assert_close(mask, torch.ones(3))
     mask = fit(-1.0, torch.full((4, 3), 2.0), steps=100, rate=0.05, weight=0.1)
     torch.testing.assert_close(mask, torch.zeros(3))
+
+
+def test_training_under_noise_leaves_all_statistics_alone():
+    """Layers without a scale and a shift get no noise, but see what it does to others."""
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.BatchNorm2d(4, affine=False))
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    train_under_noise(network.train(), torch.rand(8, 3, 4, 4), torch.full((2, 4), 0.5), form="relative")
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+    assert all(layer.training and layer.track_running_stats for layer in network[1:])

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar, final
 
@@ -37,6 +38,7 @@ from banaudit.purify import (
     _caveats,
     _part_images,
     _Parts,
+    _require_enough,
     _require_suspicion,
     judge_repaired,
     purify,
@@ -207,6 +209,47 @@ def test_repair_of_one_class_is_aimed_where_the_scan_points(demo, tmp_path, name
     record = run(demo, tmp_path / "out.safetensors", True, False, mitigation=mitigation)
     assert record.made.settings["target"] == aimed_at
     assert f"features of class {aimed_at}" in record.epochs[0].what
+
+
+@final
+class Mapped(Detector):
+    """Accuses every model of a target for each class."""
+
+    name: ClassVar[str] = "mapped"
+    title: ClassVar[str] = "a double for tests"
+
+    def score(self, model, samples, generator, meter):
+        mapping = {label: (label + 1) % samples.num_classes for label in range(samples.num_classes)}
+        return [
+            Evidence(reading=Reading.ALL_TO_ALL, measures="none", score=1.0, threshold=0.5, fired=True, mapping=mapping)
+        ]
+
+    def planned_images(self, num_classes, images):
+        return 0
+
+
+def test_what_repairs_one_class_is_not_let_at_a_target_for_each(demo, tmp_path):
+    with pytest.raises(UsageError, match="a target for each; use another method"):
+        purify(
+            subject(demo, max_images=100),
+            tmp_path / "out",
+            mitigation=FeatureFlip(),
+            detectors=[Mapped()],
+            device="cpu",
+        )
+    assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize(("each", "enough"), [(2, False), (3, True)])
+def test_a_repair_takes_three_images_of_a_class(each, enough):
+    labels = torch.arange(30).repeat_interleave(each)
+    data = CleanData(torch.zeros(len(labels), 1, 2, 2), labels, tuple(str(label) for label in range(30)))
+    parts = _part_images(data, 0)
+    if enough:
+        _require_enough(parts, Path("images"))
+        return
+    with pytest.raises(DataError, match="60 images of 30 classes are too few for a repair"):
+        _require_enough(parts, Path("images"))
 
 
 def test_repaired_file_is_a_drop_in(demo, tmp_path):

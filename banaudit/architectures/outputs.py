@@ -114,6 +114,11 @@ def first_class_scores(outputs: Any, batch: int, classes: int | None = None) -> 
     found = next(class_scores(outputs, batch, classes), None)
     if found is None:
         wanted = "K" if classes is None else str(classes)
+        if isinstance(outputs, Tensor) and outputs.shape == (batch, 1):
+            raise UnsupportedModelError(
+                f"the network's output is a single score for each image, {list(outputs.shape)}; this tool judges "
+                "classifiers with a score for each of two or more classes"
+            )
         what = f"a tensor {list(outputs.shape)}" if isinstance(outputs, Tensor) else f"a {type(outputs).__name__}"
         raise UnsupportedModelError(
             f"the network's output should hold class scores [{batch}, {wanted}] for {batch} images, found {what}; "

@@ -26,6 +26,9 @@ from banaudit.whole_files import is_same_file, try_writing, write_together
 LOOSE_NUMBERS = 64
 """Outside the weights, a tensor with more floating-point numbers than this could be a copy of some of them."""
 
+PAIR = 2
+"""Keys of a pruned weight in the file: X_orig and X_mask."""
+
 MAX_DEPTH = 50
 """Levels of nesting below which everything is dropped unseen."""
 
@@ -58,11 +61,16 @@ def beside(out: Path) -> Path:
     return out.with_name(f"{out.name}.json")
 
 
+def state_of(out: Path) -> Path:
+    """Where the state of an interrupted repair waits: hidden, beside the output."""
+    return out.with_name(f".{out.name[:200]}.purify")
+
+
 def check_out(source: Path, out: Path, *, force: bool) -> None:
     """Make sure that a checkpoint can be written, before any work is done.
 
     Args:
-        source: The input, which neither the checkpoint nor its account may overwrite.
+        source: The input, which neither the checkpoint nor its account nor the state may overwrite.
         out: Where the output goes.
         force: Whether existing files may be replaced.
 
@@ -70,16 +78,22 @@ def check_out(source: Path, out: Path, *, force: bool) -> None:
         UsageError: It cannot, or must not without ``force``.
     """
     name = printable(str(out), limit=1000)
-    for path in (out, beside(out)):
-        if is_same_file(path, source):
-            shown = printable(str(path), limit=1000)
+    state = state_of(out)
+    for path in (out, beside(out), state):
+        shown = printable(str(path), limit=1000)
+        try:
+            there, is_file, is_input = path.exists(), path.is_file(), is_same_file(path, source)
+        except OSError as error:  # too long a name
+            raise UsageError(f"{shown}: cannot be written ({error.strerror or error}); give another path") from None
+        if is_input:
             raise UsageError(f"{shown}: is the input itself, which is never changed; give another path")
-        if path.exists() and not path.is_file():
-            raise UsageError(f"{printable(str(path), limit=1000)}: expected a file's name, found a folder or a device")
-        if path.exists() and not force:
-            raise UsageError(f"{printable(str(path), limit=1000)}: exists already; give another path, or --force")
+        if there and not is_file:
+            raise UsageError(f"{shown}: expected a file's name, found a folder or a device")
+        if there and not force and path != state:
+            raise UsageError(f"{shown}: exists already; give another path, or --force")
     try:
-        try_writing(out)
+        for path in (out, beside(out), state):
+            try_writing(path)
     except OSError as error:
         raise UsageError(
             f"{name}: cannot be written ({error.strerror or error}); choose a folder that exists and is writable"
@@ -87,7 +101,9 @@ def check_out(source: Path, out: Path, *, force: bool) -> None:
 
 
 def as_stored(checkpoint: Checkpoint, weights: Weights) -> Weights:
-    """Weights rounded to the data types of the file, so that what is judged is what will be written.
+    """Weights as the file can hold them, so that what is judged is what will be written.
+
+    They are rounded to its data types, and zero where it has pruned them.
 
     Args:
         checkpoint: The file.
@@ -104,6 +120,8 @@ def as_stored(checkpoint: Checkpoint, weights: Weights) -> Weights:
                 f"{checkpoint.facts.path}: the new {printable(name)} does not fit its data type {old.dtype}; "
                 "ask for the checkpoint in float32"
             )
+        if len(checkpoint.original_keys[name]) == PAIR:
+            new = torch.where(old == 0, torch.zeros_like(new), new)
         stored[name] = new
     return stored
 
@@ -243,7 +261,7 @@ def _new_entries(original_keys: dict[str, tuple[str, ...]], old: Mapping[Any, An
     entries: Weights = {}
     for name, keys in original_keys.items():
         new = weights[name]
-        if len(keys) == 2:  # pruned: X_orig, X_mask
+        if len(keys) == PAIR:
             mask = old[keys[1]].to(torch.float32)
             new = torch.where(mask == 0, 0.0, new.to(torch.float32) / torch.where(mask == 0, 1.0, mask))
         before = old[keys[0]]
@@ -255,12 +273,14 @@ def _replace(node: object, original_keys: dict[str, tuple[str, ...]], weights: W
     """Put new weights into a state dict, each entry of the kind that it was."""
     old = dict(_items(node))
     for key, tensor in _new_entries(original_keys, old, weights).items():
-        before, value = old[key], tensor.clone()
+        before = old[key]
+        if not isinstance(before, Tensor):
+            _set(node, key, int(tensor))
+            continue
+        value = torch.empty_like(before, requires_grad=False).copy_(tensor)  # in the memory layout of the old one
         if isinstance(before, nn.Parameter):
             value = nn.Parameter(value, requires_grad=before.requires_grad)
-        elif isinstance(before, Tensor):
-            value = value.requires_grad_(before.requires_grad)
-        _set(node, key, value if isinstance(before, Tensor) else int(value))
+        _set(node, key, value.requires_grad_(before.requires_grad))
 
 
 def _without_copies(node: object, path: tuple[str, ...], done: set[int], dropped: list[str]) -> object:

@@ -18,6 +18,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveIn
 from torch import Tensor
 
 from banaudit.architectures.base import SplitModel
+from banaudit.architectures.logit_scale import FoldedScale
 from banaudit.data import CleanData
 from banaudit.errors import BanauditError, DataError, TimeLimitReached, UsageError
 from banaudit.meter import Meter
@@ -188,6 +189,7 @@ class Mitigation(Method, ABC):
             torch.manual_seed(seed)
             training, selection = self._part(clean, seed)
             private = private_copy(model)
+            scale = FoldedScale(private, clean.images)
             augmentation = choose_augmentation(private, clean, flips=flips, meter=meter) if self.trains else UNCHANGED
             run = {**self.settings(), "name": self.name, "seed": seed, "max_drop": max_drop, "how": str(augmentation)}
             meter.planned_images = meter.forward_images + self.planned_images(len(training), len(selection))
@@ -210,6 +212,7 @@ class Mitigation(Method, ABC):
                 progress.discard()
                 raise
         private.load_state_dict(tuned.state)
+        scale.take_out(private)
         return Repaired(
             model=private.eval().requires_grad_(False),
             epochs=tuned.epochs,

@@ -130,6 +130,11 @@ class CLP(Mitigation):
             if outlying.any():
                 changes[f"{name}.weight"] = layer.weight.detach().masked_fill(outlying, 0.0)
                 changes[f"{name}.bias"] = layer.bias.detach().masked_fill(outlying, 0.0)
+        if not looked_at and pairs:
+            raise UnsupportedModelError(
+                "this method needs BatchNorm layers with stored statistics and several channels behind the "
+                "convolutions; the network has none; use another method"
+            )
         if not looked_at:
             raise UnsupportedModelError(
                 "this method needs BatchNorm that follows a convolution; in this network every BatchNorm layer sees "

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from banaudit.architectures.base import SplitModel
 from banaudit.detectors.base import SEARCH_SHARE
 from banaudit.detectors.feature_re import FeatureInversion, FeatureTrigger
-from banaudit.errors import UnsupportedModelError
+from banaudit.errors import DataError, UnsupportedModelError
 from banaudit.mitigations.base import RepairJob, TargetedMitigation
 from banaudit.shapes import Features, Weights
 from banaudit.training import Tuned, private_copy, try_candidates
@@ -60,8 +60,7 @@ def scale_channels(model: SplitModel, features: Features, factors: Tensor) -> We
                 "the channels of the features cannot be flipped in the weights: between them and the linear layer the "
                 "network mixes or rectifies them; use another method"
             )
-        weight = model.state_dict()[f"{layer}.weight"]
-        return {f"{layer}.weight": weight * columns}
+        return {f"{layer}.weight": model.state_dict()[f"{layer}.weight"] * columns}
 
 
 def _first_linear(model: SplitModel, features: Features) -> tuple[str, Tensor]:
@@ -74,7 +73,7 @@ def _first_linear(model: SplitModel, features: Features) -> tuple[str, Tensor]:
     handles = [
         layer.register_forward_pre_hook(lambda _layer, inputs, name=name: record(name, inputs[0]))
         for name, layer in model.named_modules()
-        if isinstance(layer, nn.Linear)
+        if _has_plain_weight(layer)
     ]
     try:
         model.head(features)
@@ -84,6 +83,11 @@ def _first_linear(model: SplitModel, features: Features) -> tuple[str, Tensor]:
     if not calls:
         raise UnsupportedModelError("this method needs a linear layer behind the features; the network has none there")
     return calls[0]
+
+
+def _has_plain_weight(layer: nn.Module) -> bool:
+    """Whether it is a linear layer whose weight is not computed from others, as with weight or spectral norm."""
+    return isinstance(layer, nn.Linear) and "weight" in dict(layer.named_parameters())
 
 
 @final
@@ -117,9 +121,9 @@ class FeatureFlip(FeatureInversion, TargetedMitigation):
 
     def check(self, model: SplitModel) -> None:
         """There must be a linear layer; whether it is the right one, only the features show."""
-        if not any(isinstance(module, nn.Linear) for module in model.modules()):
+        if not any(_has_plain_weight(module) for module in model.modules()):
             raise UnsupportedModelError(
-                "this method needs a linear layer behind the features, and the network has none"
+                "this method needs a linear layer with plain weights behind the features, and the network has none"
             )
 
     def planned_images(self, training: int, selection: int) -> int:
@@ -153,9 +157,12 @@ class FeatureFlip(FeatureInversion, TargetedMitigation):
 
         Raises:
             UnsupportedModelError: No score is above the threshold.
+            DataError: Too few images.
         """
         generator = torch.Generator().manual_seed(job.seed)
         search, held_out = job.selection.split(SEARCH_SHARE, generator)
+        if not len(search) or not len(held_out):
+            raise DataError(f"this method needs two images of some class, found {len(job.selection)} images in all")
         labels = range(job.selection.num_classes) if self.target is None else (self.target,)
         # How many classes there are, planned_images could not know.
         job.meter.planned_images += self.planned_inversion(len(labels), len(search), len(held_out)) - (

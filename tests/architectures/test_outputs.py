@@ -134,3 +134,5 @@ def test_what_is_no_classifier_is_said() -> None:
         recognise_outputs(classifier("argmax"), probe())
     with pytest.raises(UnsupportedModelError, match=r"\[4, 7\]"):
         split_module(classifier("nothing"), probe(), classes=7)
+    with pytest.raises(UnsupportedModelError, match="a single score for each image"):
+        recognise_outputs(nn.Sequential(nn.Flatten(), nn.LazyLinear(1)), probe())

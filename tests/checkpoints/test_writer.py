@@ -114,6 +114,32 @@ def test_pruned_pairs_stay_pairs(tmp_path):
     model.load_state_dict(loaded, strict=True)
 
 
+def test_pruned_shifts_stay_zero(tmp_path):
+    model = network()
+    prune.random_unstructured(model[3], "bias", amount=0.5)
+    torch.save(model.state_dict(), tmp_path / "m.pt")
+    checkpoint = read_checkpoint(tmp_path / "m.pt")
+    pruned = checkpoint.weights["3.bias"] == 0
+    assert int(pruned.sum()) == 2
+    weights = as_stored(checkpoint, {name: tensor + 1 for name, tensor in checkpoint.weights.items()})
+    assert torch.equal(weights["3.bias"] == 0, pruned)
+    rewrite(tmp_path / "m.pt", checkpoint, weights)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_tensors_lie_as_they_lay(tmp_path, layout):
+    source = network().to(memory_format=layout).state_dict()
+    torch.save(source, tmp_path / "m.pt")
+    checkpoint = read_checkpoint(tmp_path / "m.pt")
+    trained = {
+        name: tensor.to(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
+        for name, tensor in checkpoint.weights.items()
+    }
+    write_checkpoint(tmp_path / "out.pt", rewrite(tmp_path / "m.pt", checkpoint, trained), "{}", force=False)
+    loaded = plain_load(tmp_path / "out.pt")
+    assert all(loaded[name].stride() == tensor.stride() for name, tensor in source.items())
+
+
 def test_other_copies_do_not_carry_the_backdoor_on(tmp_path):
     model = network()
     optimizer = torch.optim.Adam(model.parameters())
@@ -194,12 +220,31 @@ def test_places_that_are_refused(tmp_path):
         check_out(source, tmp_path, force=True)
     with pytest.raises(UsageError, match="No such file or directory"):
         check_out(source, tmp_path / "no" / "out.pt", force=False)
+    with pytest.raises(UsageError, match="File name too long"):
+        check_out(source, tmp_path / ("x" * 252), force=False)
+    with pytest.raises(UsageError, match=r".st.pt.purify: is the input itself"):
+        check_out(tmp_path / ".st.pt.purify", tmp_path / "st.pt", force=False)
     for existing in (beside(out), out):
         existing.write_text("mine")
         with pytest.raises(UsageError, match=f"{existing.name}: exists already"):
             check_out(source, out, force=False)
     check_out(source, out, force=True)
     assert out.read_text() == "mine"
+
+
+def test_a_link_leads_to_the_new_file(tmp_path):
+    source, real, link = tmp_path / "m.pt", tmp_path / "real.pt", tmp_path / "link.pt"
+    torch.save(network().state_dict(), source)
+    real.write_bytes(b"old")
+    real.chmod(0o600)
+    link.symlink_to(real)
+    check_out(source, link, force=True)
+    checkpoint = read_checkpoint(source)
+    rewritten = rewrite(source, checkpoint, as_stored(checkpoint, moved(checkpoint.weights)))
+    write_checkpoint(link, rewritten, "{}", force=True)
+    assert link.is_symlink()
+    assert real.read_bytes() == rewritten.content
+    assert real.stat().st_mode & 0o777 == 0o600
 
 
 def test_full_disk_leaves_nothing(tmp_path, monkeypatch):

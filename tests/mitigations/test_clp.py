@@ -153,5 +153,9 @@ def test_hooks_are_gone():
 
 
 def test_refusals():
+    without_statistics = make_model()
+    without_statistics.network.norm = nn.BatchNorm2d(6, track_running_stats=False)
+    with pytest.raises(UnsupportedModelError, match="with stored statistics"):
+        CLP()(without_statistics, make_data())
     with pytest.raises(UnsupportedModelError, match="needs BatchNorm"):
         CLP()(make_model(normalised=False), make_data())

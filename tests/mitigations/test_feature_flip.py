@@ -9,7 +9,7 @@ from toys import CLASSES, NAMES, TARGET, HandNetwork, draw_tiles, thin_resnet
 from banaudit.architectures.base import SplitModel, SplitNetwork
 from banaudit.architectures.densenet import DenseNet
 from banaudit.architectures.final_linear import split_module
-from banaudit.errors import UnsupportedModelError, UsageError
+from banaudit.errors import DataError, UnsupportedModelError, UsageError
 from banaudit.meter import Meter
 from banaudit.mitigations import FeatureFlip
 from banaudit.mitigations.feature_flip import gentlest_first, scale_channels
@@ -91,6 +91,18 @@ def test_what_cannot_be_folded_is_refused(linear, said):
         scale_channels(split_model(Mixing(linear=linear)), features, torch.tensor([1.0, -1.0, 1.0, 1.0]))
     with pytest.raises(UnsupportedModelError, match="needs a linear layer"):
         FeatureFlip()(SplitModel(HandNetwork(8.0), (0.0,) * 3, (1.0,) * 3), draw_tiles())
+
+
+def test_a_computed_weight_cannot_be_changed():
+    normed = make_model()
+    nn.utils.parametrizations.weight_norm(normed.network.linear)
+    with pytest.raises(UnsupportedModelError, match="plain weights"):
+        FeatureFlip()(normed, make_data())
+
+
+def test_too_few_images_are_told():
+    with pytest.raises(DataError, match="two images of some class, found 3 images"):
+        FeatureFlip(target=1)(make_model(), make_data(3))
 
 
 def test_factors_by_hand():

@@ -162,6 +162,36 @@ def test_augmentation_is_chosen_on_the_model():
     assert choose_augmentation(model, data, flips=True, meter=Meter()) == Augmentation(1, True)
 
 
+def test_augmentation_is_chosen_on_images_of_all_classes():
+    """Images come sorted by class, and of the first class mirroring may change nothing."""
+    data = make_data(1500)
+    model = FineTuning(epochs=3, learning_rate=0.05)(make_model(), data, flips=False, max_drop=1.0).model
+    middle_first = (data.labels != 1).to(torch.uint8).argsort(stable=True)
+    assert not choose_augmentation(model, data.subset(middle_first), flips=None, meter=Meter()).flips
+
+
+@pytest.mark.parametrize("scale", [0.01, 100.0])
+def test_a_constant_on_the_last_layer_changes_no_repair(scale):
+    model, data = make_model(), make_data(120)
+    scaled = copy.deepcopy(model)
+    with torch.no_grad():
+        scaled.network.linear.weight.mul_(scale)
+        scaled.network.linear.bias.mul_(scale)
+    scaled.logit_scale = 1 / scale
+    method = FineTuning(epochs=3, learning_rate=0.05)
+    plain, found = (method(item, data, flips=False, max_drop=1.0).model for item in (model, scaled))
+    assert found.logit_scale == 1 / scale
+    for name, tensor in plain.network.state_dict().items():
+        factor = scale if name.startswith("linear") else 1.0
+        assert torch.allclose(found.network.state_dict()[name].double(), factor * tensor.double(), rtol=1e-3, atol=1e-5)
+
+
+def test_no_batch_is_of_one_image():
+    """BatchNorm has no spread there."""
+    repaired = FineTuning(epochs=1, batch_size=1)(make_model(), make_data(9), flips=False, max_drop=1.0)
+    assert math.isfinite(repaired.epochs[0].loss)
+
+
 def test_random_crop_shifts():
     images = torch.arange(2 * 36.0).view(2, 1, 6, 6) + 1
     generator = torch.Generator().manual_seed(0)
