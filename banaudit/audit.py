@@ -14,15 +14,16 @@ from pathlib import Path
 import torch
 
 import banaudit
-from banaudit import calibration
+from banaudit import calibration, disguises
 from banaudit.agreement import JOINT_EVIDENCE, together
 from banaudit.architectures import LoadedNetwork, SplitModel, load_network, recognise, torchvision_models
 from banaudit.checkpoints import Checkpoint, inspect_checkpoint, read_checkpoint
 from banaudit.data import CleanData, ImageSet, read_clean_folder
 from banaudit.data.images import MIN_PER_CLASS
 from banaudit.detectors import Detector, default_detectors
-from banaudit.errors import CheckpointError, TimeLimitReached, UsageError
+from banaudit.errors import CheckpointError, TimeLimitReached, UnsupportedModelError, UsageError
 from banaudit.meter import Listener, Meter
+from banaudit.neurons import full_precision
 from banaudit.preflight import UNEVEN, judge_predictions, misreading, predictions
 from banaudit.preprocessing import choose
 from banaudit.results import (
@@ -41,13 +42,6 @@ from banaudit.triggers import TriggerSink
 
 LOW_ACCURACY = 0.6
 """Clean accuracy below which a report carries a caveat even where it is above the floor."""
-
-USUAL_MARGINS = (1.5, 25.0)
-"""Between these lies the median margin, in logits, of the answers of ordinary networks to clean images (2 to 9 on the
-benchmark's victims). The wider apart, the more of a backdoor a factor on the last layer can hide."""
-
-SCALED_MARGIN = 6.0
-"""Median margin that the logits of any other network are scaled to."""
 
 FEW_IMAGES = 5
 """Images of the smallest class below which a report carries a caveat."""
@@ -107,6 +101,8 @@ class Prepared:
         preprocessing: How images become inputs.
         accuracy: Clean accuracy on ``clean``.
         misread: Why the images say nothing about the network, by its answers to them; empty: they do.
+        refitted: Whether statistics of BatchNorm layers were brought to those of the images.
+        twins: Two labels whose outputs are near copies, if there are such.
         device: Where to compute.
     """
 
@@ -118,6 +114,8 @@ class Prepared:
     preprocessing: PreprocessingFacts
     accuracy: CleanAccuracy
     misread: str
+    refitted: bool
+    twins: tuple[int, int] | None
     device: torch.device
 
 
@@ -173,6 +171,10 @@ def prepare(subject: Subject, *, seed: int = 0, device: str = "auto", meter: Met
     where = pick_device(device)
     checkpoint = read_checkpoint(subject.model, state_key=subject.state_key)
     loaded = load_network(checkpoint.weights, arch=subject.arch, size=subject.size)
+    if loaded.facts.channels not in (1, 3):
+        raise UnsupportedModelError(
+            f"{checkpoint.facts.path}: the network takes images of {loaded.facts.channels} channels; expected 1 or 3"
+        )
     images = read_clean_folder(
         subject.data,
         classes=loaded.facts.classes,
@@ -198,7 +200,9 @@ def prepare(subject: Subject, *, seed: int = 0, device: str = "auto", meter: Met
     split = preprocessing.model(network).to(where).eval()
     clean = images.decode(preprocessing.size, preprocessing.channels).to(where)
     split.lay_out_fast(clean.images)
-    split.logit_scale = usual_scale(split, clean)
+    refitted = disguises.fit_statistics(split, clean)
+    split.logit_scale = disguises.usual_scale(split, clean)
+    split.full_precision = disguises.needs_full_precision(split, clean)
     predicted = predictions(split, clean.images, meter=meter)
     accuracy = judge_predictions(predicted, clean, subject.accuracy_floor)
     return Prepared(
@@ -210,25 +214,10 @@ def prepare(subject: Subject, *, seed: int = 0, device: str = "auto", meter: Met
         preprocessing=facts,
         accuracy=accuracy,
         misread=misreading(accuracy, clean.class_names, predicted),
+        refitted=refitted,
+        twins=disguises.twin_outputs(split, clean),
         device=where,
     )
-
-
-def usual_scale(model: SplitModel, clean: CleanData) -> float:
-    """Factor for the logits that makes a network's confidence an ordinary one.
-
-    To multiply the last layer by a constant changes no prediction, but would blind every search that weighs a
-    cross-entropy: the gradients vanish, or drown everything else. Ordinary networks keep the scale they have.
-
-    Args:
-        model: With logits as they are.
-        clean: Clean images; the first 256 are looked at.
-    """
-    with torch.no_grad():
-        best = model(clean.images[:256]).double().topk(2, dim=1).values
-    margin = float((best[:, 0] - best[:, 1]).median())
-    low, high = USUAL_MARGINS
-    return 1.0 if low <= margin <= high or not 0 < margin < float("inf") else SCALED_MARGIN / margin
 
 
 def scan(
@@ -301,6 +290,21 @@ def facts_of(prepared: Prepared) -> Facts:
         caveats.append(
             f"the logits were multiplied by {prepared.model.logit_scale:.3g}: their scale is far from any ordinary "
             "network's, as if to blind a search"
+        )
+    if prepared.refitted:
+        caveats.append(
+            "the statistics stored in BatchNorm layers were far from those of the images, as if to mislead a search; "
+            "they were set to these, which changes no answer"
+        )
+    if prepared.model.full_precision:
+        caveats.append(
+            "computed in full precision throughout: rounded, the network would have been another, as if to mislead a "
+            "search"
+        )
+    if prepared.twins is not None:
+        one, other = prepared.twins
+        inconclusive.append(
+            f"the outputs {one} and {other} are near copies of each other: behind a copy of itself no class stands out"
         )
     if architecture.outputs != "logits":
         caveats.append(f"the network returns {architecture.outputs}; the scores before them were used")
@@ -388,7 +392,8 @@ def judge(
             meter.planned_images = meter.forward_images + sum(
                 other.planned_images(clean.num_classes, len(clean)) for other in detectors[number:]
             )
-            findings = (*findings, detector(model, clean, seed=seed, meter=meter, triggers=triggers))
+            with full_precision(model.full_precision):
+                findings = (*findings, detector(model, clean, seed=seed, meter=meter, triggers=triggers))
         findings = (*findings, *together(findings))
     against = (*facts.inconclusive, misread) if misread else facts.inconclusive
     verdict, reason, strongest = combine(findings, against)

@@ -12,7 +12,7 @@ from banaudit.results import Scalar
 class Method(BaseModel):
     """A method is its hyperparameters, each declared once as a field with a default and a docstring."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     name: ClassVar[str]
     """Name on the command line and in reports."""

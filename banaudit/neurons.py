@@ -9,7 +9,9 @@ before it are linear in the weight.  The final linear layer is never perturbed (
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from typing import Literal
 
 import torch
@@ -26,9 +28,10 @@ Statistics = Literal["batch", "running"]
 """Which mean and variance BatchNorm uses under noise: those of the batch at hand, or those stored in training."""
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 
 
-def batch_norms(model: nn.Module) -> dict[str, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d]:
+def batch_norms(model: nn.Module) -> dict[str, BatchNorm]:
     """BatchNorm layers with a scale and a shift, by qualified name, in the order of registration."""
     return {
         name: module
@@ -47,12 +50,27 @@ def require_batch_norm(model: nn.Module) -> None:
         raise UnsupportedModelError("this method needs BatchNorm, and the network has none")
 
 
+_FULL_PRECISION: ContextVar[bool] = ContextVar("_FULL_PRECISION", default=False)
+
+
+@contextmanager
+def full_precision(wanted: bool) -> Iterator[None]:
+    """Where it is wanted, :func:`fast_precision` is full precision inside, for networks that rounding would change."""
+    token = _FULL_PRECISION.set(wanted)
+    try:
+        yield
+    finally:
+        _FULL_PRECISION.reset(token)
+
+
 def fast_precision(device: torch.device) -> AbstractContextManager[None]:
     """Autocast to bfloat16 where the hardware multiplies it natively, else full precision.
 
     Used only where a gradient's sign or a cross-entropy far from zero is wanted. Never where the weights get gradients.
     """
-    if device.type == "cpu":
+    if _FULL_PRECISION.get():
+        native = False
+    elif device.type == "cpu":
         capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
         native = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
     else:

@@ -79,7 +79,10 @@ def is_same_file(path: Path, other: Path) -> bool:
     """Whether two names are of one file, or would be if there were one, whatever links lead there."""
     if os.path.realpath(path) == os.path.realpath(other):
         return True
-    return path.exists() and other.exists() and path.samefile(other)
+    try:
+        return path.exists() and other.exists() and path.samefile(other)
+    except OSError:  # too long a name for any file
+        return False
 
 
 def _undo(begun: Sequence[Path], kept: dict[Path, Path]) -> None:

@@ -61,6 +61,8 @@ class SplitModel(nn.Module):
         super().__init__()
         self.network = network
         self.logit_scale = logit_scale
+        self.full_precision = False
+        """Whether methods must not round: see :mod:`banaudit.disguises`."""
         self._layout: torch.memory_format = torch.contiguous_format
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)

@@ -82,11 +82,15 @@ def recognise(data: bytes) -> Recognised:  # noqa: PLR0911 - one return a kind
     """
     if not data:
         return Recognised(Format.EMPTY, "an empty file")
-    if data.startswith(b"PK\x03\x04"):
-        return _recognise_zip(data)
-    # First: the length of a header of 896 bytes starts like a pickle.
+    is_zip = data.startswith(b"PK\x03\x04")
+    # Before pickles: the length of a header of 896 bytes starts like one.
     if data[8:9] == b"{" and 1 < int.from_bytes(data[:8], "little") < 2**48:
+        if is_zip or follow_pickle(data).end > 0:
+            other = "zip" if is_zip else "pickle"
+            return Recognised(Format.OTHER, f"safetensors to one reader, a {other} to another")
         return Recognised(Format.SAFETENSORS)
+    if is_zip:
+        return _recognise_zip(data)
     if data[:1] == b"\x80" and data[1:2] <= b"\x05" and len(data) > 2:
         return _recognise_pickle(data)
     if data[257:262] == b"ustar":
@@ -181,6 +185,11 @@ def open_torch_archive(data: bytes, name: str) -> TorchArchive:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             members = archive.infolist()
             _check_sizes(members, len(data), name)
+            if not _has_one_reading(data, members, archive.start_dir):
+                raise UnknownFormatError(
+                    f"{name}: refused, another reader may find other entries in this zip archive; no version of "
+                    "torch.save writes such a file"
+                )
             pickles = [member.filename for member in members if member.filename.partition("/")[2] == "data.pkl"]
             if len(pickles) != 1:
                 raise UnknownFormatError(f"{name}: expected one data.pkl in the archive, found {len(pickles)}")
@@ -199,6 +208,46 @@ def open_torch_archive(data: bytes, name: str) -> TorchArchive:
     if byte_order not in (b"little", b"big"):
         raise UnknownFormatError(f"{name}: the archive's byteorder must be little or big")
     return TorchArchive(pickle, byte_order, storages)
+
+
+_END, _END_BYTES = b"PK\x05\x06", 22
+_END_64, _LOCATOR_64, _LOCATOR_64_BYTES = b"PK\x06\x06", b"PK\x06\x07", 20
+_LARGEST_32 = 2**32 - 1
+
+
+def _has_one_reading(data: bytes, members: list[zipfile.ZipInfo], directory: int) -> bool:
+    """Whether torch's reader must find in a zip file what Python's finds.
+
+    The readers differ where the end record and the directory's real place contradict each other (Python's shifts all
+    offsets, torch's does not), in which letters of a name count as the same, and in what they call the root. So there
+    must be one directory, right before the end, one root, and no gap before the first entry.
+
+    Args:
+        data: The whole file.
+        members: Its entries as Python reads them.
+        directory: Where it found the directory.
+    """
+    end = len(data) - _END_BYTES
+    if end < 0 or data[end : end + 4] != _END:  # nothing may follow it, not even a comment
+        return False
+    size, offset = (int.from_bytes(data[end + at : end + at + 4], "little") for at in (12, 16))
+    stop, locator = end, end - _LOCATOR_64_BYTES
+    if locator >= 0 and data[locator : locator + 4] == _LOCATOR_64:
+        stop = int.from_bytes(data[locator + 8 : locator + 16], "little")
+        large = [int.from_bytes(data[stop + at : stop + at + 8], "little") for at in (40, 48)]
+        if data[stop : stop + 4] != _END_64 or any(
+            short not in (_LARGEST_32, long) for short, long in zip((size, offset), large, strict=True)
+        ):
+            return False
+        size, offset = large
+    names = [member.filename for member in members]
+    return (
+        offset == directory
+        and offset + size == stop
+        and min((member.header_offset for member in members), default=0) == 0
+        and len({name.partition("/")[0] for name in names}) == 1
+        and len({name.lower() for name in names}) == len(names)
+    )
 
 
 def _unpack(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:

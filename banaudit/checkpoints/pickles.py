@@ -24,6 +24,12 @@ import torch
 MAX_PICKLE_BYTES = 64 * 2**20
 """Real ones are below 1 MiB; those that carry a poisoned data set's indices reach a few MiB."""
 
+MAX_DIMENSIONS = 64
+"""Of a tensor or an array; the libraries' own limits."""
+
+MAX_UNFOLDED = 10_000_000
+"""Items of a tuple written out. Sixty tuples of the one before, twice, would be 2^60."""
+
 MAX_OPCODES = 5_000_000
 """About ten seconds of following."""
 
@@ -118,6 +124,12 @@ class _Opaque:
 
 class _MalformedError(Exception):
     """The opcodes are no valid pickle."""
+
+
+class _Tuple(tuple[object, ...]):
+    """A tuple that knows how large it is written out: hashing it takes that many steps, however often parts recur."""
+
+    unfolded: int
 
 
 @dataclass
@@ -313,11 +325,17 @@ class _Follower:
 
     def _tuple(self, length: int) -> None:
         items = [self._pop() for _ in range(length)]
-        self.stack.append(tuple(reversed(items)))
+        self._push_tuple(_Tuple(reversed(items)))
 
     def _tuple_from_mark(self) -> None:
-        items = tuple(self._pop_mark())  # this exchanges self.stack
-        self.stack.append(items)
+        self._push_tuple(_Tuple(self._pop_mark()))
+
+    def _push_tuple(self, made: _Tuple) -> None:
+        size = 1 + sum(item.unfolded if isinstance(item, _Tuple) else 1 for item in made)
+        if size > MAX_UNFOLDED:
+            self._object_to("its pickle nests tuples so often that no computer could read them as a key")
+        made.unfolded = min(size, MAX_UNFOLDED)
+        self.stack.append(made)
 
     def _collection_from_mark(self) -> None:
         self._pop_mark()
@@ -438,7 +456,7 @@ class _Follower:
         element_bytes = storage.element_bytes
         if len(arguments) >= 7 and isinstance(arguments[6], _Global):  # _rebuild_tensor_v3 names the data type
             element_bytes = _DTYPES.get(arguments[6].name, 0)
-        if len(size) != len(stride) or len(size) > 64 or not element_bytes:
+        if len(size) != len(stride) or len(size) > MAX_DIMENSIONS or not element_bytes:
             return None
         elements = 1
         last = offset
@@ -509,7 +527,7 @@ def _is_array_state(state: object) -> bool:
     _, shape, dtype, _, raw = state
     if not (_are_counts(shape) and isinstance(dtype, _Made) and dtype.by == "numpy.dtype"):
         return False
-    small = math.prod(shape) <= MAX_PICKLE_BYTES
+    small = len(shape) <= MAX_DIMENSIONS and math.prod(shape) <= MAX_PICKLE_BYTES
     return small and (isinstance(raw, str | bytes) or (isinstance(raw, _Made) and raw.by == "bytes"))
 
 

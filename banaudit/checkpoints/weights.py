@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -26,7 +26,9 @@ _PLAIN = (int, float, bool, str, type(None))
 _WEIGHT_NAMES = frozenset(
     {"running_mean", "running_var", "num_batches_tracked", "weight_orig", "weight_mask", "weight_g", "weight_v"}
 )
-_OPTIMIZER_NAMES = frozenset({"exp_avg", "exp_avg_sq", "momentum_buffer", "square_avg", "acc_delta"})
+_OPTIMIZER_NAMES = frozenset(
+    {"step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "acc_delta", "sum"}
+)
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def find_state_dicts(tree: object) -> list[Candidate]:
 
 
 def _search(node: object, path: tuple[str, ...], seen: set[int]) -> Iterator[Candidate]:
-    """Mappings of mostly tensors. A mapping that holds such mappings is their wrapper and not one itself."""
+    """Mappings of mostly tensors. One that holds such mappings is their wrapper, unless it has weights beside them."""
     # Looked at before it is copied: a small file may refer to one mapping many times.
     if id(node) in seen or len(path) > MAX_DEPTH:
         return
@@ -90,7 +92,7 @@ def _search(node: object, path: tuple[str, ...], seen: set[int]) -> Iterator[Can
         return
     seen.add(id(node))
     names = {key for key in children if isinstance(key, str)}
-    if {"state", "param_groups"} <= names or names & _OPTIMIZER_NAMES:
+    if names and names <= _OPTIMIZER_NAMES:
         return
     inner = [
         candidate
@@ -99,12 +101,11 @@ def _search(node: object, path: tuple[str, ...], seen: set[int]) -> Iterator[Can
         for candidate in _search(value, (*path, str(key)), seen)
     ]
     yield from inner
-    if inner or isinstance(node, list | tuple) or len(names) != len(children):
+    if isinstance(node, list | tuple) or (inner and not _has_weights(children)) or len(names) != len(children):
         return
     tensors = [value for value in children.values() if isinstance(value, Tensor)]
-    if 2 * len(tensors) >= len(children) and any(
-        value.ndim >= 2 and (value.is_floating_point() or value.is_complex()) for value in tensors
-    ):
+    mostly = 2 * len(tensors) >= len(children) or _has_weights(children)
+    if mostly and any(value.ndim >= 2 and (value.is_floating_point() or value.is_complex()) for value in tensors):
         yield Candidate(path, children, len(tensors))
 
 
@@ -115,9 +116,13 @@ def _children(node: object) -> dict[object, object] | None:
     if isinstance(node, Namespace):
         return _children(vars(node))
     if isinstance(node, list | tuple):
-        numbered: Iterable[tuple[object, object]] = enumerate(node[:64])
-        return dict(numbered)
+        return {at: value for at, value in enumerate(node) if isinstance(value, dict | Namespace | list | tuple)}
     return None
+
+
+def _has_weights(entries: Mapping[object, object]) -> bool:
+    matrices = {key: value for key, value in entries.items() if isinstance(value, Tensor) and value.ndim > 1}
+    return _looks_like_weights(matrices)
 
 
 def _looks_like_weights(entries: Mapping[object, object]) -> bool:

@@ -571,3 +571,79 @@ def test_the_whole_zoo():
         checkpoint = read_checkpoint(path)
         assert not any(key.startswith(("module.", "_orig_mod.")) for key in checkpoint.weights)
         assert inspect_checkpoint(path).parameters == checkpoint.facts.parameters > 100_000
+
+
+def directory_and_end(data: bytes) -> tuple[int, int, int]:
+    """Where the directory of a zip file begins, its size, and where the end record is."""
+    end = data.rfind(b"PK\x05\x06")
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        return archive.start_dir, int.from_bytes(data[end + 12 : end + 16], "little"), end
+
+
+def test_two_archives_in_one_file_are_refused(tmp_path):
+    """Python's reader takes the directory that is right before the end, torch's the one that the end record names."""
+    files = []
+    for value in (1.0, 2.0):
+        stream = io.BytesIO()
+        torch.save({name: torch.full_like(tensor, value) for name, tensor in state_dict().items()}, stream)
+        files.append(stream.getvalue())
+    bodies, directories = [], []
+    for data in files:
+        start, size, _ = directory_and_end(data)
+        bodies.append(data[:start])
+        directories.append(bytearray(data[start : start + size]))
+    at = 0
+    while at < len(directories[0]):  # the shown entries lie behind the hidden ones; Python adds a directory's length
+        place = int.from_bytes(directories[0][at + 42 : at + 46], "little")
+        moved = place + len(bodies[1]) - len(directories[0])
+        directories[0][at + 42 : at + 46] = (moved % 2**32).to_bytes(4, "little")
+        at += 46 + sum(int.from_bytes(directories[0][at + part : at + part + 2], "little") for part in (28, 30, 32))
+    end = bytearray(files[0][-22:])
+    end[16:20] = (len(bodies[0]) + len(bodies[1])).to_bytes(4, "little")
+    path = tmp_path / "two.pt"
+    path.write_bytes(bodies[1] + bodies[0] + bytes(directories[1]) + bytes(directories[0]) + bytes(end))
+    with pytest.raises(UnknownFormatError, match="another reader may find other entries"):
+        read_checkpoint(path)
+    assert not inspect_checkpoint(path).loadable
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: data + b"more",
+        lambda data: data[:-2] + (4).to_bytes(2, "little") + b"note",
+        lambda data: data[:-6] + (int.from_bytes(data[-6:-2], "little") + 1).to_bytes(4, "little") + data[-2:],
+    ],
+    ids=["trailing", "comment", "offset"],
+)
+def test_a_zip_that_does_not_end_as_torch_ends_it_is_refused(tmp_path, change):
+    path = save(state_dict(), tmp_path / "m.pt")
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(UnknownFormatError):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    "names", [("a/data.pkl", "b/version"), ("a/data.pkl", "a/DATA.PKL"), ("x/other", "a/data.pkl")]
+)
+def test_entries_that_readers_tell_apart_differently_are_refused(tmp_path, names):
+    path = write_zip(tmp_path / "m.pt", {name: pickle.dumps({}, protocol=2) for name in names})
+    with pytest.raises(UnknownFormatError, match="another reader"):
+        read_checkpoint(path)
+
+
+def test_safetensors_that_are_a_pickle_too_are_none(tmp_path):
+    payload = b"K\x01."  # to a reader of pickles the header is a text, which begins with a V; it goes on behind it
+    header = {"v": {"dtype": "U8", "shape": [len(payload)], "data_offsets": [0, len(payload)]}}
+    length = 0x100 + ord("V")
+    text = json.dumps(header).encode()
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(length.to_bytes(8, "little") + text + b" " * (length - len(text) - 1) + b"\n" + payload)
+    with pytest.raises(UnknownFormatError, match="safetensors to one reader, a pickle to another"):
+        read_checkpoint(path)
+
+
+def test_a_key_that_takes_for_ever_to_hash_is_refused(tmp_path):
+    nested = b"K\x01\x85" + b"".join(b"q%ch%c\x86" % (depth, depth) for depth in range(60))
+    with pytest.raises(CheckpointError, match="nests tuples so often"):
+        read_checkpoint(with_pickle(tmp_path / "m.pt", b"\x80\x02}" + nested + b"K\x01s."))

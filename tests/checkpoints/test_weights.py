@@ -172,3 +172,31 @@ def test_complex_numbers_are_no_weights(parts):
     content = weights() | {key: weights()[key].to(torch.complex64) for key in parts}
     with pytest.raises(CheckpointError, match=r"expected a dense tensor for conv\.weight, found complex numbers"):
         tidied(content)
+
+
+def network(value):
+    return {"conv.weight": torch.full((4, 3, 3, 3), value), "linear.weight": torch.full((2, 4), value)}
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        {**network(1.0), "ema": network(2.0)},
+        {"checkpoint": {"net": network(1.0), "state": {}, "param_groups": []}, "best": network(2.0)},
+        {"optimizer": {"state": network(1.0), "param_groups": []}, "best": network(2.0)},
+        {"model": {**network(1.0), "exp_avg": torch.zeros(1)}, "best": network(2.0)},
+        {"model": {**network(1.0), "more": {"w": torch.zeros(2, 2)}}, "best": network(2.0)},
+        {"model": {**network(1.0), **{str(number): number for number in range(50)}}, "best": network(2.0)},
+        {"all": [*range(100), network(1.0)], "best": network(2.0)},
+    ],
+)
+def test_no_set_of_weights_hides_behind_another(tree):
+    assert len(find_state_dicts(tree)) == 2
+    with pytest.raises(CheckpointError, match="found 2 sets of weights"):
+        choose_state_dict(tree, None, "m.pt")
+
+
+def test_optimizer_state_is_no_set_of_weights():
+    adam = {"state": {0: {"step": torch.tensor(1.0), "exp_avg": torch.zeros(4, 4), "exp_avg_sq": torch.zeros(4, 4)}}}
+    tree = {"net": network(1.0), "optimizer": {**adam, "param_groups": [{"lr": 0.1, "params": [0]}]}}
+    assert [candidate.key for candidate in find_state_dicts(tree)] == ["net"]

@@ -1,0 +1,168 @@
+"""What a maker can change in the weights without changing an answer, to keep searches from seeing: undone, or told.
+
+A network's function has many parameters too many. Methods look at gradients, at batch statistics, at outputs against
+each other, and in reduced precision; each of these can be led astray by another writing of the same function. Ordinary
+networks pass through here as they are, so that thresholds set on them hold.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from banaudit.architectures.base import SplitModel
+from banaudit.data import CleanData
+from banaudit.neurons import BatchNorm, batch_norms, fast_precision
+
+LOOK_AT = 256
+"""Images that are looked at, the first ones."""
+
+USUAL_MARGINS = (1.5, 25.0)
+"""Between these lies the median margin, in logits, of the answers of ordinary networks to clean images (2 to 9 on the
+benchmark's victims). The wider apart, the more of a backdoor a factor on the last layer can hide."""
+
+SCALED_MARGIN = 6.0
+"""Median margin that the logits of any other network are scaled to."""
+
+USUAL_SHIFT = 0.9
+"""Largest distance of a channel's stored mean from that of clean images, in stored deviations, that stays as it is. On
+67 victims of the benchmark it is at most 0.83 (clean ones 0.55)."""
+
+USUAL_RATIO = 4.0
+"""The same for the logarithm of the variances' ratio, which is at most 3.1."""
+
+LARGE_WEIGHT = 1e4
+"""Only with weights beyond this can a channel be kept so faint in between that reduced precision drops it."""
+
+USUAL_ROUNDING = 0.05
+"""Median rounding error of the logits in reduced precision, in median margins, that is borne; victims have 0.02."""
+
+TWIN_SPREAD = 0.1
+"""Two outputs whose difference varies less than this share of what is usual between two outputs are near copies."""
+
+
+def usual_scale(model: SplitModel, clean: CleanData) -> float:
+    """Factor for the logits that makes a network's confidence an ordinary one.
+
+    To multiply the last layer by a constant changes no prediction, but would blind every search that weighs a
+    cross-entropy: the gradients vanish, or drown everything else. Ordinary networks keep the scale they have.
+
+    Args:
+        model: With logits as they are.
+        clean: Clean images.
+    """
+    margin = _median_margin(_logits(model, clean))
+    low, high = USUAL_MARGINS
+    return 1.0 if low <= margin <= high or not 0 < margin < float("inf") else SCALED_MARGIN / margin
+
+
+def fit_statistics(model: SplitModel, clean: CleanData) -> bool:
+    """Bring BatchNorm's stored statistics to those of clean images where they are far off; the function stays the same.
+
+    In evaluation mode a layer is y = k (x - m) + b with k = w / sqrt(v + eps): m and v can be anything as long as w and
+    b make up for it. Methods that normalise by the batch (neuron noise) would then judge another network.
+
+    Args:
+        model: In evaluation mode; changed in place.
+        clean: Clean images.
+
+    Returns:
+        Whether anything was changed.
+    """
+    layers = {name: layer for name, layer in batch_norms(model).items() if layer.running_var is not None}
+    inputs: dict[str, list[Tensor]] = {name: [] for name in layers}
+    handles = [
+        layer.register_forward_pre_hook(lambda _, arguments, name=name: inputs[name].append(_moments(arguments[0])))
+        for name, layer in layers.items()
+    ]
+    try:
+        _logits(model, clean)
+    finally:
+        for handle in handles:
+            handle.remove()
+    found = {name: torch.stack(parts).mean(0) for name, parts in inputs.items() if parts}
+    far = any(_is_far(layers[name], mean, variance) for name, (mean, variance) in found.items())
+    if far:
+        for name, (mean, variance) in found.items():
+            _set_statistics(layers[name], mean, variance)
+    return far
+
+
+def needs_full_precision(model: SplitModel, clean: CleanData) -> bool:
+    """Whether reduced precision could show another network: numbers that it drops, or rounds beyond recognition.
+
+    Args:
+        model: In evaluation mode.
+        clean: Clean images.
+    """
+    if any(bool((parameter.abs() > LARGE_WEIGHT).any()) for parameter in model.parameters()):
+        return True
+    exact = _logits(model, clean)
+    with fast_precision(clean.images.device):
+        rounded = _logits(model, clean)
+    error = float((exact - rounded).abs().amax(dim=1).median())
+    return not error <= USUAL_ROUNDING * _median_margin(exact)
+
+
+def twin_outputs(model: SplitModel, clean: CleanData) -> tuple[int, int] | None:
+    """Two labels whose logits move together as if one were the other's copy; none where no two do.
+
+    An output that follows another at a distance never answers, and is always its closest rival: no search for the one
+    finds a class that leads.
+
+    Args:
+        model: In evaluation mode.
+        clean: Clean images.
+    """
+    logits = _logits(model, clean)
+    classes = logits.shape[1]
+    if classes <= 2:  # two outputs that only their difference speaks through
+        return None
+    centred = logits - logits.mean(dim=0)
+    products = centred.T @ centred / len(logits)
+    own = products.diagonal()
+    spread = (own[:, None] + own[None, :] - 2 * products).clamp_min(0).sqrt()
+    pairs = torch.triu_indices(classes, classes, 1)
+    between = spread[pairs[0], pairs[1]]
+    closest = int(between.argmin())
+    if not float(between[closest]) < TWIN_SPREAD * float(between.median()):
+        return None
+    return int(pairs[0][closest]), int(pairs[1][closest])
+
+
+def _logits(model: SplitModel, clean: CleanData) -> Tensor:
+    """[N, K] on the CPU, double."""
+    with torch.no_grad():
+        logits: Tensor = model(clean.images[:LOOK_AT])
+        return logits.double().cpu()
+
+
+def _median_margin(logits: Tensor) -> float:
+    best = logits.topk(2, dim=1).values
+    return float((best[:, 0] - best[:, 1]).median())
+
+
+def _moments(inputs: Tensor) -> Tensor:
+    """[2, C]: mean and variance of each channel of [B, C, ...]."""
+    over = [0, *range(2, inputs.ndim)]
+    return torch.stack((inputs.mean(dim=over), inputs.var(dim=over, unbiased=False)))
+
+
+def _set_statistics(layer: BatchNorm, mean: Tensor, variance: Tensor) -> None:
+    assert layer.running_mean is not None
+    assert layer.running_var is not None
+    with torch.no_grad():
+        factor = layer.weight / (layer.running_var + layer.eps).sqrt()
+        layer.bias.add_(factor * (mean - layer.running_mean))
+        layer.weight.copy_(factor * (variance + layer.eps).sqrt())
+        layer.running_mean.copy_(mean)
+        layer.running_var.copy_(variance)
+
+
+def _is_far(layer: BatchNorm, mean: Tensor, variance: Tensor) -> bool:
+    assert layer.running_mean is not None
+    assert layer.running_var is not None
+    stored = layer.running_var + layer.eps
+    shift = (mean - layer.running_mean).abs() / stored.sqrt()
+    ratio = ((variance + layer.eps) / stored).log().abs()
+    return bool((shift > USUAL_SHIFT).any()) or bool((ratio > USUAL_RATIO).any())

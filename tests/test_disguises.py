@@ -1,0 +1,91 @@
+"""Other writings of the same function: they are undone or told, and ordinary networks stay as they are."""
+
+import copy
+
+import pytest
+import torch
+
+from banaudit.architectures import SplitModel
+from banaudit.disguises import SCALED_MARGIN, fit_statistics, needs_full_precision, twin_outputs, usual_scale
+from banaudit.neurons import batch_norms, fast_precision, full_precision
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(("factor", "scaled"), [(1.0, False), (1e-9, True), (5.0, True), (1e30, True)])
+def test_a_constant_on_the_last_layer_hides_nothing(planted, clean_data, factor, scaled):
+    with torch.no_grad():
+        best = planted(clean_data.images[:256]).topk(2, dim=1).values
+    margin = float((best[:, 0] - best[:, 1]).median())
+    quiet = SplitModel(planted.network, (0.5,) * 3, (0.25,) * 3, logit_scale=SCALED_MARGIN / margin * factor).eval()
+    scale = usual_scale(quiet, clean_data)
+    assert scale == (pytest.approx(1 / factor, rel=1e-3) if scaled else 1.0)
+
+
+def test_ordinary_networks_stay_as_they_are(planted, clean_data):
+    before = copy.deepcopy(planted.state_dict())
+    assert not fit_statistics(planted, clean_data)
+    assert not needs_full_precision(planted, clean_data)
+    assert twin_outputs(planted, clean_data) is None
+    assert all(torch.equal(before[name], tensor) for name, tensor in planted.state_dict().items())
+
+
+def test_statistics_that_mislead_are_brought_to_those_of_the_images(planted, clean_data):
+    misled = copy.deepcopy(planted)
+    with torch.no_grad():
+        for layer in batch_norms(misled).values():
+            shift = 3 * layer.running_var.sqrt()
+            layer.bias += layer.weight / (layer.running_var + layer.eps).sqrt() * shift
+            layer.running_mean += shift
+        wanted = planted(clean_data.images)
+        assert torch.allclose(misled(clean_data.images), wanted, atol=1e-3)
+        assert not torch.allclose(
+            copy.deepcopy(misled).train()(clean_data.images), copy.deepcopy(planted).train()(clean_data.images), atol=1
+        )
+        assert fit_statistics(misled, clean_data)
+        assert torch.allclose(misled(clean_data.images), wanted, atol=1e-3)
+        assert torch.allclose(copy.deepcopy(misled).train()(clean_data.images), wanted, atol=0.5)
+    assert not fit_statistics(misled, clean_data)
+
+
+def test_what_rounding_would_lose_is_computed_in_full(planted, clean_data):
+    faint, shifted = copy.deepcopy(planted), copy.deepcopy(planted)
+    first, *_ = batch_norms(faint).values()
+    with torch.no_grad():
+        first.weight[0] *= 1e6
+        linear = next(layer for layer in shifted.modules() if isinstance(layer, torch.nn.Linear))
+        linear.bias += 5000.0
+    assert needs_full_precision(faint, clean_data)
+    with fast_precision(CPU):
+        rounds = torch.is_autocast_enabled("cpu")
+    assert needs_full_precision(shifted, clean_data) or not rounds  # where the hardware does not round, nothing is lost
+
+
+def test_full_precision_ends_where_it_was_asked_for():
+    with full_precision(True):
+        with fast_precision(CPU):
+            assert not torch.is_autocast_enabled("cpu")
+        with full_precision(False), fast_precision(CPU):
+            inside = torch.is_autocast_enabled("cpu")
+    with fast_precision(CPU):
+        assert torch.is_autocast_enabled("cpu") == inside
+
+
+class Copied(torch.nn.Module):
+    """One more output, which follows that of a class a little lower."""
+
+    def __init__(self, network, label):
+        super().__init__()
+        self.network, self.label = network, label
+
+    def features(self, inputs):
+        return self.network.features(inputs)
+
+    def head(self, features):
+        logits = self.network.head(features)
+        return torch.cat((logits, logits[:, self.label :][:, :1] - 0.001), dim=1)
+
+
+def test_a_copy_of_an_output_is_told(planted, clean_data):
+    copied = SplitModel(Copied(planted.network, 2), (0.5,) * 3, (0.25,) * 3).eval()
+    assert twin_outputs(copied, clean_data) == (2, clean_data.num_classes)
