@@ -20,7 +20,7 @@ TIERS = (
     ("checkpoints",),
     ("architectures",),
     ("neurons",),
-    ("preflight",),
+    ("preflight", "disguises"),
     ("preprocessing",),
     ("resume",),
     ("training",),
