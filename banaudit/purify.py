@@ -141,7 +141,8 @@ def purify(
     _require_fit(mitigation, prepared.model, prepared.checkpoint.facts.path)
     facts = audit.facts_of(prepared)
     parts = _part_images(prepared.clean, seed)
-    _require_enough(parts, subject.data)
+    if mitigation.trains:
+        _require_enough(parts, subject.data)
     before = audit.judge(
         prepared.model,
         parts.scan,

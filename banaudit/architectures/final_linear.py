@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from banaudit.architectures.base import WrappedNetwork
+from banaudit.architectures.linear_calls import linear_calls
 from banaudit.architectures.outputs import OutputKind, class_scores, first_class_scores, output_kind
 from banaudit.errors import UnsupportedModelError
 from banaudit.shapes import Features, Logits
@@ -47,28 +48,16 @@ class FinalLinearSplit(WrappedNetwork):
         Raises:
             UnsupportedModelError: No linear layer's output is the network's, up to softmax or log-softmax.
         """
-        calls: list[tuple[str, Tensor]] = []
-
-        def record(name: str, output: Tensor) -> None:
-            calls.append((name, output.detach().clone()))
-
-        handles = [
-            layer.register_forward_hook(lambda _layer, _inputs, output, name=name: record(name, output))
-            for name, layer in module.named_modules()
-            if isinstance(layer, nn.Linear)
-        ]
-        try:
-            with torch.no_grad():
-                outputs = module(inputs)
-        finally:
-            for handle in handles:
-                handle.remove()
+        returned: list[object] = []
+        with torch.no_grad():
+            calls = linear_calls(module, lambda: returned.append(module(inputs)))
+        outputs = returned[0]
         scores = [tensor for _, tensor in class_scores(outputs, len(inputs), classes)]
-        names = [name for name, _ in calls]
-        for name, logits in reversed(calls):
+        names = [call.name for call in calls]
+        for call in reversed(calls):
             # A layer that is called more than once has no one input to be the features.
-            if names.count(name) == 1 and any(_comes_from(tensor, logits) for tensor in scores):
-                return cls(module, name)
+            if names.count(call.name) == 1 and any(_comes_from(tensor, call.output) for tensor in scores):
+                return cls(module, call.name)
         raise UnsupportedModelError(
             f"{type(module).__name__}: expected a linear layer whose output is the network's, found none among the "
             f"{len(calls)} that were called; use the network whole (OutputSplit)"

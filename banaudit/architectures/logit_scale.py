@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
 
 from banaudit.architectures.base import SplitModel
+from banaudit.architectures.linear_calls import has_plain_weight, linear_calls
 from banaudit.shapes import Images
 
 
@@ -47,23 +47,18 @@ def _multiply(model: SplitModel, name: str, factor: float) -> None:
 
 def _final_linear(model: SplitModel, images: Images) -> str | None:
     """Name of the linear layer whose output is the network's, if its weights are plain ones."""
-    calls: list[tuple[str, Tensor]] = []
-
-    def record(name: str, output: Tensor) -> None:
-        calls.append((name, output))
-
-    handles = [
-        layer.register_forward_hook(lambda _layer, _inputs, output, name=name: record(name, output))
-        for name, layer in model.named_modules()
-        if isinstance(layer, nn.Linear) and "weight" in dict(layer.named_parameters())
-    ]
-    try:
-        with torch.no_grad():
-            logits = model.network.head(model.features(images))
-    finally:
-        for handle in handles:
-            handle.remove()
-    names = [name for name, _ in calls]
+    with torch.no_grad():
+        features = model.features(images)
+        logits = model.network.head(features)
+        calls = linear_calls(model, lambda: model.network.head(features))
+    names = [call.name for call in calls]
     return next(
-        (name for name, output in reversed(calls) if names.count(name) == 1 and torch.equal(output, logits)), None
+        (
+            call.name
+            for call in reversed(calls)
+            if names.count(call.name) == 1
+            and has_plain_weight(model.get_submodule(call.name))
+            and torch.equal(call.output, logits)
+        ),
+        None,
     )

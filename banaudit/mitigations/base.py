@@ -23,6 +23,7 @@ from banaudit.data import CleanData
 from banaudit.errors import BanauditError, DataError, TimeLimitReached, UsageError
 from banaudit.meter import Meter
 from banaudit.method import Method
+from banaudit.neurons import full_precision
 from banaudit.results import RepairEpoch
 from banaudit.resume import Progress, identify
 from banaudit.shapes import Images, Labels
@@ -205,7 +206,8 @@ class Mitigation(Method, ABC):
                 progress=progress,
             )
             try:
-                tuned = self.repair(job)
+                with full_precision(model.full_precision):  # some invert triggers, which rounds
+                    tuned = self.repair(job)
             except (UsageError, TimeLimitReached):
                 raise
             except BanauditError:  # to go on would only lead here again

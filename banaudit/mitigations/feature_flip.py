@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import ClassVar, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from banaudit.architectures.base import SplitModel
+from banaudit.architectures.linear_calls import has_plain_weight, linear_calls
 from banaudit.detectors.base import SEARCH_SHARE
 from banaudit.detectors.feature_re import FeatureInversion, FeatureTrigger
 from banaudit.errors import DataError, UnsupportedModelError
@@ -65,29 +66,14 @@ def scale_channels(model: SplitModel, features: Features, factors: Tensor) -> We
 
 def _first_linear(model: SplitModel, features: Features) -> tuple[str, Tensor]:
     """Name of the first linear layer that the head calls, and its input [B, ...]."""
-    calls: list[tuple[str, Tensor]] = []
-
-    def record(name: str, inputs: Tensor) -> None:
-        calls.append((name, inputs))
-
-    handles = [
-        layer.register_forward_pre_hook(lambda _layer, inputs, name=name: record(name, inputs[0]))
-        for name, layer in model.named_modules()
-        if _has_plain_weight(layer)
+    calls = [
+        call
+        for call in linear_calls(model, lambda: model.head(features))
+        if has_plain_weight(model.get_submodule(call.name))
     ]
-    try:
-        model.head(features)
-    finally:
-        for handle in handles:
-            handle.remove()
     if not calls:
         raise UnsupportedModelError("this method needs a linear layer behind the features; the network has none there")
-    return calls[0]
-
-
-def _has_plain_weight(layer: nn.Module) -> bool:
-    """Whether it is a linear layer whose weight is not computed from others, as with weight or spectral norm."""
-    return isinstance(layer, nn.Linear) and "weight" in dict(layer.named_parameters())
+    return calls[0].name, calls[0].inputs
 
 
 @final
@@ -121,7 +107,7 @@ class FeatureFlip(FeatureInversion, TargetedMitigation):
 
     def check(self, model: SplitModel) -> None:
         """There must be a linear layer; whether it is the right one, only the features show."""
-        if not any(_has_plain_weight(module) for module in model.modules()):
+        if not any(has_plain_weight(module) for module in model.modules()):
             raise UnsupportedModelError(
                 "this method needs a linear layer with plain weights behind the features, and the network has none"
             )
