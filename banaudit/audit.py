@@ -201,7 +201,8 @@ def prepare(subject: Subject, *, seed: int = 0, device: str = "auto", meter: Met
     clean = images.decode(preprocessing.size, preprocessing.channels).to(where)
     split.lay_out_fast(clean.images)
     refitted = disguises.fit_statistics(split, clean)
-    split.logit_scale = disguises.usual_scale(split, clean)
+    logits = disguises.logits_of(split, clean)
+    split.logit_scale = disguises.usual_scale(logits)
     split.full_precision = disguises.needs_full_precision(split, clean)
     predicted = predictions(split, clean.images, meter=meter)
     accuracy = judge_predictions(predicted, clean, subject.accuracy_floor)
@@ -215,7 +216,7 @@ def prepare(subject: Subject, *, seed: int = 0, device: str = "auto", meter: Met
         accuracy=accuracy,
         misread=misreading(accuracy, clean.class_names, predicted),
         refitted=refitted,
-        twins=disguises.twin_outputs(split, clean),
+        twins=disguises.twin_outputs(logits),
         device=where,
     )
 
@@ -293,13 +294,14 @@ def facts_of(prepared: Prepared) -> Facts:
         )
     if prepared.refitted:
         caveats.append(
-            "the statistics stored in BatchNorm layers were far from those of the images, as if to mislead a search; "
-            "they were set to these, which changes no answer"
+            "the statistics stored in BatchNorm layers were far from those of the images, as they are where a search "
+            "is to be misled, or after pruning or training on other images; they were set to these, which changes no "
+            "answer"
         )
     if prepared.model.full_precision:
         caveats.append(
-            "computed in full precision throughout: rounded, the network would have been another, as if to mislead a "
-            "search"
+            "computed without bfloat16: rounded, the network would have been another, as it is where a search is to be "
+            "misled"
         )
     if prepared.twins is not None:
         one, other = prepared.twins

@@ -31,6 +31,9 @@ above that of every victim of the benchmark, augmented and backdoored as they we
 USUAL_RATIO = 4.0
 """The same for the logarithm of the variances' ratio."""
 
+ASLEEP = 1e-3
+"""Share of a layer's median variance below which a channel counts as constant; it is given the median."""
+
 LARGE_WEIGHT = 1e4
 """Only with weights beyond this can a channel be kept so faint in between that reduced precision drops it."""
 
@@ -38,21 +41,34 @@ USUAL_ROUNDING = 0.05
 """Median rounding error of the logits in reduced precision, in median margins, that is borne; ordinary networks stay
 well below."""
 
+USUAL_QUANTILE = 0.9
+"""Of the spreads between two outputs, the one that counts as usual: high, as many copies would lower the median."""
+
 TWIN_SPREAD = 0.1
 """Two outputs whose difference varies less than this share of what is usual between two outputs are near copies."""
 
 
-def usual_scale(model: SplitModel, clean: CleanData) -> float:
+def logits_of(model: SplitModel, clean: CleanData) -> Tensor:
+    """Logits [N, K] of the first :data:`LOOK_AT` images, on the CPU, double; without rows that are not finite.
+
+    Args:
+        model: In evaluation mode.
+        clean: Clean images.
+    """
+    logits = _all_logits(model, clean)
+    return logits[logits.isfinite().all(dim=1)]
+
+
+def usual_scale(logits: Tensor) -> float:
     """Factor for the logits that makes a network's confidence an ordinary one.
 
     To multiply the last layer by a constant changes no prediction, but would blind every search that weighs a
     cross-entropy: the gradients vanish, or drown everything else. Ordinary networks keep the scale they have.
 
     Args:
-        model: With logits as they are.
-        clean: Clean images.
+        logits: Of clean images as they are, [N, K].
     """
-    margin = _median_margin(_logits(model, clean))
+    margin = _median_margin(logits)
     low, high = USUAL_MARGINS
     return 1.0 if low <= margin <= high or not 0 < margin < float("inf") else SCALED_MARGIN / margin
 
@@ -77,7 +93,7 @@ def fit_statistics(model: SplitModel, clean: CleanData) -> bool:
         for name, layer in layers.items()
     ]
     try:
-        _logits(model, clean)
+        logits_of(model, clean)
     finally:
         for handle in handles:
             handle.remove()
@@ -98,24 +114,24 @@ def needs_full_precision(model: SplitModel, clean: CleanData) -> bool:
     """
     if any(bool((parameter.abs() > LARGE_WEIGHT).any()) for parameter in model.parameters()):
         return True
-    exact = _logits(model, clean)
+    exact = _all_logits(model, clean)
     with fast_precision(clean.images.device):
-        rounded = _logits(model, clean)
+        rounded = _all_logits(model, clean)
+    finite = exact.isfinite().all(dim=1)
+    exact, rounded = exact[finite], rounded[finite]
     error = float((exact - rounded).abs().amax(dim=1).median())
     return not error <= USUAL_ROUNDING * _median_margin(exact)
 
 
-def twin_outputs(model: SplitModel, clean: CleanData) -> tuple[int, int] | None:
+def twin_outputs(logits: Tensor) -> tuple[int, int] | None:
     """Two labels whose logits move together as if one were the other's copy; none where no two do.
 
     An output that follows another at a distance never answers, and is always its closest rival: no search for the one
     finds a class that leads.
 
     Args:
-        model: In evaluation mode.
-        clean: Clean images.
+        logits: Of clean images, [N, K].
     """
-    logits = _logits(model, clean)
     classes = logits.shape[1]
     if classes <= 2:  # two outputs that only their difference speaks through
         return None
@@ -126,13 +142,12 @@ def twin_outputs(model: SplitModel, clean: CleanData) -> tuple[int, int] | None:
     pairs = torch.triu_indices(classes, classes, 1)
     between = spread[pairs[0], pairs[1]]
     closest = int(between.argmin())
-    if not float(between[closest]) < TWIN_SPREAD * float(between.median()):
+    if not float(between[closest]) < TWIN_SPREAD * float(between.quantile(USUAL_QUANTILE)):
         return None
     return int(pairs[0][closest]), int(pairs[1][closest])
 
 
-def _logits(model: SplitModel, clean: CleanData) -> Tensor:
-    """[N, K] on the CPU, double."""
+def _all_logits(model: SplitModel, clean: CleanData) -> Tensor:
     with torch.no_grad():
         logits: Tensor = model(clean.images[:LOOK_AT])
         return logits.double().cpu()
@@ -144,7 +159,8 @@ def _median_margin(logits: Tensor) -> float:
 
 
 def _moments(inputs: Tensor) -> Tensor:
-    """[2, C]: mean and variance of each channel of [B, C, ...]."""
+    """[2, C]: mean and variance of each channel of [B, C, ...], over samples that are finite."""
+    inputs = inputs[inputs.flatten(1).isfinite().all(dim=1)]
     over = [0, *range(2, inputs.ndim)]
     return torch.stack((inputs.mean(dim=over), inputs.var(dim=over, unbiased=False)))
 
@@ -153,6 +169,9 @@ def _set_statistics(layer: BatchNorm, mean: Tensor, variance: Tensor) -> None:
     assert layer.running_mean is not None
     assert layer.running_var is not None
     with torch.no_grad():
+        # A channel that sleeps on clean images must not lose its weight, by which noise reaches it.
+        usual = variance.median()
+        variance = torch.where(variance < ASLEEP * usual, usual, variance)
         factor = layer.weight / (layer.running_var + layer.eps).sqrt()
         layer.bias.add_(factor * (mean - layer.running_mean))
         layer.weight.copy_(factor * (variance + layer.eps).sqrt())

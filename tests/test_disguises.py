@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from banaudit.architectures import SplitModel
-from banaudit.disguises import SCALED_MARGIN, fit_statistics, needs_full_precision, twin_outputs, usual_scale
+from banaudit.disguises import SCALED_MARGIN, fit_statistics, logits_of, needs_full_precision, twin_outputs, usual_scale
 from banaudit.neurons import batch_norms, fast_precision, full_precision
 
 CPU = torch.device("cpu")
@@ -18,7 +18,7 @@ def test_a_constant_on_the_last_layer_hides_nothing(planted, clean_data, factor,
         best = planted(clean_data.images[:256]).topk(2, dim=1).values
     margin = float((best[:, 0] - best[:, 1]).median())
     quiet = SplitModel(planted.network, (0.5,) * 3, (0.25,) * 3, logit_scale=SCALED_MARGIN / margin * factor).eval()
-    scale = usual_scale(quiet, clean_data)
+    scale = usual_scale(logits_of(quiet, clean_data))
     assert scale == (pytest.approx(1 / factor, rel=1e-3) if scaled else 1.0)
 
 
@@ -26,7 +26,7 @@ def test_ordinary_networks_stay_as_they_are(planted, clean_data):
     before = copy.deepcopy(planted.state_dict())
     assert not fit_statistics(planted, clean_data)
     assert not needs_full_precision(planted, clean_data)
-    assert twin_outputs(planted, clean_data) is None
+    assert twin_outputs(logits_of(planted, clean_data)) is None
     assert all(torch.equal(before[name], tensor) for name, tensor in planted.state_dict().items())
 
 
@@ -88,4 +88,44 @@ class Copied(torch.nn.Module):
 
 def test_a_copy_of_an_output_is_told(planted, clean_data):
     copied = SplitModel(Copied(planted.network, 2), (0.5,) * 3, (0.25,) * 3).eval()
-    assert twin_outputs(copied, clean_data) == (2, clean_data.num_classes)
+    assert twin_outputs(logits_of(copied, clean_data)) == (2, clean_data.num_classes)
+
+
+def test_many_copies_do_not_hide_each_other(planted, clean_data):
+    logits = logits_of(planted, clean_data)
+    crowd = torch.cat((logits, *(logits[:, 2:3] - 0.001 * number for number in range(1, 9))), dim=1)
+    assert twin_outputs(crowd) is not None
+
+
+def test_an_image_that_overflows_switches_nothing_off(planted, clean_data):
+    class Overflowing(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = planted.network
+
+        def features(self, inputs):
+            return self.network.features(inputs)
+
+        def head(self, features):
+            logits = self.network.head(features)
+            logits[0] = torch.inf
+            return logits
+
+    model = SplitModel(Overflowing(), (0.5,) * 3, (0.25,) * 3).eval()
+    logits = logits_of(model, clean_data)
+    assert logits.isfinite().all()
+    assert usual_scale(100 * logits) < 1
+
+
+def test_a_channel_that_sleeps_keeps_its_weight(planted, clean_data):
+    misled = copy.deepcopy(planted)
+    first, *_ = batch_norms(misled).values()
+    convolution = next(layer for layer in misled.modules() if isinstance(layer, torch.nn.Conv2d))
+    with torch.no_grad():
+        convolution.weight[0] = 0
+        first.running_mean += 3 * first.running_var.sqrt()
+        before = misled(clean_data.images)
+        weight = first.weight[0].abs().item()
+        assert fit_statistics(misled, clean_data)
+        assert torch.allclose(misled(clean_data.images), before, atol=1e-2)
+    assert first.weight[0].abs() > 0.05 * weight

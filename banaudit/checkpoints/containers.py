@@ -21,6 +21,9 @@ MAX_MEMBERS = 100_000
 MAX_RATIO = 100
 """Largest compression of one zip entry. torch does not compress; other tools reach 10 on weights."""
 
+LENGTH_BYTES = 8
+"""At the head of a safetensors file, before its header."""
+
 MAX_HEADER_BYTES = 100_000_000
 """Header of a safetensors file; the format's own limit."""
 
@@ -85,7 +88,8 @@ def recognise(data: bytes) -> Recognised:  # noqa: PLR0911 - one return a kind
     is_zip = data.startswith(b"PK\x03\x04")
     # Before pickles: the length of a header of 896 bytes starts like one.
     if data[8:9] == b"{" and 1 < int.from_bytes(data[:8], "little") < 2**48:
-        if is_zip or follow_pickle(data).end > 0:
+        # A pickle that ends within the length holds a number or two at most: honest headers can begin like that.
+        if is_zip or follow_pickle(data).end > LENGTH_BYTES:
             other = "zip" if is_zip else "pickle"
             return Recognised(Format.OTHER, f"safetensors to one reader, a {other} to another")
         return Recognised(Format.SAFETENSORS)

@@ -30,6 +30,9 @@ MAX_DIMENSIONS = 64
 MAX_UNFOLDED = 10_000_000
 """Items of a tuple written out. Sixty tuples of the one before, twice, would be 2^60."""
 
+MAX_TUPLE_DEPTH = 1000
+"""Tuples within tuples: to hash deeper ones takes more of the stack than there may be."""
+
 MAX_OPCODES = 5_000_000
 """About ten seconds of following."""
 
@@ -130,6 +133,7 @@ class _Tuple(tuple[object, ...]):
     """A tuple that knows how large it is written out: hashing it takes that many steps, however often parts recur."""
 
     unfolded: int
+    depth: int
 
 
 @dataclass
@@ -332,7 +336,8 @@ class _Follower:
 
     def _push_tuple(self, made: _Tuple) -> None:
         size = 1 + sum(item.unfolded if isinstance(item, _Tuple) else 1 for item in made)
-        if size > MAX_UNFOLDED:
+        made.depth = 1 + max((item.depth for item in made if isinstance(item, _Tuple)), default=0)
+        if size > MAX_UNFOLDED or made.depth > MAX_TUPLE_DEPTH:
             self._object_to("its pickle nests tuples so often that no computer could read them as a key")
         made.unfolded = min(size, MAX_UNFOLDED)
         self.stack.append(made)

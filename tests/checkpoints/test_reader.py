@@ -647,3 +647,23 @@ def test_a_key_that_takes_for_ever_to_hash_is_refused(tmp_path):
     nested = b"K\x01\x85" + b"".join(b"q%ch%c\x86" % (depth, depth) for depth in range(60))
     with pytest.raises(CheckpointError, match="nests tuples so often"):
         read_checkpoint(with_pickle(tmp_path / "m.pt", b"\x80\x02}" + nested + b"K\x01s."))
+
+
+def test_a_tuple_too_deep_to_hash_is_refused(tmp_path):
+    deep = b"\x80\x02}N" + b"\x85" * 900_000 + b"K\x01s."
+    with pytest.raises(CheckpointError, match="nests tuples so often"):
+        read_checkpoint(with_pickle(tmp_path / "m.pt", deep))
+
+
+def test_a_header_whose_length_is_a_pickle_is_still_safetensors(tmp_path):
+    weights = state_dict()
+    header = len(safetensors.torch.save(weights, {"note": ""})) - sum(
+        tensor.numel() * tensor.element_size() for tensor in weights.values()
+    )
+    path = tmp_path / "m.safetensors"
+    for filled in range(11_912 - header, 11_912 + 16):  # bytes 88 2e: a pickle of True
+        path.write_bytes(safetensors.torch.save(weights, {"note": "x" * filled}))
+        if path.read_bytes()[:2] == b"\x88\x2e":
+            break
+    assert path.read_bytes()[:2] == b"\x88\x2e"
+    assert same(dict(sorted(read_checkpoint(path).weights.items())), dict(sorted(weights.items())))
