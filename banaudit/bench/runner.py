@@ -94,7 +94,7 @@ class ScanSettings(Record):
 
 
 class ScoredReading(Record):
-    """One reading's evidence without its words; :class:`banaudit.results.Evidence` has the meanings."""
+    """One reading's evidence; :class:`banaudit.results.Evidence` has the meanings."""
 
     key: str = Field(description="Method/label or kind of reading, numbered from the second of the same name on.")
     reading: Reading
@@ -108,6 +108,7 @@ class ScoredReading(Record):
     agreement: Number = None
     restarts: tuple[Number, ...] = ()
     per_class: tuple[Number, ...] = Field(default=(), description="In the order of the labels.")
+    note: str = Field(default="", description="What the search has to say beside the score; not kept by earlier scans.")
 
 
 class ScanRecord(Record):
@@ -363,6 +364,7 @@ def readings_of(findings: Sequence[Finding]) -> tuple[ScoredReading, ...]:
             agreement=_short(item.agreement),
             restarts=tuple(_short(score) for score in item.restarts),
             per_class=tuple(_short(bar.score) for bar in item.per_class),
+            note=item.note,
         )
         for key, item in _keyed(findings)
     )

@@ -86,6 +86,16 @@ def test_methods_of_several_files_stand_beside_the_joint_verdict_of_the_first():
     assert "Victims of the test" in text
 
 
+def test_notes_are_shown_of_methods_outside_the_joint_verdict():
+    victim = entry(1, reading("m/a", 2.0, note="of the default"), backdoored=True)
+    others = benchmark(other(victim, "n", reading("n/a", 0.5, note="keeps 97%"), reading("n/b", 0.5)), split="test")
+    text = side_by_side([benchmark(victim), others.model_copy(update={"settings": {OTHERS.digest: OTHERS}})])
+    assert f"| {victim.key} | n/a | 0.5 / 1, {TARGET} | keeps 97% |" in text
+    assert "of the default" not in text
+    assert "n/b |" not in text
+    assert "What the searches noted" not in side_by_side([benchmark(victim)])
+
+
 def test_a_method_is_not_blind_on_victims_that_chose_its_rule():
     seed = min(CHOSE_METHOD["pair-perturbation"])
     chosen, fresh = entry(seed, backdoored=True), entry(2, backdoored=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from banaudit.agreement import JOINT_EVIDENCE, NOISE_AGREEMENT
 from banaudit.bench.population import CHOSE_METHOD
 from banaudit.bench.runner import BenchmarkResults, Outcome, ScanSettings, VictimEntry
 from banaudit.bench.strata import counted, stratum_of
@@ -66,6 +67,7 @@ def side_by_side(files: Sequence[BenchmarkResults]) -> str:
             ],
         ),
         *method_tables(entries),
+        *_notes(entries, joint),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -136,6 +138,24 @@ def _overall(title: str, entries: Sequence[VictimEntry], methods: Sequence[str])
     rows = [_row(name, group) for name, group in zip((JOINT, *methods), (entries, *alone), strict=True)]
     head = ("method", "detected", "target right", "false alarms", "inconclusive", "seconds, mean")
     return [f"### {title}", table(head, rows)]
+
+
+def _notes(entries: Sequence[VictimEntry], joint: set[str]) -> list[str]:
+    """What the searches of methods outside the joint verdict noted, where the scans kept it."""
+    default = joint | {NOISE_AGREEMENT, JOINT_EVIDENCE}
+    rows = [
+        (entry.key, item.key, f"{item.score:.2g} / {item.threshold:.2g}, {item.target}", item.note)
+        for entry in entries
+        for item in entry.scan.readings
+        if item.note and item.score is not None and _method_of(item.key) not in default
+    ]
+    if not rows:
+        return []
+    return [
+        "## What the searches noted",
+        "Of methods outside the joint verdict; score / threshold, then the class named.",
+        table(("victim", "reading", "score", "note"), rows),
+    ]
 
 
 def _row(name: str, entries: Sequence[VictimEntry]) -> tuple[str, ...]:
