@@ -6,7 +6,7 @@ detector, which a repair needs as well.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,16 +14,16 @@ from pathlib import Path
 import torch
 
 import banaudit
-from banaudit import calibration, disguises
+from banaudit import calibration
 from banaudit.agreement import JOINT_EVIDENCE, together
 from banaudit.architectures import LoadedNetwork, SplitModel, load_network, recognise, torchvision_models
 from banaudit.checkpoints import Checkpoint, inspect_checkpoint, read_checkpoint
 from banaudit.data import CleanData, ImageSet, read_clean_folder
 from banaudit.data.images import MIN_PER_CLASS
 from banaudit.detectors import Detector, default_detectors
+from banaudit.disguises import Told, undisguise
 from banaudit.errors import CheckpointError, TimeLimitReached, UnsupportedModelError, UsageError
 from banaudit.meter import Listener, Meter
-from banaudit.neurons import full_precision
 from banaudit.preflight import UNEVEN, judge_predictions, misreading, predictions
 from banaudit.preprocessing import choose
 from banaudit.results import (
@@ -50,7 +50,6 @@ NOTED = "; note "
 """Stands between the reason against any verdict and what was found all the same."""
 
 NOT_CHECKED = (
-    "triggers that neither noise on neurons nor one fixed change of all pixels imitates",
     "backdoors made to survive this kind of audit, or that wake only after fine-tuning, pruning or quantisation",
     "images beyond those given, and anything but the network's answers: privacy, bias, robustness, licences",
 )
@@ -101,8 +100,7 @@ class Prepared:
         preprocessing: How images become inputs.
         accuracy: Clean accuracy on ``clean``.
         misread: Why the images say nothing about the network, by its answers to them; empty: they do.
-        refitted: Whether statistics of BatchNorm layers were brought to those of the images.
-        twins: Two labels whose outputs are near copies, if there are such.
+        told: What was done about the way in which the network is written.
         device: Where to compute.
     """
 
@@ -114,8 +112,7 @@ class Prepared:
     preprocessing: PreprocessingFacts
     accuracy: CleanAccuracy
     misread: str
-    refitted: bool
-    twins: tuple[int, int] | None
+    told: Told
     device: torch.device
 
 
@@ -130,6 +127,8 @@ class Facts:
     caveats: tuple[str, ...] = ()
     inconclusive: tuple[str, ...] = field(default=())
     """Reasons for which no verdict can be given, whatever the detectors say."""
+    told: Told = field(default=Told())
+    """What was done about the way in which the network is written; another one after a repair."""
 
 
 def pick_device(name: str) -> torch.device:
@@ -200,10 +199,7 @@ def prepare(subject: Subject, *, seed: int = 0, device: str = "auto", meter: Met
     split = preprocessing.model(network).to(where).eval()
     clean = images.decode(preprocessing.size, preprocessing.channels).to(where)
     split.lay_out_fast(clean.images)
-    refitted = disguises.fit_statistics(split, clean)
-    logits = disguises.logits_of(split, clean)
-    split.logit_scale = disguises.usual_scale(logits)
-    split.full_precision = disguises.needs_full_precision(split, clean)
+    told = undisguise(split, clean, meter if meter is not None else Meter())
     predicted = predictions(split, clean.images, meter=meter)
     accuracy = judge_predictions(predicted, clean, subject.accuracy_floor)
     return Prepared(
@@ -215,8 +211,7 @@ def prepare(subject: Subject, *, seed: int = 0, device: str = "auto", meter: Met
         preprocessing=facts,
         accuracy=accuracy,
         misread=misreading(accuracy, clean.class_names, predicted),
-        refitted=refitted,
-        twins=disguises.twin_outputs(logits),
+        told=told,
         device=where,
     )
 
@@ -287,27 +282,6 @@ def facts_of(prepared: Prepared) -> Facts:
         )
     if data.per_class_min < FEW_IMAGES:
         caveats.append(f"the smallest class has only {data.per_class_min} clean images")
-    if prepared.model.logit_scale != 1.0:
-        caveats.append(
-            f"the logits were multiplied by {prepared.model.logit_scale:.3g}: their scale is far from any ordinary "
-            "network's, as if to blind a search"
-        )
-    if prepared.refitted:
-        caveats.append(
-            "the statistics stored in BatchNorm layers were far from those of the images, as they are where a search "
-            "is to be misled, or after pruning or training on other images; they were set to these, which changes no "
-            "answer"
-        )
-    if prepared.model.full_precision:
-        caveats.append(
-            "computed without bfloat16: rounded, the network would have been another, as it is where a search is to be "
-            "misled"
-        )
-    if prepared.twins is not None:
-        one, other = prepared.twins
-        inconclusive.append(
-            f"the outputs {one} and {other} are near copies of each other: behind a copy of itself no class stands out"
-        )
     if architecture.outputs != "logits":
         caveats.append(f"the network returns {architecture.outputs}; the scores before them were used")
     if data.unreadable:
@@ -323,6 +297,7 @@ def facts_of(prepared: Prepared) -> Facts:
         data=data,
         caveats=tuple(caveats),
         inconclusive=tuple(inconclusive),
+        told=prepared.told,
     )
 
 
@@ -394,10 +369,9 @@ def judge(
             meter.planned_images = meter.forward_images + sum(
                 other.planned_images(clean.num_classes, len(clean)) for other in detectors[number:]
             )
-            with full_precision(model.full_precision):
-                findings = (*findings, detector(model, clean, seed=seed, meter=meter, triggers=triggers))
+            findings = (*findings, detector(model, clean, seed=seed, meter=meter, triggers=triggers))
         findings = (*findings, *together(findings))
-    against = (*facts.inconclusive, misread) if misread else facts.inconclusive
+    against = (*facts.inconclusive, *facts.told.inconclusive, *((misread,) if misread else ()))
     verdict, reason, strongest = combine(findings, against)
     strength = calibration.strength(item for finding in findings for item in finding.evidence)
     far = calibration.distance(
@@ -418,6 +392,7 @@ def judge(
         findings,
         accuracy,
         clean.class_names,
+        missed={detector.name: detector.misses for detector in detectors},
         strongest=strongest,
         calibrated=calibration.statement("no verdict" if against else far),
         p_value=None if far or against else calibration.p_value(strength),
@@ -483,17 +458,20 @@ def _report(
     seed: int,
     device: str,
     started: datetime,
+    missed: Mapping[str, str] | None = None,
     strongest: tuple[Finding, Evidence] | None = None,
     calibrated: str = "uncalibrated: no method ran",
     p_value: float | None = None,
 ) -> Report:
     accused = strongest[1] if strongest is not None and verdict is Verdict.BACKDOORED else None
     named = {item.target for finding in findings for item in finding.evidence if item.fired and item.target is not None}
-    caveats = list(facts.caveats)
+    caveats = [*facts.caveats, *facts.told.caveats]
     if len(named) > 1:
         caveats.append(f"fired readings name different targets: {', '.join(map(str, sorted(named)))}")
     judged = [finding for finding in findings if finding.verdict is not Verdict.INCONCLUSIVE]
     unjudged = tuple(undecided(f.method, f.reason) for f in findings if f.verdict is Verdict.INCONCLUSIVE)
+    missed = {} if missed is None else missed
+    known = tuple(f"known to be missed by {f.method}: {missed[f.method]}" for f in judged if f.method in missed)
     target = accused.target if accused is not None else None
     return Report(
         verdict=verdict,
@@ -508,7 +486,7 @@ def _report(
         clean_accuracy=accuracy,
         findings=findings,
         checked=tuple(f"{finding.method}: {finding.title}" for finding in judged),
-        not_checked=(*unjudged, *NOT_CHECKED),
+        not_checked=(*unjudged, *known, *NOT_CHECKED),
         caveats=tuple(caveats),
         checkpoint=facts.checkpoint,
         architecture=facts.architecture,

@@ -7,11 +7,14 @@ networks pass through here as they are, so that thresholds set on them hold.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from banaudit.architectures.base import SplitModel
-from banaudit.data import CleanData
+from banaudit.data import CleanData, passes
+from banaudit.meter import Meter
 from banaudit.neurons import BatchNorm, batch_norms, fast_precision
 
 LOOK_AT = 256
@@ -48,14 +51,69 @@ TWIN_SPREAD = 0.1
 """Two outputs whose difference varies less than this share of what is usual between two outputs are near copies."""
 
 
-def logits_of(model: SplitModel, clean: CleanData) -> Tensor:
+WHAT = "looking for disguises"
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a report has to say of a network's writing.
+
+    Args:
+        caveats: What was undone.
+        inconclusive: Why nothing that a search finds would count.
+    """
+
+    caveats: tuple[str, ...] = ()
+    inconclusive: tuple[str, ...] = ()
+
+
+def undisguise(model: SplitModel, clean: CleanData, meter: Meter) -> Told:
+    """Bring a network to an ordinary writing of its function, as far as that can be.
+
+    Args:
+        model: In evaluation mode; its BatchNorm layers, ``logit_scale`` and ``full_precision`` are set in place.
+        clean: Clean images.
+        meter: Counts passes.
+    """
+    caveats, inconclusive = [], []
+    if fit_statistics(model, clean, meter):
+        caveats.append(
+            "the statistics stored in BatchNorm layers were far from those of the images, as they are where a search "
+            "is to be misled, or after pruning or training on other images; they were set to these, which changes no "
+            "answer"
+        )
+    model.logit_scale = 1.0
+    logits = logits_of(model, clean, meter)
+    model.logit_scale = usual_scale(logits)
+    if model.logit_scale != 1.0:
+        caveats.append(
+            f"the logits were multiplied by {model.logit_scale:.3g}: their scale is far from any ordinary network's, "
+            "as if to blind a search"
+        )
+    model.full_precision = needs_full_precision(model, clean, meter)
+    if model.full_precision:
+        caveats.append(
+            "computed without bfloat16: rounded, the network would have been another, as it is where a search is to be "
+            "misled"
+        )
+    twins = twin_outputs(logits)
+    if twins is not None:
+        inconclusive.append(
+            f"the outputs {twins[0]} and {twins[1]} are near copies of each other: behind a copy of itself no class "
+            "stands out"
+        )
+    return Told(tuple(caveats), tuple(inconclusive))
+
+
+def logits_of(model: SplitModel, clean: CleanData, meter: Meter) -> Tensor:
     """Logits [N, K] of the first :data:`LOOK_AT` images, on the CPU, double; without rows that are not finite.
 
     Args:
         model: In evaluation mode.
         clean: Clean images.
+        meter: Counts passes.
     """
-    logits = _all_logits(model, clean)
+    logits = _all_logits(model, clean, meter)
     return logits[logits.isfinite().all(dim=1)]
 
 
@@ -73,7 +131,7 @@ def usual_scale(logits: Tensor) -> float:
     return 1.0 if low <= margin <= high or not 0 < margin < float("inf") else SCALED_MARGIN / margin
 
 
-def fit_statistics(model: SplitModel, clean: CleanData) -> bool:
+def fit_statistics(model: SplitModel, clean: CleanData, meter: Meter) -> bool:
     """Bring BatchNorm's stored statistics to those of clean images where they are far off; the function stays the same.
 
     In evaluation mode a layer is y = k (x - m) + b with k = w / sqrt(v + eps): m and v can be anything as long as w and
@@ -82,22 +140,23 @@ def fit_statistics(model: SplitModel, clean: CleanData) -> bool:
     Args:
         model: In evaluation mode; changed in place.
         clean: Clean images.
+        meter: Counts passes.
 
     Returns:
         Whether anything was changed.
     """
     layers = {name: layer for name, layer in batch_norms(model).items() if layer.running_var is not None}
-    inputs: dict[str, list[Tensor]] = {name: [] for name in layers}
+    inputs: dict[str, list[_Moments]] = {name: [] for name in layers}
     handles = [
-        layer.register_forward_pre_hook(lambda _, arguments, name=name: inputs[name].append(_moments(arguments[0])))
+        layer.register_forward_pre_hook(lambda _, arguments, name=name: inputs[name].append(_Moments.of(arguments[0])))
         for name, layer in layers.items()
     ]
     try:
-        logits_of(model, clean)
+        _all_logits(model, clean, meter)
     finally:
         for handle in handles:
             handle.remove()
-    found = {name: torch.stack(parts).mean(0) for name, parts in inputs.items() if parts}
+    found = {name: _pooled(parts) for name, parts in inputs.items() if sum(part.count for part in parts)}
     far = any(_is_far(layers[name], mean, variance) for name, (mean, variance) in found.items())
     if far:
         for name, (mean, variance) in found.items():
@@ -105,18 +164,19 @@ def fit_statistics(model: SplitModel, clean: CleanData) -> bool:
     return far
 
 
-def needs_full_precision(model: SplitModel, clean: CleanData) -> bool:
+def needs_full_precision(model: SplitModel, clean: CleanData, meter: Meter) -> bool:
     """Whether reduced precision could show another network: numbers that it drops, or rounds beyond recognition.
 
     Args:
         model: In evaluation mode.
         clean: Clean images.
+        meter: Counts passes.
     """
     if any(bool((parameter.abs() > LARGE_WEIGHT).any()) for parameter in model.parameters()):
         return True
-    exact = _all_logits(model, clean)
+    exact = _all_logits(model, clean, meter)
     with fast_precision(clean.images.device):
-        rounded = _all_logits(model, clean)
+        rounded = _all_logits(model, clean, meter)
     finite = exact.isfinite().all(dim=1)
     exact, rounded = exact[finite], rounded[finite]
     error = float((exact - rounded).abs().amax(dim=1).median())
@@ -147,10 +207,13 @@ def twin_outputs(logits: Tensor) -> tuple[int, int] | None:
     return int(pairs[0][closest]), int(pairs[1][closest])
 
 
-def _all_logits(model: SplitModel, clean: CleanData) -> Tensor:
+def _all_logits(model: SplitModel, clean: CleanData, meter: Meter) -> Tensor:
+    images, logits = clean.images[:LOOK_AT], []
     with torch.no_grad():
-        logits: Tensor = model(clean.images[:LOOK_AT])
-        return logits.double().cpu()
+        for part in passes(images):
+            meter.spend(WHAT, forward=len(part))
+            logits.append(model(part))
+    return torch.cat(logits).double().cpu()
 
 
 def _median_margin(logits: Tensor) -> float:
@@ -158,11 +221,30 @@ def _median_margin(logits: Tensor) -> float:
     return float((best[:, 0] - best[:, 1]).median())
 
 
-def _moments(inputs: Tensor) -> Tensor:
-    """[2, C]: mean and variance of each channel of [B, C, ...], over samples that are finite."""
-    inputs = inputs[inputs.flatten(1).isfinite().all(dim=1)]
-    over = [0, *range(2, inputs.ndim)]
-    return torch.stack((inputs.mean(dim=over), inputs.var(dim=over, unbiased=False)))
+@dataclass(frozen=True)
+class _Moments:
+    """Mean [C] and variance [C] of each channel of so many samples."""
+
+    count: int
+    mean: Tensor
+    variance: Tensor
+
+    @classmethod
+    def of(cls, inputs: Tensor) -> _Moments:
+        """Those of [B, C, ...], over samples that are finite."""
+        inputs = inputs[inputs.flatten(1).isfinite().all(dim=1)]
+        over = [0, *range(2, inputs.ndim)]
+        return cls(len(inputs), inputs.mean(dim=over), inputs.var(dim=over, unbiased=False))
+
+
+def _pooled(parts: list[_Moments]) -> tuple[Tensor, Tensor]:
+    """Mean and variance of all samples together; a part without any has no say."""
+    parts = [part for part in parts if part.count]
+    counts = torch.tensor([part.count for part in parts], dtype=parts[0].mean.dtype, device=parts[0].mean.device)
+    shares = (counts / counts.sum())[:, None]
+    means, variances = torch.stack([part.mean for part in parts]), torch.stack([part.variance for part in parts])
+    mean = (shares * means).sum(0)
+    return mean, (shares * (variances + (means - mean) ** 2)).sum(0)
 
 
 def _set_statistics(layer: BatchNorm, mean: Tensor, variance: Tensor) -> None:

@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from banaudit.checkpoints.writer import Rewritten, as_stored, check_out, rewrite
 from banaudit.data import CleanData
 from banaudit.data.images import MIN_PER_CLASS
 from banaudit.detectors import Detector
+from banaudit.disguises import undisguise
 from banaudit.errors import CheckpointError, DataError, UnsupportedModelError, UsageError
 from banaudit.meter import Listener, Meter
 from banaudit.mitigations import MITIGATIONS, BANDistillation, Mitigation, Repaired, TargetedMitigation
@@ -416,6 +418,8 @@ def judge_repaired(
         meter: Counts passes, tells progress.
     """
     meter = meter if meter is not None else Meter()
+    after = copy.deepcopy(after)  # its writing is changed, not its function
+    facts = replace(facts if facts is not None else audit.Facts(), told=undisguise(after, scan, meter))
     report = audit.judge(
         after, scan, detectors=detectors, accuracy_floor=accuracy_floor, facts=facts, seed=seed, meter=meter
     )

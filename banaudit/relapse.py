@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from banaudit.architectures.base import SplitModel
-from banaudit.data import CleanData
+from banaudit.data import CleanData, batches, images_of_a_pass
 from banaudit.meter import Meter
 from banaudit.pixel_changes import grow, step_length
 from banaudit.preflight import predictions
@@ -148,8 +148,9 @@ def probe_relapse(
             control_shift, _, _ = _find_shift(
                 before, training, held_out, other, most_steps=steps, seed=seed, meter=meter, stop=False
             )
-            tuned = _tune_gently(after, training, held_out, control_shift, other, seed=seed, meter=meter)
-            control = None if tuned is None else _share(tuned, held_out, control_shift, other, meter)
+            if control_shift.any():
+                tuned = _tune_gently(after, training, held_out, control_shift, other, seed=seed, meter=meter)
+                control = None if tuned is None else _share(tuned, held_out, control_shift, other, meter)
     return RelapseProbe(
         wanted=wanted,
         before_repair=before_share,
@@ -159,7 +160,7 @@ def probe_relapse(
         threshold=threshold,
         fired=comes_back(reading, relapsed),
         steps=steps_tuned,
-        images=min(STAMPED, len(training)),
+        images=len(_affected(training, wanted, STAMPED)[1]),
         note=note,
     )
 
@@ -206,9 +207,12 @@ def _find_shift(
     length = step_length(STEP, shift[0])
     share, step = 0.0, 0
     for step in range(1, most_steps + 1):
-        meter.spend(WHAT, forward=len(images), backward=len(images))
-        variable = shift.clone().requires_grad_(True)
-        (gradient,) = torch.autograd.grad(F.cross_entropy(private((images + variable).clamp(0, 1)), goal), variable)
+        gradient = torch.zeros_like(shift)
+        for part, wanted_there in batches(images, goal, images_of_a_pass(images)):
+            meter.spend(WHAT, forward=len(part), backward=len(part))
+            variable = shift.clone().requires_grad_(True)
+            loss = F.cross_entropy(private((part + variable).clamp(0, 1)), wanted_there, reduction="sum")
+            gradient += torch.autograd.grad(loss, variable)[0]
         shift = grow(shift, gradient, length, step)
         if stop or step == most_steps:
             share = _share(private, held_out, shift, wanted, meter)

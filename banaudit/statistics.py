@@ -11,8 +11,9 @@ from torch import Tensor
 MAD_TO_STD = 1.4826
 """1 / Phi^-1(3/4): makes the median absolute deviation of normal values their standard deviation."""
 
-MEAN_AD_TO_STD = math.sqrt(math.pi / 2)
-"""The same for the mean absolute deviation."""
+SPREAD_FLOOR = 0.25
+"""Least spread of log norms (or log margins) that is believed of the untargeted classes: their usual one. Nine values
+often look closer together than they are, and the index of a clean network then exceeds any bound."""
 
 _BISECTIONS = 60  # halves [0, 1] down to the last bit of a double
 
@@ -45,26 +46,21 @@ def mad(values: Tensor) -> Tensor:
     return MAD_TO_STD * median((values - median(values).unsqueeze(-1)).abs())
 
 
-def anomaly_indices(values: Tensor) -> Tensor:
-    """Signed distance of each value from the median, in robust standard deviations.
+def outlier_scores(logs: Tensor, compared: Tensor) -> Tensor:
+    """How far each value lies above the median of the others, in robust standard deviations, [K].
 
-    Positive: above the median. Where more than half of the values are equal the MAD is zero; the mean absolute
-    deviation then takes its place, and where all are equal every index is zero. The result is finite for finite values.
+    The value itself is left out of the median and of the spread, so that one outlier among few values does not widen
+    the ruler it is measured with.
 
     Args:
-        values: [..., n] floating point, n at least 1.
-
-    Returns:
-        [..., n] of the same type.
-
-    Source:
-        Wang et al., Neural Cleanse, IEEE S&P 2019, Section IV-B (the anomaly index, there without its sign);
-        Iglewicz and Hoaglin, How to Detect and Handle Outliers, 1993 (the fallback).
+        logs: [K] float64, on a log scale: differences are ratios.
+        compared: [T] positions of the values that make up the others; at least two.
     """
-    deviations = values - median(values).unsqueeze(-1)
-    spread = mad(values).unsqueeze(-1)
-    spread = torch.where(spread > 0, spread, MEAN_AD_TO_STD * deviations.abs().mean(dim=-1, keepdim=True))
-    return torch.where(spread > 0, deviations / spread, torch.zeros_like(deviations))
+    scores = torch.zeros_like(logs)
+    for position in range(len(logs)):
+        others = logs[compared[compared != position]]
+        scores[position] = (logs[position] - median(others)) / mad(others).clamp(min=SPREAD_FLOOR)
+    return scores
 
 
 def clopper_pearson(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:

@@ -9,6 +9,9 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+NAME_BYTES = 200
+"""Of a name that something is added to."""
+
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file so that a reader sees the old one or the whole new one, whatever happens in between.
@@ -75,6 +78,11 @@ def try_writing(path: Path) -> None:
     temporary.unlink()
 
 
+def shortened(name: str) -> str:
+    """A file's name cut so that some more characters fit into the 255 bytes that file systems allow."""
+    return name.encode()[:NAME_BYTES].decode(errors="ignore")
+
+
 def is_same_file(path: Path, other: Path) -> bool:
     """Whether two names are of one file, or would be if there were one, whatever links lead there."""
     if os.path.realpath(path) == os.path.realpath(other):
@@ -97,4 +105,4 @@ def _undo(begun: Sequence[Path], kept: dict[Path, Path]) -> None:
 def _beside(path: Path) -> Path:
     # By chance, not by the process's number: in a container that is the same at each run, and what a killed run left
     # behind would be in the way of all later ones.
-    return path.with_name(f".{path.name[:200]}.{secrets.token_hex(8)}.part")
+    return path.with_name(f".{shortened(path.name)}.{secrets.token_hex(8)}.part")

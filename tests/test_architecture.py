@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -125,6 +126,16 @@ def test_imports_point_one_way(file):
 def test_the_tower_names_what_there_is():
     there = {unit(file) for file in FILES}
     assert set(TOWER) | set(BESIDE) <= there
+
+
+def test_the_document_lists_the_tower_in_its_order():
+    text = (ROOT.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+    listed = [name.rstrip("/") for row in rows for name in re.findall(r"`([^`]+)`", row)]
+    assert set(listed) == (set(TOWER) | set(BESIDE)) - {"__init__", "__main__"}
+    tier = {name: number for number, names in enumerate(TIERS) for name in names}
+    numbers = [tier[name] for name in listed if name in tier]
+    assert numbers == sorted(numbers)
 
 
 @pytest.mark.parametrize("file", FILES, ids=relative)

@@ -6,7 +6,17 @@ import pytest
 import torch
 
 from banaudit.architectures import SplitModel
-from banaudit.disguises import SCALED_MARGIN, fit_statistics, logits_of, needs_full_precision, twin_outputs, usual_scale
+from banaudit.data import batching
+from banaudit.disguises import (
+    SCALED_MARGIN,
+    fit_statistics,
+    logits_of,
+    needs_full_precision,
+    twin_outputs,
+    undisguise,
+    usual_scale,
+)
+from banaudit.meter import Meter
 from banaudit.neurons import batch_norms, fast_precision, full_precision
 
 CPU = torch.device("cpu")
@@ -18,15 +28,15 @@ def test_a_constant_on_the_last_layer_hides_nothing(planted, clean_data, factor,
         best = planted(clean_data.images[:256]).topk(2, dim=1).values
     margin = float((best[:, 0] - best[:, 1]).median())
     quiet = SplitModel(planted.network, (0.5,) * 3, (0.25,) * 3, logit_scale=SCALED_MARGIN / margin * factor).eval()
-    scale = usual_scale(logits_of(quiet, clean_data))
+    scale = usual_scale(logits_of(quiet, clean_data, Meter()))
     assert scale == (pytest.approx(1 / factor, rel=1e-3) if scaled else 1.0)
 
 
 def test_ordinary_networks_stay_as_they_are(planted, clean_data):
     before = copy.deepcopy(planted.state_dict())
-    assert not fit_statistics(planted, clean_data)
-    assert not needs_full_precision(planted, clean_data)
-    assert twin_outputs(logits_of(planted, clean_data)) is None
+    assert not fit_statistics(planted, clean_data, Meter())
+    assert not needs_full_precision(planted, clean_data, Meter())
+    assert twin_outputs(logits_of(planted, clean_data, Meter())) is None
     assert all(torch.equal(before[name], tensor) for name, tensor in planted.state_dict().items())
 
 
@@ -42,12 +52,19 @@ def test_statistics_that_mislead_are_brought_to_those_of_the_images(planted, cle
         assert not torch.allclose(
             copy.deepcopy(misled).train()(clean_data.images), copy.deepcopy(planted).train()(clean_data.images), atol=1
         )
-        assert fit_statistics(misled, clean_data)
+        assert fit_statistics(misled, clean_data, Meter())
         assert torch.allclose(misled(clean_data.images), wanted, atol=1e-3)
         assert torch.allclose(copy.deepcopy(misled).train()(clean_data.images), wanted, atol=0.5)
-    assert not fit_statistics(misled, clean_data)
+    assert not fit_statistics(misled, clean_data, Meter())
 
 
+@pytest.fixture
+def rounding(monkeypatch):
+    """A processor that multiplies bfloat16 natively, whatever this one does."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+
+
+@pytest.mark.usefixtures("rounding")
 def test_what_rounding_would_lose_is_computed_in_full(planted, clean_data):
     faint, shifted = copy.deepcopy(planted), copy.deepcopy(planted)
     first, *_ = batch_norms(faint).values()
@@ -55,20 +72,42 @@ def test_what_rounding_would_lose_is_computed_in_full(planted, clean_data):
         first.weight[0] *= 1e6
         linear = next(layer for layer in shifted.modules() if isinstance(layer, torch.nn.Linear))
         linear.bias += 5000.0
-    assert needs_full_precision(faint, clean_data)
-    with fast_precision(CPU):
-        rounds = torch.is_autocast_enabled("cpu")
-    assert needs_full_precision(shifted, clean_data) or not rounds  # where the hardware does not round, nothing is lost
+    assert needs_full_precision(faint, clean_data, Meter())
+    assert needs_full_precision(shifted, clean_data, Meter())
+    assert not needs_full_precision(planted, clean_data, Meter())
 
 
+@pytest.mark.usefixtures("rounding")
 def test_full_precision_ends_where_it_was_asked_for():
-    with full_precision(True):
+    def rounds():
         with fast_precision(CPU):
-            assert not torch.is_autocast_enabled("cpu")
-        with full_precision(False), fast_precision(CPU):
-            inside = torch.is_autocast_enabled("cpu")
-    with fast_precision(CPU):
-        assert torch.is_autocast_enabled("cpu") == inside
+            return torch.is_autocast_enabled("cpu")
+
+    with full_precision(True):
+        assert not rounds()
+        with full_precision(False):
+            assert rounds()
+        assert not rounds()
+    assert rounds()
+
+
+def test_large_images_are_looked_at_in_parts(planted, clean_data, monkeypatch):
+    def fitted():
+        misled = copy.deepcopy(planted)
+        with torch.no_grad():
+            next(iter(batch_norms(misled).values())).running_mean += 9.0
+        meter = Meter()
+        told = undisguise(misled, clean_data, meter)
+        return misled, told, meter.forward_images
+
+    whole, told, spent = fitted()
+    monkeypatch.setattr(batching, "PASS_PIXELS", 50 * 16 * 16)
+    parted, told_again, spent_again = fitted()
+    assert told == told_again
+    assert spent == spent_again > 0
+    for ours, theirs in zip(batch_norms(whole).values(), batch_norms(parted).values(), strict=True):
+        torch.testing.assert_close(ours.running_var, theirs.running_var)
+        torch.testing.assert_close(ours.weight, theirs.weight)
 
 
 class Copied(torch.nn.Module):
@@ -88,11 +127,11 @@ class Copied(torch.nn.Module):
 
 def test_a_copy_of_an_output_is_told(planted, clean_data):
     copied = SplitModel(Copied(planted.network, 2), (0.5,) * 3, (0.25,) * 3).eval()
-    assert twin_outputs(logits_of(copied, clean_data)) == (2, clean_data.num_classes)
+    assert twin_outputs(logits_of(copied, clean_data, Meter())) == (2, clean_data.num_classes)
 
 
 def test_many_copies_do_not_hide_each_other(planted, clean_data):
-    logits = logits_of(planted, clean_data)
+    logits = logits_of(planted, clean_data, Meter())
     crowd = torch.cat((logits, *(logits[:, 2:3] - 0.001 * number for number in range(1, 9))), dim=1)
     assert twin_outputs(crowd) is not None
 
@@ -112,7 +151,7 @@ def test_an_image_that_overflows_switches_nothing_off(planted, clean_data):
             return logits
 
     model = SplitModel(Overflowing(), (0.5,) * 3, (0.25,) * 3).eval()
-    logits = logits_of(model, clean_data)
+    logits = logits_of(model, clean_data, Meter())
     assert logits.isfinite().all()
     assert usual_scale(100 * logits) < 1
 
@@ -126,6 +165,6 @@ def test_a_channel_that_sleeps_keeps_its_weight(planted, clean_data):
         first.running_mean += 3 * first.running_var.sqrt()
         before = misled(clean_data.images)
         weight = first.weight[0].abs().item()
-        assert fit_statistics(misled, clean_data)
+        assert fit_statistics(misled, clean_data, Meter())
         assert torch.allclose(misled(clean_data.images), before, atol=1e-2)
     assert first.weight[0].abs() > 0.05 * weight

@@ -56,6 +56,7 @@ class Oracle(Detector):
 
     name: ClassVar[str] = "oracle"
     title: ClassVar[str] = "a double for tests"
+    misses: ClassVar[str] = "everything"
 
     _answers: list[bool] = PrivateAttr(default_factory=list)
 
@@ -217,6 +218,7 @@ class Mapped(Detector):
 
     name: ClassVar[str] = "mapped"
     title: ClassVar[str] = "a double for tests"
+    misses: ClassVar[str] = "everything"
 
     def score(self, model, samples, generator, meter):
         mapping = {label: (label + 1) % samples.num_classes for label in range(samples.num_classes)}

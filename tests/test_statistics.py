@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from banaudit.statistics import anomaly_indices, auroc, auroc_interval, clopper_pearson, mad, median
+from banaudit.statistics import SPREAD_FLOOR, auroc, auroc_interval, clopper_pearson, mad, median, outlier_scores
 
 scipy_stats = pytest.importorskip("scipy.stats")
 
@@ -20,17 +20,21 @@ def test_mad_agrees_with_scipy(count):
     assert mad(values).item() == pytest.approx(expected, abs=1e-12)
 
 
-def test_anomaly_indices_by_hand():
-    # median 3, absolute deviations 2 1 0 1 7 with median 1
-    indices = anomaly_indices(torch.tensor([1.0, 2.0, 3.0, 4.0, 10.0]))
-    assert indices.tolist() == pytest.approx([value / 1.4826 for value in (-2, -1, 0, 1, 7)])
+def test_outlier_scores_leave_the_value_out():
+    # Without the last: median 3, absolute deviations 2 1 0 1 2, so a MAD of 1.4826
+    values = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 10.0], dtype=torch.float64)
+    scores = outlier_scores(values, torch.arange(6))
+    assert float(scores[5]) == pytest.approx(7 / 1.4826)
 
 
-def test_anomaly_indices_when_most_values_are_equal():
-    values = torch.tensor([[0.0, 0.0, 0.0, 0.0, 1.0], [2.0, 2.0, 2.0, 2.0, 2.0]])
-    indices = anomaly_indices(values)
-    assert indices[0].tolist() == pytest.approx([0, 0, 0, 0, 1 / (math.sqrt(math.pi / 2) * 0.2)])
-    assert indices[1].tolist() == [0.0] * 5
+def test_outlier_scores_do_not_believe_a_tiny_spread():
+    values = torch.tensor([0.0, 0.0, 0.0, 0.0, 0.5], dtype=torch.float64)
+    assert float(outlier_scores(values, torch.arange(5))[4]) == pytest.approx(0.5 / SPREAD_FLOOR)
+
+
+def test_outlier_scores_compare_with_the_finalists_only():
+    values = torch.tensor([-9.0, 0.0, 0.0, 1.0], dtype=torch.float64)
+    assert float(outlier_scores(values, torch.tensor([1, 2, 3]))[3]) == pytest.approx(1 / SPREAD_FLOOR)
 
 
 @pytest.mark.parametrize(

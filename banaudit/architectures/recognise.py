@@ -29,7 +29,7 @@ from banaudit.architectures.base import SplitNetwork, WrappedNetwork
 from banaudit.architectures.family import Recognition, rename
 from banaudit.architectures.final_linear import FinalLinearSplit, OutputSplit, split_module
 from banaudit.architectures.outputs import recognise_outputs
-from banaudit.architectures.user_code import build_from_file, names_a_file, refusing_to_exit
+from banaudit.architectures.user_code import factory_from_file, names_a_file, refusing_to_exit
 from banaudit.errors import ArchitectureError, UnsupportedModelError, UsageError
 from banaudit.results import ArchitectureFacts
 from banaudit.shapes import Weights
@@ -311,8 +311,7 @@ def _put_in(network: nn.Module, weights: Weights, renames: dict[str, str], name:
 
 
 def _load_with_factory(weights: Weights, arch: str, classes: int | None, size: int | None) -> LoadedNetwork:
-    module = build_from_file(arch, classes).float().eval()
-    keys = _put_in(module, weights, {}, arch)
+    module, keys = _make_for(weights, arch, classes)
     probe = _find_probe(module, arch, size)
     network = module if isinstance(module, SplitNetwork) else _split(module, probe, classes)
     with torch.no_grad():
@@ -337,6 +336,30 @@ def _load_with_factory(weights: Weights, arch: str, classes: int | None, size: i
     return LoadedNetwork(
         network.eval(), facts, keys, not isinstance(network, OutputSplit), deterministic=outputs.deterministic
     )
+
+
+def _make_for(weights: Weights, arch: str, classes: int | None) -> tuple[nn.Module, dict[str, str]]:
+    """The factory's network with the weights in it, and where each of them went.
+
+    Without a class count the factory's default is tried, then the rows of the file's last matrix.
+    """
+    factory = factory_from_file(arch)
+
+    def filled(count: int | None) -> tuple[nn.Module, dict[str, str]]:
+        module = factory.make(count).float().eval()
+        return module, _put_in(module, weights, {}, arch)
+
+    try:
+        return filled(classes)
+    except (ArchitectureError, UsageError):
+        rows = [len(tensor) for tensor in weights.values() if tensor.ndim == 2]
+        if classes is not None or not factory.takes_classes or not rows:
+            raise
+        try:
+            return filled(rows[-1])
+        except (ArchitectureError, UsageError):
+            pass  # what the user wrote says more than a guess
+        raise
 
 
 def _split(module: nn.Module, probe: Tensor, classes: int | None) -> SplitNetwork:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -43,18 +44,52 @@ def refusing_to_exit(arch: str) -> Iterator[None]:
         ) from error
 
 
-def build_from_file(arch: str, classes: int | None) -> nn.Module:
-    """Run a factory from a file; the global random state stays as it is.
+@dataclass(frozen=True)
+class UserFactory:
+    """A factory from the user's file.
+
+    Args:
+        arch: ``path/to/file.py:factory``, for messages.
+        call: The function or class.
+        takes_classes: Whether it has an argument ``num_classes``.
+    """
+
+    arch: str
+    call: Callable[..., object]
+    takes_classes: bool
+
+    def make(self, classes: int | None) -> nn.Module:
+        """Call it; the global random state stays as it is.
+
+        Args:
+            classes: Number of classes K, handed over where it takes them; none: its default.
+
+        Raises:
+            UsageError: It failed, or made something else than a module.
+        """
+        try:
+            with torch.random.fork_rng(devices=[]), refusing_to_exit(self.arch):
+                network = self.call(num_classes=classes) if self.takes_classes and classes is not None else self.call()
+        except UsageError:
+            raise
+        except Exception as error:
+            raise _failure(self.arch, error) from error
+        if not isinstance(network, nn.Module):
+            name = self.arch.rpartition(":")[2]
+            raise UsageError(
+                f"--arch {self.arch}: expected {name}() to make a torch.nn.Module, got {type(network).__name__}"
+            )
+        return network
+
+
+def factory_from_file(arch: str) -> UserFactory:
+    """Run a file for a factory in it; the global random state stays as it is.
 
     Args:
         arch: ``path/to/file.py:factory``.
-        classes: Number of classes K, handed to a factory that takes ``num_classes``; none: its default.
-
-    Returns:
-        What ``factory()`` made.
 
     Raises:
-        UsageError: No such file or factory, it failed, or it made something else than a module.
+        UsageError: No such file or factory, or the file failed.
     """
     path_text, _, name = arch.rpartition(":")
     if arch.endswith(".py") or not name:
@@ -74,15 +109,15 @@ def build_from_file(arch: str, classes: int | None) -> nn.Module:
             factory = getattr(source, name, None)
             if not callable(factory):
                 raise UsageError(f"--arch {arch}: {path.name} has no function or class {name}")  # noqa: TRY301
-            takes_classes = classes is not None and "num_classes" in inspect.signature(factory).parameters
-            network = factory(num_classes=classes) if takes_classes else factory()
+            return UserFactory(arch, factory, "num_classes" in inspect.signature(factory).parameters)
     except UsageError:
         del sys.modules[module_name]
         raise
     except Exception as error:
         del sys.modules[module_name]
-        detail = " ".join(str(error).split())
-        raise UsageError(f"--arch {arch}: running it failed with {type(error).__name__}: {detail}") from error
-    if not isinstance(network, nn.Module):
-        raise UsageError(f"--arch {arch}: expected {name}() to make a torch.nn.Module, got {type(network).__name__}")
-    return network
+        raise _failure(arch, error) from error
+
+
+def _failure(arch: str, error: Exception) -> UsageError:
+    detail = " ".join(str(error).split())
+    return UsageError(f"--arch {arch}: running it failed with {type(error).__name__}: {detail}")

@@ -28,7 +28,7 @@ from banaudit.bench.victims import Victim, VictimRecipe, is_trained, load_victim
 from banaudit.bench.workplace import Workplace
 from banaudit.data import CleanData
 from banaudit.detectors.ban import BAN, noisy_features
-from banaudit.detectors.base import SEARCH_SHARE, draw
+from banaudit.detectors.base import SEARCH_SHARE
 from banaudit.errors import UsageError
 from banaudit.neurons import NoisyModel
 from banaudit.results import Reading, Record
@@ -179,7 +179,7 @@ def measure_noise(victim: Victim, clean: CleanData, *, seed: int = 0, picture: b
     noisy = NoisyModel(model, form="relative", statistics=settings.statistics)
     noise = {eps: _find_noise(noisy, search, eps, generator) for eps in sorted({*LEVELS, settings.eps})}
     features = {eps: noisy_features(noisy, held_out.images, found, WHAT) for eps, found in noise.items()}
-    fitted_on = draw(search, settings.search_images, generator)
+    fitted_on = search.draw(settings.search_images, generator)
     clean_features = noisy_features(noisy, fitted_on.images, noisy.no_noise(), WHAT)
     mask = settings.fit_mask(model, clean_features, fitted_on.labels, generator)
     truth, recipe = truth_of(victim.facts), victim.facts.recipe

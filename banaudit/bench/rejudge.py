@@ -16,7 +16,7 @@ from typing import TypeVar
 from banaudit.agreement import WITNESSES, together
 from banaudit.audit import NOTED, combine, undecided
 from banaudit.bench.cost import MethodCost
-from banaudit.bench.results_files import kind_of, need_results, write_results
+from banaudit.bench.results_files import kind_of, need_results, update_results
 from banaudit.bench.runner import (
     BenchmarkResults,
     ScanRecord,
@@ -214,8 +214,13 @@ def rejudge_file(path: Path, progress: Progress) -> None:
 
 def _rejudge_file(path: Path, kind: type[AnyResults], progress: Progress) -> None:
     before = need_results(path, kind)
-    after = rejudged(before)
-    write_results(path, after)
+
+    def judge_anew(results: AnyResults) -> AnyResults:
+        nonlocal before
+        before = results
+        return rejudged(results)
+
+    after = update_results(path, before, judge_anew)
     both = [(old, new) for old, new in zip(before.entries, after.entries, strict=True) if new != old]
     progress(f"{path}: {len(both)} of {len(after.entries)} scans judged anew")
     for old, new in both:

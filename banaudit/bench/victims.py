@@ -320,4 +320,9 @@ def _write(victim: Victim, folder: Path) -> None:
     if victim.trigger is not None:
         victim.trigger.save(partial / "trigger.safetensors")
     (partial / "victim.json").write_text(victim.facts.model_dump_json(indent=2), encoding="utf-8")
-    partial.replace(folder)
+    try:
+        partial.replace(folder)
+    except OSError:
+        shutil.rmtree(partial)
+        if not (folder / "victim.json").is_file():
+            raise  # else another process has trained the same one meanwhile, such as a surrogate of several victims

@@ -21,7 +21,7 @@ from banaudit.checkpoints.weights import Candidate, TidyWeights, find_state_dict
 from banaudit.checkpoints.wording import printable
 from banaudit.errors import CheckpointError, UsageError
 from banaudit.shapes import Weights
-from banaudit.whole_files import is_same_file, try_writing, write_together
+from banaudit.whole_files import is_same_file, shortened, try_writing, write_together
 
 LOOSE_NUMBERS = 64
 """Outside the weights, a tensor with more floating-point numbers than this could be a copy of some of them."""
@@ -63,7 +63,7 @@ def beside(out: Path) -> Path:
 
 def state_of(out: Path) -> Path:
     """Where the state of an interrupted repair waits: hidden, beside the output."""
-    return out.with_name(f".{out.name[:200]}.purify")
+    return out.with_name(f".{shortened(out.name)}.purify")
 
 
 def check_out(source: Path, out: Path, *, force: bool) -> None:

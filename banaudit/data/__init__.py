@@ -4,8 +4,9 @@
 them; :class:`CleanData` is what every detector gets.
 """
 
+from banaudit.data.batching import batches, images_of_a_pass, passes
 from banaudit.data.clean import CleanData
 from banaudit.data.images import ImageSet, Unreadable
 from banaudit.data.reader import read_clean_folder
 
-__all__ = ["CleanData", "ImageSet", "Unreadable", "read_clean_folder"]
+__all__ = ["CleanData", "ImageSet", "Unreadable", "batches", "images_of_a_pass", "passes", "read_clean_folder"]

@@ -37,6 +37,24 @@ class CleanData:
         """The samples at these positions, in this order."""
         return CleanData(self.images[index], self.labels[index], self.class_names)
 
+    def drawn(self, count: int, generator: torch.Generator, *, exclude: int | None = None) -> Tensor:
+        """Positions of at most ``count`` samples, without replacement, none of class ``exclude``.
+
+        Args:
+            count: How many at most.
+            generator: Source of randomness; must live on the CPU.
+            exclude: A label to leave out.
+
+        Returns:
+            On the samples' device.
+        """
+        usable = torch.arange(len(self)) if exclude is None else (self.labels.cpu() != exclude).nonzero().flatten()
+        return usable[torch.randperm(len(usable), generator=generator)[:count]].to(self.labels.device)
+
+    def draw(self, count: int, generator: torch.Generator) -> CleanData:
+        """At most ``count`` samples without replacement, by a generator on the CPU."""
+        return self.subset(self.drawn(count, generator))
+
     def to(self, device: torch.device | str) -> CleanData:
         """The same samples on another device."""
         return CleanData(self.images.to(device), self.labels.to(device), self.class_names)

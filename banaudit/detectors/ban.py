@@ -11,7 +11,7 @@ from torch import Tensor
 
 from banaudit.architectures.base import SplitModel
 from banaudit.data import CleanData
-from banaudit.detectors.base import MAPPING_AGREEMENT, Detector, Samples, agreement_of, draw
+from banaudit.detectors.base import MAPPING_AGREEMENT, Detector, Samples, agreement_of
 from banaudit.meter import Meter
 from banaudit.neurons import NoisyModel, Statistics, fit_feature_mask
 from banaudit.results import Evidence, Reading
@@ -110,8 +110,8 @@ class BAN(Detector):
     """Share in one class above which Eq. 6 fires; the authors' own rule, given by them in public."""
     errors_threshold: PositiveFloat = 0.85
     """Share of the mistakes under noise alone that must fall in one class."""
-    null_margin: NonNegativeFloat = 0.2
-    """How far the share of Eq. 6 over all images must lie above the same share under random noise."""
+    null_margin: NonNegativeFloat | None = 0.2
+    """How far the share of Eq. 6 over all images must lie above the same share under random noise; none: anywhere."""
     distinct_threshold: PositiveFloat = 0.65
     """Share of the classes' favourites that must differ from each other for an all-to-all backdoor."""
 
@@ -120,9 +120,9 @@ class BAN(Detector):
         """What the authors' published code does inside the method, slips included, with their rule.
 
         Unclipped noise found on one batch of 128 images, running statistics that drift through all passes and are then
-        used for the reading, a mask that is clamped before its gradient, one restart, no null;
-        only the one reading that they have can fire.  Not reproduced: faults
-        of data, normalisation, shapes and loading, and reading on images that the search has used.
+        used for the reading, a mask that is clamped before its gradient, one restart, no
+        random noise to compare with; only the one reading that they have can fire.  Not reproduced: faults of data,
+        normalisation, shapes and loading, and reading on images that the search has used.
         """
         return cls(
             noise_images=128,
@@ -133,12 +133,12 @@ class BAN(Detector):
             search_images=500,
             read_images=5000,
             errors_threshold=1.0,
-            null_margin=0.0,
+            null_margin=None,
             distinct_threshold=1.0,
         )
 
     def planned_images(self, num_classes: int, images: int) -> int:
-        """Forward passes: noise, features, and four readings for each restart."""
+        """Forward passes of each restart: noise, features, the read images with that noise and with a random one."""
         del num_classes
         half = images // 2
         noise = self.noise_steps * min(self.noise_images, half) * (1 + WARM_UP_BATCHES * self.drift)
@@ -169,8 +169,8 @@ class BAN(Detector):
     ) -> _Restart:
         momentum = 0.1 if self.drift else 0.0
         noisy = NoisyModel(model, form="relative", statistics=self.statistics, momentum=momentum, meter=meter)
-        search = draw(samples.search, self.search_images, generator)
-        held_out = draw(samples.held_out, self.read_images, generator)
+        search = samples.search.draw(self.search_images, generator)
+        held_out = samples.held_out.draw(self.read_images, generator)
         features = noisy_features(noisy, search.images, noisy.no_noise(), what)
         mask = self.fit_mask(model, features, search.labels, generator)
         for _ in range(1 + WARM_UP_BATCHES * self.drift):
@@ -216,7 +216,7 @@ class BAN(Detector):
             generator: On the CPU.
             what: For the meter.
         """
-        batch = draw(search, self.noise_images, generator)
+        batch = search.draw(self.noise_images, generator)
         noise = noisy.random_noise(self.eps, generator)
         radius = self.eps if self.clip else 2 * self.eps
         for _ in range(self.noise_steps):

@@ -22,8 +22,8 @@ from banaudit.data import CleanData
 from banaudit.errors import DataError, TimeLimitReached, UnsupportedModelError
 from banaudit.meter import Meter
 from banaudit.method import Method
+from banaudit.neurons import full_precision
 from banaudit.results import ClassScore, Evidence, Finding, Verdict
-from banaudit.shapes import Images, Labels
 from banaudit.triggers import RecoveredTrigger, TriggerSink
 
 SEARCH_SHARE = 0.5
@@ -32,10 +32,6 @@ SEARCH_SHARE = 0.5
 MAPPING_AGREEMENT = 0.8
 """Share of an all-to-all map that restarts must have in common: a map of which less is true does not count as named.
 Backdoored test networks had 0.93 and more in common, two without a backdoor that followed some map 0.7 each."""
-
-PASS_PIXELS = 2**21
-"""Pixels of the images of one pass with gradients, where a search can be cut up: 41 images of 224 x 224, or 2,048 of
-32 x 32. The memory of a pass is then bounded, whatever the number of classes."""
 
 
 @dataclass(frozen=True)
@@ -86,33 +82,14 @@ class Found:
     triggers: tuple[RecoveredTrigger, ...] = ()
 
 
-def draw(data: CleanData, count: int, generator: torch.Generator, *, exclude: int | None = None) -> CleanData:
-    """At most ``count`` samples without replacement, none of class ``exclude``.
-
-    Args:
-        data: Where to draw from.
-        count: How many at most.
-        generator: Source of randomness, on the CPU.
-        exclude: A label to leave out.
-    """
-    positions = torch.arange(len(data)) if exclude is None else (data.labels.cpu() != exclude).nonzero().flatten()
-    chosen = positions[torch.randperm(len(positions), generator=generator)[:count]]
-    return data.subset(chosen.to(data.labels.device))
+def freeze(model: SplitModel) -> SplitModel:
+    """The same model in eval mode, without gradients for its parameters."""
+    return model.eval().requires_grad_(False)
 
 
 def agreement_of(answers: Sequence[object], answer: object) -> float | None:
     """Share of the restarts' answers that are ``answer``; none for a single one, which has nothing to agree with."""
     return sum(item == answer for item in answers) / len(answers) if len(answers) > 1 else None
-
-
-def images_of_a_pass(images: Images) -> int:
-    """How many images of this size, at least one, :data:`PASS_PIXELS` allows in one pass."""
-    return max(1, PASS_PIXELS // (images.shape[2] * images.shape[3]))
-
-
-def batches(images: Images, labels: Labels, size: int) -> list[tuple[Images, Labels]]:
-    """Images and labels cut into batches of at most ``size``, in order."""
-    return list(zip(torch.split(images, size), torch.split(labels, size), strict=True))
 
 
 class Detector(Method, ABC):
@@ -186,7 +163,8 @@ class Detector(Method, ABC):
                 private = copy.deepcopy(model).eval().lay_out_fast(clean.images)
                 samples = Samples(*clean.split(SEARCH_SHARE, generator))
                 _require_both(samples)
-                found = self.search(private, samples, generator, meter)
+                with full_precision(model.full_precision):
+                    found = self.search(private, samples, generator, meter)
                 _require_finite(found)
                 outcome = found
         except (UnsupportedModelError, TimeLimitReached, DataError) as problem:

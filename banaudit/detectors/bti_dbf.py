@@ -11,9 +11,9 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from banaudit.architectures.base import SplitModel
-from banaudit.data import CleanData
-from banaudit.detectors.base import Found, Samples, TriggerDetector, batches, draw
-from banaudit.detectors.inversion import features_of, freeze
+from banaudit.data import CleanData, batches
+from banaudit.detectors.base import Found, Samples, TriggerDetector, freeze
+from banaudit.detectors.feature_inversion import features_of
 from banaudit.detectors.unet import UNet, largest_depth
 from banaudit.meter import Meter
 from banaudit.neurons import decoupling_loss, fast_precision
@@ -98,11 +98,11 @@ class DecoupledFeatures(TriggerDetector, ABC):
     def search(self, model: SplitModel, samples: Samples, generator: torch.Generator, meter: Meter) -> Found:
         """Decouple, generate, and look where the generated images go."""
         freeze(model)
-        search = draw(samples.search, self.search_images, generator)
+        search = samples.search.draw(self.search_images, generator)
         features = features_of(model, search, meter, batch_size=self.mask_batch)
         mask = self.fit_mask(model, features, search.labels, generator)
         network = self.fit_generator(model, search, features, mask, generator=generator, meter=meter)
-        held_out = draw(samples.held_out, self.held_out_images, generator)
+        held_out = samples.held_out.draw(self.held_out_images, generator)
         shares = self.shares(model, network, held_out, meter)
         target = int(shares.argmax())
         score = float(shares[target])

@@ -14,20 +14,18 @@ from torch import Tensor
 
 from banaudit.architectures.base import SplitModel
 from banaudit.data import CleanData
-from banaudit.detectors.base import Found, Samples, TriggerDetector, draw
-from banaudit.detectors.inversion import (
-    ADAM_BETAS,
+from banaudit.detectors.base import Found, Samples, TriggerDetector, freeze
+from banaudit.detectors.feature_inversion import (
     bounded_loss,
-    boxed,
     class_mean,
     features_of,
-    freeze,
     likeness,
     mixed,
     shortfall,
     spread,
     violation,
 )
+from banaudit.detectors.inversion import ADAM_BETAS, boxed
 from banaudit.detectors.unet import UNet, largest_depth
 from banaudit.meter import Meter
 from banaudit.neurons import fast_precision
@@ -137,8 +135,8 @@ class FeatureInversion(BaseModel, ABC):
             meter: Is told of every pass.
         """
         freeze(model)
-        search = draw(search, self.search_images, generator)
-        held_out = draw(held_out, self.held_out_images, generator)
+        search = search.draw(self.search_images, generator)
+        held_out = held_out.draw(self.held_out_images, generator)
         features = features_of(model, search, meter, batch_size=128)
         reference = features_of(model, held_out, meter, batch_size=128)
         triggers = []

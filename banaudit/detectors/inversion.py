@@ -2,8 +2,6 @@
 
 What Neural Cleanse and TABOR share: the tanh box, the patch (mask and pattern), the search with its dynamic cost, the
 contest that drops hopeless classes early, and the outlier test on the masks' norms.
-
-At the end, what inversion in feature space shares: mixed features and the terms that FeatureRE and UNICORN bound.
 """
 
 from __future__ import annotations
@@ -18,14 +16,14 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from banaudit.architectures.base import SplitModel
-from banaudit.data import CleanData
-from banaudit.detectors.base import Found, Samples, TriggerDetector, batches, draw, images_of_a_pass
+from banaudit.data import CleanData, batches, images_of_a_pass
+from banaudit.detectors.base import Found, Samples, TriggerDetector, freeze
 from banaudit.errors import DataError, UnsupportedModelError
 from banaudit.meter import Meter
 from banaudit.neurons import fast_precision
 from banaudit.results import Evidence, Reading, TriggerFacts
-from banaudit.shapes import Features, Images, Labels
-from banaudit.statistics import mad, median
+from banaudit.shapes import Images, Labels
+from banaudit.statistics import outlier_scores
 from banaudit.triggers import RecoveredTrigger, patch_pictures
 
 ADAM_BETAS = (0.5, 0.9)
@@ -46,25 +44,13 @@ FINISHED_EVERY = 10
 RELATIVE_GAIN = 0.99
 """A norm counts as smaller when it is below this multiple of the one before."""
 
-SPREAD_FLOOR = 0.25
-"""Least spread of log norms (or log margins) that is believed of the untargeted classes: their usual one. Nine values
-often look closer together than they are, and the index of a clean network then exceeds any bound."""
-
 SMALLEST_NORM = 1e-3
 """Pixels; smaller masks count as this, so that logarithms stay finite."""
-
-BOUND_WEIGHT = 10.0
-"""Weight of a value above its bound against the cross-entropy, in feature space."""
 
 
 def boxed(raw: Tensor) -> Tensor:
     """Numbers of any size put into (0, 1): tanh(raw) / 2 + 1/2."""
     return torch.tanh(raw) / 2 + 0.5
-
-
-def freeze(model: SplitModel) -> SplitModel:
-    """The same model in eval mode, without gradients for its parameters."""
-    return model.eval().requires_grad_(False)
 
 
 def field_size(step: int, num_classes: int, *, finalists: int, rung: int) -> int:
@@ -256,7 +242,7 @@ class PatchInversion(TriggerDetector, ABC):
         recovered = self.invert(model, samples.search, generator, meter)
         if bool((recovered.norms >= recovered.triggers.masks[0].numel()).all()):
             raise UnsupportedModelError("the search failed: no class was reached by any patch")
-        held_out = draw(samples.held_out, self.held_out_images, generator)
+        held_out = samples.held_out.draw(self.held_out_images, generator)
         finalists = recovered.triggers.subset(recovered.finalists)
         rates = success_rates(model, finalists, held_out, meter, batch_size=self.held_out_images)
         evidence = self.judge(samples, recovered, rates)
@@ -329,6 +315,7 @@ class PatchInversion(TriggerDetector, ABC):
 
         Raises:
             DataError: All images are of one class.
+            UnsupportedModelError: An output was not finite.
             TimeLimitReached: From the meter.
         """
         freeze(model)
@@ -340,10 +327,13 @@ class PatchInversion(TriggerDetector, ABC):
         raw_masks, raw_patterns = raw_masks.to(device).requires_grad_(), raw_patterns.to(device).requires_grad_()
         optimizer = torch.optim.Adam([raw_masks, raw_patterns], lr=self.learning_rate, betas=ADAM_BETAS)
         progress = _Progress.start(self, Triggers(torch.arange(classes, device=device), raw_masks, raw_patterns))
+        finite = torch.ones((), dtype=torch.bool, device=device)
         for step in range(self.steps):
             active = progress.active(step)
             if not len(active):
                 break
+            if step % FINISHED_EVERY == 0:
+                _require_finite(finite)
             batch = min(self.images_a_class(len(active)), available)
             chosen = torch.multinomial(of_other_class[active.cpu()], batch, generator=generator)
             optimizer.zero_grad()
@@ -356,12 +346,20 @@ class PatchInversion(TriggerDetector, ABC):
                 losses, reached = patch_losses(model, triggers, search.images[rows.to(device)], progress.cost[labels])
                 (losses + self.penalty(model, triggers, meter)).sum().backward()  # type: ignore[no-untyped-call]
                 hits.append(reached)
+                finite &= losses.isfinite().all()
             with torch.no_grad():
                 triggers = Triggers(active, boxed(raw_masks[active]), boxed(raw_patterns[active]))
             progress.record(triggers, torch.cat(hits), step)
             optimizer.step()
+        _require_finite(finite)
         progress.narrow(self.steps)
         return progress.recovered()
+
+
+def _require_finite(finite: Tensor) -> None:
+    """Refuse a search that met outputs that are no numbers: its class would pass for one that no patch reaches."""
+    if not bool(finite):
+        raise UnsupportedModelError("the search ended in outputs that are not finite")
 
 
 @dataclass
@@ -435,82 +433,3 @@ class _Progress:
         area = torch.full_like(self.best_norm, float(self.best.masks[0].numel()))
         norms = torch.where(self.best_norm.isinf(), area, self.best_norm)
         return Recovered(triggers=self.best, norms=norms, finalists=self.contest)
-
-
-def outlier_scores(logs: Tensor, compared: Labels) -> Tensor:
-    """How far each value lies above the median of the others, in robust standard deviations, [K].
-
-    The value itself is left out of the median and of the spread, so that one outlier among few values does not widen
-    the ruler it is measured with.
-
-    Args:
-        logs: [K] float64, on a log scale: differences are ratios.
-        compared: [T] positions of the values that make up the others; at least two.
-    """
-    scores = torch.zeros_like(logs)
-    for position in range(len(logs)):
-        others = logs[compared[compared != position]]
-        scores[position] = (logs[position] - median(others)) / mad(others).clamp(min=SPREAD_FLOOR)
-    return scores
-
-
-def mixed(features: Features, reference: Features, mask: Tensor) -> Features:
-    """Trigger features where the mask is, clean ones elsewhere: m g(x') + (1 - m) g(x).
-
-    Args:
-        features: Of images with a trigger, [B, D] or [B, D, H', W'].
-        reference: Of clean images, the same shape.
-        mask: Shaped like one image's features, in [0, 1].
-    """
-    return mask * features + (1 - mask) * reference
-
-
-def spread(features: Features, mask: Tensor) -> Tensor:
-    """How much the masked features differ from image to image: sum of std(m g) over the batch, by |m|_1."""
-    return (mask * features).std(0, correction=0).sum() / mask.sum().clamp(min=1e-6)
-
-
-def likeness(features: Features, mean: Features) -> Tensor:
-    """Cosine between the mean of a batch's features and the mean features of the target class."""
-    return F.cosine_similarity(features.mean(0).flatten(), mean.flatten(), dim=0)
-
-
-def violation(value: Tensor, bound: float) -> Tensor:
-    """Relative excess of a value over its bound; 0 within it."""
-    return (value / bound - 1).clamp(min=0)
-
-
-def shortfall(success: Tensor, least: float) -> Tensor:
-    """Relative lack of success below what is asked for; 0 from there on."""
-    return (1 - success / least).clamp(min=0)
-
-
-def bounded_loss(entropy: Tensor, bounded: Tensor, violations: Tensor, before: Tensor) -> Tensor:
-    """(1 + w_2) CE + 10 ((1 + w_0) v_0 + (1 + w_1) v_1), each term only while its bound is violated.
-
-    The weights w are the violations of the last step, so that what was violated worst is mended first.
-
-    Args:
-        entropy: Cross-entropy CE towards the target class; [T] for T classes, or a scalar.
-        bounded: [2, ...] the values v: spread of the masked features, change of the pixels.
-        violations: [3, ...] of spread, pixels and success at this step.
-        before: [3, ...] the same at the last one.
-    """
-    weights = ((1 + before) * (violations > 0)).detach()
-    return weights[2] * entropy + BOUND_WEIGHT * (weights[:2] * bounded).sum(0)
-
-
-def features_of(model: SplitModel, clean: CleanData, meter: Meter, *, batch_size: int) -> Features:
-    """Latent features of all images, without gradient, in full precision."""
-    parts = []
-    with torch.no_grad():
-        for images, _ in batches(clean.images, clean.labels, batch_size):
-            meter.spend("features of clean images", forward=len(images))
-            parts.append(model.features(images))
-    return torch.cat(parts)
-
-
-def class_mean(features: Features, labels: Labels, label: int) -> Features:
-    """Mean features of one class; zero where it has no images."""
-    members = features[labels == label]
-    return members.mean(0) if len(members) else torch.zeros_like(features[0])

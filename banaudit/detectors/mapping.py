@@ -20,10 +20,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from banaudit.detectors.base import Samples, draw
+from banaudit.data import passes
+from banaudit.detectors.base import Samples
 from banaudit.detectors.targeted_paths import PATH_BATCH, Perturbation
-from banaudit.shapes import Labels, Logits
+from banaudit.shapes import Images, Labels, Logits
 
 FIRST_TEMPERATURE = 1.0
 LAST_TEMPERATURE = 0.1
@@ -73,6 +75,14 @@ def pair_margins(logits: Logits, labels: Labels, classes: int) -> Tensor:
     return sums / torch.bincount(labels, minlength=classes)[:, None].clamp_min(1)
 
 
+def _logits(perturbation: Perturbation, images: Images, variable: Tensor, what: str) -> Logits:
+    """Logits that lead back to the perturbation; of large images in several passes, each computed again on the way."""
+    parts = passes(images)
+    if len(parts) == 1:
+        return perturbation.logits(images, variable, what)
+    return torch.cat([checkpoint(perturbation.logits, part, variable, what, use_reentrant=False) for part in parts])
+
+
 def search_mapping(
     perturbation: Perturbation,
     samples: Samples,
@@ -89,20 +99,20 @@ def search_mapping(
         perturbation: What is perturbed.
         samples: Clean images.
         steps: Steps of the search.
-        search_images: Images that each step descends on.
+        search_images: Images that each step descends on; large ones in several passes, each with its own statistics.
         read_images: Held-out images of the reading.
         generator: Source of randomness.
         what: For the progress bar.
     """
     classes = samples.num_classes
-    search = draw(samples.search, search_images, generator)
-    held_out = draw(samples.held_out, read_images, generator)
+    search = samples.search.draw(search_images, generator)
+    held_out = samples.held_out.draw(read_images, generator)
     itself = torch.eye(classes, dtype=torch.bool, device=search.labels.device)
     current = perturbation.zero()
     weights = itself.float()
     for step in range(1, steps + 1):
         variable = current.detach().requires_grad_(True)
-        logits = perturbation.logits(search.images, variable, what)
+        logits = _logits(perturbation, search.images, variable, what)
         margins = pair_margins(logits.detach(), search.labels, classes)
         spread = margins[~itself].std().clamp_min(1e-3) if classes > 2 else margins.new_ones(())
         temperature = FIRST_TEMPERATURE * (LAST_TEMPERATURE / FIRST_TEMPERATURE) ** ((step - 1) / max(1, steps - 1))

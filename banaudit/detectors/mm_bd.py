@@ -10,14 +10,14 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from banaudit.architectures.base import SplitModel
-from banaudit.detectors.base import Found, Samples, TriggerDetector, images_of_a_pass
-from banaudit.detectors.inversion import freeze, outlier_scores
+from banaudit.data import images_of_a_pass
+from banaudit.detectors.base import Found, Samples, TriggerDetector, freeze
 from banaudit.errors import UnsupportedModelError
 from banaudit.meter import Meter
 from banaudit.neurons import fast_precision
 from banaudit.results import Evidence, Reading, TriggerFacts
 from banaudit.shapes import Images, Labels, Logits
-from banaudit.statistics import median
+from banaudit.statistics import median, outlier_scores
 from banaudit.triggers import Pixels, RecoveredTrigger, TriggerPicture, pixels
 
 SMALLEST_MARGIN = 1e-3

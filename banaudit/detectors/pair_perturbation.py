@@ -28,7 +28,8 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from banaudit.architectures.base import SplitModel
-from banaudit.detectors.base import Found, Samples, TriggerDetector, agreement_of, images_of_a_pass
+from banaudit.data import images_of_a_pass
+from banaudit.detectors.base import Found, Samples, TriggerDetector, agreement_of
 from banaudit.detectors.targeted_paths import by_source_and_target, margins_towards
 from banaudit.detectors.universal_perturbation import shown_change
 from banaudit.errors import UnsupportedModelError

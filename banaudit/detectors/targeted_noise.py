@@ -55,7 +55,9 @@ class TargetedNoise(ShortcutDetector):
     name: ClassVar[str] = "targeted-noise"
     title: ClassVar[str] = "a class that small noise on the neurons reaches too easily"
     needs: ClassVar[str] = "BatchNorm, clean images"
-    misses: ClassVar[str] = "blended patterns, some patches, triggers learnt at 1 % poisoning"
+    misses: ClassVar[str] = (
+        "blended patterns, some patches, triggers learnt at 1 % poisoning, most that one class alone responds to"
+    )
     perturbs: ClassVar[str] = "neuron noise"
 
     step_size: PositiveFloat = 0.045

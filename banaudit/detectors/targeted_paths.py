@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from banaudit.data import CleanData
-from banaudit.detectors.base import Samples, draw
+from banaudit.detectors.base import Samples
 from banaudit.errors import UnsupportedModelError
 from banaudit.shapes import Images, Labels, Logits
 from banaudit.statistics import median
@@ -166,8 +166,9 @@ def follow(
         what: For the progress bar.
     """
     classes = samples.num_classes
-    held_out = draw(samples.held_out, read_images, generator)
-    searches = [draw(samples.search, search_images, generator, exclude=target) for target in range(classes)]
+    held_out = samples.held_out.draw(read_images, generator)
+    # Positions, not images: with many classes copies of the images would fill the memory.
+    searches = [samples.search.drawn(search_images, generator, exclude=target) for target in range(classes)]
     current = [perturbation.zero() for _ in range(classes)]
     start = by_source_and_target(
         _logits(perturbation, held_out.images, perturbation.zero(), what), held_out.labels.cpu()
@@ -178,9 +179,8 @@ def follow(
     margins, shares, reach, step = start, torch.full((classes,), torch.nan), 0.0, 0
     for step in range(1, steps + 1):
         for target in alive:
-            current[target] = _step(
-                perturbation, searches[target], target, current[target], step=step, images=thinned, what=what
-            )
+            images = samples.search.images[searches[target][:thinned]]
+            current[target] = _step(perturbation, images, target, current[target], step=step, what=what)
         last = step == steps
         if step % READ_EVERY and not last:
             continue
@@ -221,11 +221,9 @@ def _thin(images: int, classes: int) -> int:
     return images if classes <= SHORTLIST else min(images, max(16, images * SHORTLIST // classes))
 
 
-def _step(
-    perturbation: Perturbation, search: CleanData, target: int, current: Tensor, *, step: int, images: int, what: str
-) -> Tensor:
+def _step(perturbation: Perturbation, images: Images, target: int, current: Tensor, *, step: int, what: str) -> Tensor:
     variable = current.detach().requires_grad_(True)
-    logits = perturbation.logits(search.images[:images], variable, what)
+    logits = perturbation.logits(images, variable, what)
     loss = F.cross_entropy(logits, torch.full((len(logits),), target, device=logits.device))
     (gradient,) = torch.autograd.grad(loss, variable)
     if step == 1 and not bool(gradient.any()):  # later it may vanish because all images have long arrived

@@ -14,25 +14,19 @@ from torch.func import functional_call
 
 from banaudit.architectures.base import SplitModel
 from banaudit.data import CleanData
-from banaudit.detectors.base import Found, Samples, TriggerDetector, draw
-from banaudit.detectors.inversion import (
-    ADAM_BETAS,
+from banaudit.detectors.base import Found, Samples, TriggerDetector, freeze
+from banaudit.detectors.feature_inversion import (
     BOUND_WEIGHT,
-    MASK_START,
-    Triggers,
     bounded_loss,
-    boxed,
     class_mean,
     features_of,
-    field_size,
-    freeze,
-    images_of_other_classes,
     likeness,
     mixed,
     shortfall,
     spread,
     violation,
 )
+from banaudit.detectors.inversion import ADAM_BETAS, MASK_START, Triggers, boxed, field_size, images_of_other_classes
 from banaudit.detectors.unet import UNet, largest_depth
 from banaudit.meter import Meter
 from banaudit.neurons import fast_precision
@@ -361,8 +355,8 @@ class Unicorn(TriggerDetector):
     def search(self, model: SplitModel, samples: Samples, generator: torch.Generator, meter: Meter) -> Found:
         """Invert a trigger for each class, and read its score from held-out images."""
         freeze(model)
-        clean = draw(samples.search, self.search_images, generator)
-        held_out = draw(samples.held_out, self.held_out_images, generator)
+        clean = samples.search.draw(self.search_images, generator)
+        held_out = samples.held_out.draw(self.held_out_images, generator)
         channels, depth = clean.images.shape[1], largest_depth(clean.images, self.depth)
         encoder, decoder = (UNet(channels, width=self.width, depth=depth).to(clean.images.device) for _ in range(2))
         found = self.invert(model, encoder, decoder, clean, generator, meter)

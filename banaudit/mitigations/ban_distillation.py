@@ -12,7 +12,8 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from banaudit.architectures.base import SplitModel
-from banaudit.detectors.inversion import Triggers, freeze
+from banaudit.detectors.base import freeze
+from banaudit.detectors.inversion import Triggers
 from banaudit.detectors.neural_cleanse import NeuralCleanse
 from banaudit.mitigations.ban import NoiseTraining
 from banaudit.mitigations.base import RepairJob
@@ -121,7 +122,7 @@ class BANDistillation(NoiseTraining):
     """Share of a batch that is stamped."""
     gentle: bool = False
     """Make only the repair with these very settings, none of the stronger and the weaker ones."""
-    patch_ratio: float = Field(default=0.5, gt=0, le=1)
+    patch_ratio: float = Field(default=0.5, gt=0, lt=1)
     """Largest norm of the smallest mask, as a share of the runner-up's, at which its patch is unlearned."""
 
     def repair(self, job: RepairJob) -> Tuned:

@@ -11,9 +11,9 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from banaudit.architectures.base import SplitModel
-from banaudit.detectors.base import draw
+from banaudit.detectors.base import freeze
 from banaudit.detectors.bti_dbf import BTIDBF
-from banaudit.detectors.inversion import features_of, freeze
+from banaudit.detectors.feature_inversion import features_of
 from banaudit.mitigations.base import RepairJob, SGDMitigation, TargetedMitigation
 from banaudit.shapes import Images, Labels
 from banaudit.training import EPOCH_SEEDS, Tuned
@@ -173,14 +173,14 @@ class InvertedTrigger:
         draws = torch.Generator().manual_seed(seed)
         inversion, meter = self._inversion, self._job.meter
         frozen = freeze(copy.deepcopy(model))
-        search = draw(self._job.training, self._settings.search_images, draws)
+        search = self._job.training.draw(self._settings.search_images, draws)
         features = features_of(frozen, search, meter, batch_size=inversion.mask_batch)
         mask = inversion.fit_mask(frozen, features, search.labels, draws)
         self._network = inversion.fit_generator(
             frozen, search, features, mask, generator=draws, meter=meter, target=self.target
         )
         if self.target is None:
-            held_out = draw(self._job.selection, inversion.held_out_images, draws)
+            held_out = self._job.selection.draw(inversion.held_out_images, draws)
             self.target = int(inversion.shares(frozen, self._network, held_out, meter).argmax())
 
     def dump(self) -> dict[str, Any]:

@@ -317,6 +317,9 @@ class Sized(Tiny):
 class Fixed(Tiny):
     def __init__(self):
         super().__init__(3)
+class Asking(Tiny):
+    def __init__(self, num_classes):
+        super().__init__(num_classes)
 class Sentence(Tiny):
     def forward(self, images):
         return "a cat"
@@ -350,6 +353,8 @@ def test_a_factory_of_the_users(source: Path) -> None:
     assert loaded.deterministic
     assert torch.equal(loaded.network.state_dict()[loaded.keys["fc.bias"]], tiny()["fc.bias"])
     assert load_network(tiny(5), arch=f"{source}:Tiny", classes=5).facts.classes == 5
+    assert load_network(tiny(5), arch=f"{source}:Tiny").facts.classes == 5
+    assert load_network(tiny(4), arch=f"{source}:Asking").facts.classes == 4
     with pytest.raises(ArchitectureError, match="for 3 classes, but 6 were expected"):
         load_network(tiny(), arch=f"{source}:Fixed", classes=6)
     assert load_network(tiny(), arch=f"{source}:half").network.get_parameter("module.fc.bias").dtype == torch.float32

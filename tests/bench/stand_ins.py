@@ -75,6 +75,7 @@ class Accuser(Detector):
 
     name: ClassVar[str] = "accuser"
     title: ClassVar[str] = "accuses"
+    misses: ClassVar[str] = "everything"
     target: int = 3
     threshold: float = 0.5
 

@@ -13,6 +13,7 @@ from banaudit.errors import UsageError
 
 class Quiet(Detector):
     title: ClassVar[str] = "finds nothing"
+    misses: ClassVar[str] = "everything"
     eps: PositiveFloat = 0.3
     steps: int = 10
 

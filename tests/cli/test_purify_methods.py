@@ -40,6 +40,7 @@ class Silent(Detector):
 
     name: ClassVar[str] = "silent"
     title: ClassVar[str] = "a double for tests"
+    misses: ClassVar[str] = "everything"
 
     def score(self, model, samples, generator, meter):
         return [Evidence(reading=Reading.ALL_TO_ONE, measures="none", score=0.0, threshold=0.5, fired=False)]

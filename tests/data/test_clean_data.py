@@ -1,6 +1,6 @@
 import torch
 
-from banaudit.data import CleanData
+from banaudit.data import CleanData, batches
 
 
 def _samples(labels: list[int], classes: int = 3) -> CleanData:
@@ -37,3 +37,24 @@ def test_a_class_without_samples_counts_as_a_class():
     clean = _samples([0, 0, 1, 1])
     assert (len(clean), clean.num_classes) == (4, 3)
     assert len(clean.subset(torch.tensor([3, 0]))) == 2
+
+
+def numbered(count):
+    return CleanData(torch.arange(float(count)).view(-1, 1, 1, 1), torch.arange(count) % 3, tuple("abc"))
+
+
+def test_samples_are_drawn_without_replacement():
+    data = numbered(12)
+    drawn = data.draw(5, torch.Generator().manual_seed(0))
+    assert len(set(drawn.images.flatten().tolist())) == 5
+    assert drawn.labels.tolist() == [int(image) % 3 for image in drawn.images.flatten()]
+    assert len(data.draw(99, torch.Generator())) == 12
+    others = data.drawn(99, torch.Generator(), exclude=1)
+    assert sorted(others.tolist()) == [0, 2, 3, 5, 6, 8, 9, 11]
+
+
+def test_batches_keep_the_order():
+    data = numbered(5)
+    cut = batches(data.images, data.labels, 2)
+    assert [labels.tolist() for _, labels in cut] == [[0, 1], [2, 0], [1]]
+    assert torch.equal(torch.cat([images for images, _ in cut]), data.images)

@@ -75,7 +75,7 @@ def test_released_is_the_authors_procedure():
         "search_images": 500,
         "read_images": 5000,
         "errors_threshold": 1.0,
-        "null_margin": 0.0,
+        "null_margin": None,
         "distinct_threshold": 1.0,
     }
     assert (released.eps, released.noise_steps, released.mask_weight, released.share_threshold) == (0.3, 30, 0.75, 0.5)

@@ -7,7 +7,7 @@ import torch
 import toys
 
 from banaudit.data import CleanData
-from banaudit.detectors.base import Detector, Samples, batches, draw
+from banaudit.detectors.base import Detector, Samples
 from banaudit.errors import DataError, UnsupportedModelError
 from banaudit.meter import Meter
 from banaudit.results import Evidence, Reading, Verdict
@@ -22,6 +22,7 @@ class Scripted(Detector):
 
     name: ClassVar[str] = "scripted"
     title: ClassVar[str] = "what the test says"
+    misses: ClassVar[str] = "everything"
     answer: ClassVar[object] = None
     seen: ClassVar[dict] = {}
 
@@ -124,29 +125,8 @@ def test_randomness_comes_from_the_seed_alone():
     assert Scripted.seen["drawn"] != first[0]
 
 
-def numbered(count):
-    return CleanData(torch.arange(float(count)).view(-1, 1, 1, 1), torch.arange(count) % 3, tuple("abc"))
-
-
-def test_draw():
-    data = numbered(12)
-    drawn = draw(data, 5, torch.Generator().manual_seed(0))
-    assert len(set(drawn.images.flatten().tolist())) == 5
-    assert drawn.labels.tolist() == [int(image) % 3 for image in drawn.images.flatten()]
-    assert len(draw(data, 99, torch.Generator())) == 12
-    others = draw(data, 99, torch.Generator(), exclude=1)
-    assert sorted(others.images.flatten().tolist()) == [0, 2, 3, 5, 6, 8, 9, 11]
-
-
-def test_batches_keep_the_order():
-    data = numbered(5)
-    cut = batches(data.images, data.labels, 2)
-    assert [labels.tolist() for _, labels in cut] == [[0, 1], [2, 0], [1]]
-    assert torch.equal(torch.cat([images for images, _ in cut]), data.images)
-
-
 def test_bars_are_named():
-    data = numbered(3)
+    data = CleanData(torch.zeros(3, 1, 1, 1), torch.arange(3), tuple("abc"))
     bars = Samples(data, data).per_class(torch.tensor([0.5, 1 / 3, 2.0]))
     assert [(bar.label, bar.name, bar.score) for bar in bars] == [(0, "a", 0.5), (1, "b", 0.333333), (2, "c", 2.0)]
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from toys import TARGET
 
+from banaudit.detectors.feature_inversion import class_mean, likeness, mixed, spread, violation
 from banaudit.detectors.feature_re import FeatureRE
-from banaudit.detectors.inversion import class_mean, likeness, mixed, spread, violation
 from banaudit.results import Verdict
 
 

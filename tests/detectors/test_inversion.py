@@ -4,18 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from banaudit.data import CleanData
-from banaudit.detectors import base
+from banaudit.data import CleanData, batching
 from banaudit.detectors.base import Samples
-from banaudit.detectors.inversion import (
-    SPREAD_FLOOR,
-    Recovered,
-    Triggers,
-    boxed,
-    outlier_scores,
-    patch_losses,
-    success_rates,
-)
+from banaudit.detectors.inversion import Recovered, Triggers, boxed, patch_losses, success_rates
 from banaudit.detectors.neural_cleanse import NeuralCleanse
 from banaudit.errors import DataError
 from banaudit.meter import Meter
@@ -68,23 +59,6 @@ def test_success_counts_images_of_other_classes_only():
     assert meter.forward_images == 3 + 1
 
 
-def test_outlier_scores_leave_the_value_out():
-    # Without the last: median 3, absolute deviations 2 1 0 1 2, so a MAD of 1.4826
-    values = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 10.0], dtype=torch.float64)
-    scores = outlier_scores(values, torch.arange(6))
-    assert float(scores[5]) == pytest.approx(7 / 1.4826)
-
-
-def test_outlier_scores_do_not_believe_a_tiny_spread():
-    values = torch.tensor([0.0, 0.0, 0.0, 0.0, 0.5], dtype=torch.float64)
-    assert float(outlier_scores(values, torch.arange(5))[4]) == pytest.approx(0.5 / SPREAD_FLOOR)
-
-
-def test_outlier_scores_compare_with_the_finalists_only():
-    values = torch.tensor([-9.0, 0.0, 0.0, 1.0], dtype=torch.float64)
-    assert float(outlier_scores(values, torch.tensor([1, 2, 3]))[3]) == pytest.approx(1 / SPREAD_FLOOR)
-
-
 @pytest.mark.parametrize(
     ("norms", "rate", "fired"),
     [
@@ -132,18 +106,18 @@ def test_one_class_of_images_is_refused(planted, clean_data):
 
 
 def test_large_images_pass_in_parts_and_nothing_else_changes(planted, clean_data, monkeypatch):
-    passes = []
+    taken = []
     inner = type(planted).forward
 
     def forward(model, images):
-        passes.append(len(images))
+        taken.append(len(images))
         return inner(model, images)
 
     monkeypatch.setattr(type(planted), "forward", forward)
     found = []
-    for pixels in (base.PASS_PIXELS, 20 * 16 * 16):
-        monkeypatch.setattr(base, "PASS_PIXELS", pixels)
+    for pixels in (batching.PASS_PIXELS, 20 * 16 * 16):
+        monkeypatch.setattr(batching, "PASS_PIXELS", pixels)
         detector = NeuralCleanse(steps=3, batch_size=8)
         found.append(detector.invert(planted, clean_data, torch.Generator().manual_seed(0), Meter()))
-    assert passes == [48] * 3 + [16] * 9
+    assert taken == [48] * 3 + [16] * 9
     torch.testing.assert_close(found[0].triggers.masks, found[1].triggers.masks, rtol=0.02, atol=0.02)

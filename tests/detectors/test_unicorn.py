@@ -4,7 +4,8 @@ import pytest
 import torch
 from toys import TARGET
 
-from banaudit.detectors.inversion import MASK_START, bounded_loss, field_size, images_of_other_classes, shortfall
+from banaudit.detectors.feature_inversion import bounded_loss, shortfall
+from banaudit.detectors.inversion import MASK_START, field_size, images_of_other_classes
 from banaudit.detectors.unet import UNet
 from banaudit.detectors.unicorn import Batch, Inversions, Look, Unicorn, entropies, generated_by, ssim
 from banaudit.errors import DataError
