@@ -40,9 +40,6 @@ from banaudit.results import (
 )
 from banaudit.triggers import TriggerSink
 
-LOW_ACCURACY = 0.6
-"""Clean accuracy below which a report carries a caveat even where it is above the floor."""
-
 FEW_IMAGES = 5
 """Images of the smallest class below which a report carries a caveat."""
 
@@ -303,7 +300,7 @@ def facts_of(prepared: Prepared) -> Facts:
 
 def _accuracy_caveats(found: CleanAccuracy) -> list[str]:
     caveats: list[str] = []
-    if found.accuracy < LOW_ACCURACY:
+    if found.is_low:
         caveats.append(
             f"clean accuracy is only {found.accuracy:.1%}: check preprocessing and labels before trusting this"
         )

@@ -112,7 +112,6 @@ class Finding(Record):
     reason: str = Field(description="One line: why this verdict.")
     evidence: tuple[Evidence, ...] = ()
     triggers: tuple[TriggerFacts, ...] = Field(default=(), description="What was recovered, the strongest class first.")
-    caveats: tuple[str, ...] = ()
     settings: dict[str, Scalar] = Field(default_factory=dict)
     seconds: float = 0.0
     forward_images: int = Field(default=0, description="Images passed forward through the network.")
@@ -139,7 +138,7 @@ class ArchitectureFacts(Record):
 
     name: str
     description: str
-    source: Literal["recognised", "--arch", "caller"]
+    source: Literal["recognised", "--arch"]
     classes: int
     channels: int
     parameters: int
@@ -165,7 +164,7 @@ class DataFacts(Record):
     """The clean images."""
 
     path: str
-    layout: Literal["class folders", "csv", "file names", "memory"]
+    layout: Literal["class folders", "csv", "file names"]
     found: int
     unreadable: int
     used: int
@@ -175,6 +174,10 @@ class DataFacts(Record):
     per_class_max: int
     missing_classes: tuple[int, ...] = ()
     sha256: str = Field(description="Over the sorted relative paths and bytes of the images used, with their labels.")
+
+
+LOW_ACCURACY = 0.6
+"""Clean accuracy below which a report carries a caveat even where it is above the floor."""
 
 
 class CleanAccuracy(Record):
@@ -194,6 +197,11 @@ class CleanAccuracy(Record):
         default=None, description="Label -> predicted label, when renaming the labels would give a high accuracy."
     )
     permuted_accuracy: float | None = None
+
+    @property
+    def is_low(self) -> bool:
+        """Whether it is a caveat even where it is above the floor."""
+        return self.accuracy < LOW_ACCURACY
 
     @property
     def averaged(self) -> float:

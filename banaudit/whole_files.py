@@ -80,7 +80,7 @@ def try_writing(path: Path) -> None:
 
 def shortened(name: str) -> str:
     """A file's name cut so that some more characters fit into the 255 bytes that file systems allow."""
-    return name.encode()[:NAME_BYTES].decode(errors="ignore")
+    return os.fsdecode(os.fsencode(name)[:NAME_BYTES])
 
 
 def is_same_file(path: Path, other: Path) -> bool:

@@ -23,13 +23,14 @@ from safetensors import safe_open
 from safetensors.torch import load, load_file, save_file
 from toys import INTERRUPTIBLE
 
-from banaudit import preflight, relapse
+from banaudit import audit, preflight, relapse
 from banaudit.architectures import SplitModel, load_network
 from banaudit.audit import Subject
 from banaudit.checkpoints import read_checkpoint
 from banaudit.data import CleanData
 from banaudit.demo import examples
 from banaudit.detectors import MMBD, Detector
+from banaudit.disguises import Told
 from banaudit.errors import BanauditError, DataError, UnsupportedModelError, UsageError
 from banaudit.mitigations import BANFineTuning, FeatureFlip, FineTuning
 from banaudit.purify import (
@@ -442,6 +443,24 @@ def test_relapse_probe(demo, monkeypatch):
     of_one_class = probe_relapse(model, model, data, data, {3: 1}, Reading.SOURCE_TARGET)
     assert (of_one_class.threshold, of_one_class.fired) == (None, False)
     assert "decides nothing" in of_one_class.note
+    few = data.subset(torch.cat([(data.labels != 3).nonzero().flatten(), (data.labels == 3).nonzero().flatten()[:2]]))
+    assert probe_relapse(model, model, few, data, {3: 1}, Reading.SOURCE_TARGET).images == 2
+
+
+def test_the_repaired_network_is_freed_of_disguises_by_itself(planted, clean_data):
+    repaired = copy.deepcopy(planted)
+    with torch.no_grad():
+        repaired.network.linear.weight *= 1e6
+        repaired.network.linear.bias *= 1e6
+    before = repaired.state_dict()
+    facts = audit.Facts(told=Told(("of the network that came in",), ("a reason of its own",)))
+    parts = {"scan": clean_data, "training": clean_data, "held_out": clean_data}
+    found = judge_repaired(planted, repaired, {}, None, detectors=(MMBD(steps=1, threshold=1e9),), facts=facts, **parts)
+    assert found.verdict is Verdict.NO_EVIDENCE
+    assert any("logits were multiplied" in caveat for caveat in found.report.caveats)
+    assert not any("came in" in caveat for caveat in found.report.caveats)
+    assert repaired.logit_scale == 1.0
+    assert all(torch.equal(before[name], value) for name, value in repaired.state_dict().items())
 
 
 def test_the_probe_is_not_blinded_by_how_layers_are_scaled(planted, clean_data):
@@ -479,7 +498,7 @@ def test_without_a_gradient_there_is_no_stand_in_and_nothing_is_decided(clean_da
     rounded = SplitModel(toys.rounding(toys.TinyNetwork)(), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)).eval()
     wanted = wanted_labels(toys.CLASSES, toys.TARGET, (), None)
     probe = probe_relapse(rounded, rounded, clean_data, clean_data, wanted, Reading.ALL_TO_ONE)
-    assert (probe.steps, probe.fired) == (0, False)
+    assert (probe.steps, probe.fired, probe.control) == (0, False, None)
     assert "no gradient reaches the pixels" in probe.note
 
 

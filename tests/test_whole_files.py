@@ -94,3 +94,11 @@ def test_a_file_has_many_names(tmp_path, monkeypatch):
     assert is_same_file(tmp_path / "hard", tmp_path / "soft")
     (tmp_path / "other").touch()
     assert not is_same_file(file, tmp_path / "other")
+
+
+def test_long_names_of_wide_characters_are_no_obstacle(tmp_path):
+    path = tmp_path / ("\u6a21" * 80 + ".pt")
+    try_writing(path)
+    write_whole(path, b"model")
+    assert path.read_bytes() == b"model"
+    assert names(tmp_path) == [path.name]

@@ -27,7 +27,7 @@ from banaudit.architectures import (
 )
 from banaudit.architectures.base import SplitNetwork, WrappedNetwork
 from banaudit.architectures.family import Recognition, rename
-from banaudit.architectures.final_linear import FinalLinearSplit, OutputSplit, split_module
+from banaudit.architectures.final_linear import FinalLinearSplit, split_module
 from banaudit.architectures.outputs import recognise_outputs
 from banaudit.architectures.user_code import factory_from_file, names_a_file, refusing_to_exit
 from banaudit.errors import ArchitectureError, UnsupportedModelError, UsageError
@@ -62,14 +62,12 @@ class LoadedNetwork:
         network: In eval mode, on the CPU, float32.
         facts: What a report says of it.
         keys: Key in the file -> key in ``network.state_dict()``, for every tensor of the file.
-        has_final_linear: Whether the head is a linear layer; if not, the features are the logits themselves.
         deterministic: Whether the same probe images gave the same output twice.
     """
 
     network: SplitNetwork
     facts: ArchitectureFacts
     keys: dict[str, str]
-    has_final_linear: bool
     deterministic: bool
 
 
@@ -154,7 +152,7 @@ def load_network(
         batch_norms=count_batch_norms(network),
         renamed_keys=len(recognition.renames),
     )
-    return LoadedNetwork(network.eval(), facts, keys, not isinstance(network, OutputSplit), deterministic=True)
+    return LoadedNetwork(network.eval(), facts, keys, deterministic=True)
 
 
 def _known() -> str:
@@ -333,9 +331,7 @@ def _load_with_factory(weights: Weights, arch: str, classes: int | None, size: i
         outputs=outputs.kind,
         output_note=outputs.note,
     )
-    return LoadedNetwork(
-        network.eval(), facts, keys, not isinstance(network, OutputSplit), deterministic=outputs.deterministic
-    )
+    return LoadedNetwork(network.eval(), facts, keys, deterministic=outputs.deterministic)
 
 
 def _make_for(weights: Weights, arch: str, classes: int | None) -> tuple[nn.Module, dict[str, str]]:

@@ -27,7 +27,7 @@ from pydantic import Field
 
 from banaudit.bench.population import OPENED_SEEDS, TEST_SEED
 from banaudit.bench.runner import BenchmarkResults, Number, Outcome, ScanSettings, ScoredReading, VictimEntry
-from banaudit.bench.strata import counted, network_of, stratum_of
+from banaudit.bench.strata import counted, setup_of, stratum_of
 from banaudit.bench.verdicts import Thresholds, is_certain, outcome_at
 from banaudit.calibration import may_fire
 from banaudit.detectors import default_detectors
@@ -153,9 +153,10 @@ def calibrate(*files: BenchmarkResults, aimed_rate: float = AIMED_RATE) -> Calib
     rate = aimed_rate / len(readings)
 
     proposed = _thresholds(entries, readings, rate)
-    setups = dict.fromkeys(map(_setup, entries))
+    setups = dict.fromkeys(setup_of(entry.victim.recipe) for entry in entries)
     without_setup = {
-        setup: _thresholds([other for other in entries if _setup(other) != setup], readings, rate) for setup in setups
+        setup: _thresholds([other for other in entries if setup_of(other.victim.recipe) != setup], readings, rate)
+        for setup in setups
     }
     # Backdoored victims fit no threshold, so nothing has to be left out for them.
     without = {
@@ -177,13 +178,13 @@ def calibrate(*files: BenchmarkResults, aimed_rate: float = AIMED_RATE) -> Calib
             VictimVerdicts(
                 key=entry.key,
                 stratum=stratum_of(entry.victim.recipe),
-                setup=_setup(entry),
+                setup=setup_of(entry.victim.recipe),
                 backdoored=entry.truth.backdoored,
                 outcomes={
                     "frozen": outcome_at(entry, {}),
                     "proposed": outcome_at(entry, proposed),
                     "left out": outcome_at(entry, without[entry.key]),
-                    "setup left out": outcome_at(entry, without_setup[_setup(entry)]),
+                    "setup left out": outcome_at(entry, without_setup[setup_of(entry.victim.recipe)]),
                 },
             )
             for entry in entries
@@ -209,10 +210,6 @@ def _on_one_scale(entries: Sequence[VictimEntry]) -> list[VictimEntry]:
         )
         for entry in entries
     ]
-
-
-def _setup(entry: VictimEntry) -> str:
-    return f"{entry.victim.recipe.dataset}, {network_of(entry.victim.recipe)}"
 
 
 def _is_current(settings: ScanSettings) -> bool:

@@ -23,7 +23,7 @@ from banaudit.bench.conditions import draw_clean
 from banaudit.bench.embedding import tsne
 from banaudit.bench.results_files import read_results, update_results
 from banaudit.bench.runner import CODE, Truth, truth_of
-from banaudit.bench.strata import kind_of, network_of, stratum_of
+from banaudit.bench.strata import kind_of, setup_of, stratum_of
 from banaudit.bench.victims import Victim, VictimRecipe, is_trained, load_victim, victim_folder
 from banaudit.bench.workplace import Workplace
 from banaudit.data import CleanData
@@ -154,13 +154,9 @@ def _pictured(recipes: Sequence[VictimRecipe]) -> list[VictimRecipe]:
         if recipe.labelling is None or recipe.labelling.kind != "all-to-one":
             continue
         for twin in recipes:
-            if twin.attack is None and kind_of(twin) == "plain" and _setup(twin) == _setup(recipe):
+            if twin.attack is None and kind_of(twin) == "plain" and setup_of(twin) == setup_of(recipe):
                 return [recipe, twin]
     return []
-
-
-def _setup(recipe: VictimRecipe) -> str:
-    return f"{recipe.dataset}, {network_of(recipe)}"
 
 
 def measure_noise(victim: Victim, clean: CleanData, *, seed: int = 0, picture: bool = False) -> VictimNoise:
@@ -191,7 +187,7 @@ def measure_noise(victim: Victim, clean: CleanData, *, seed: int = 0, picture: b
     return VictimNoise(
         key=recipe.key,
         stratum=stratum_of(recipe),
-        setup=_setup(recipe),
+        setup=setup_of(recipe),
         truth=truth,
         code=CODE,
         levels=tuple(_level(eps, predicted[eps], held_out, truth) for eps in LEVELS),

@@ -14,6 +14,11 @@ def network_of(recipe: VictimRecipe) -> str:
     return f"{recipe.architecture}, width {recipe.width}"
 
 
+def setup_of(recipe: VictimRecipe) -> str:
+    """Data set and network in words."""
+    return f"{recipe.dataset}, {network_of(recipe)}"
+
+
 def attack_of(recipe: VictimRecipe) -> str:
     """Attack and labelling rule of a backdoored victim in words.
 

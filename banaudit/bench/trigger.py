@@ -14,6 +14,7 @@ from torch import nn
 from banaudit.bench.attacks import AnyAttack
 from banaudit.bench.attacks.labelling import AnyLabelling, SourceTarget
 from banaudit.errors import DataError
+from banaudit.preflight import NO_ANSWER
 from banaudit.shapes import Images, Labels, Weights
 
 
@@ -132,4 +133,6 @@ def attack_success(
 
 @torch.no_grad()
 def _predictions(model: nn.Module, images: Images, batch_size: int) -> Labels:
-    return torch.cat([model(part).argmax(dim=1) for part in torch.split(images, batch_size)])
+    """Labels; :data:`NO_ANSWER` where a logit is not finite, which is neither right nor an attack's success."""
+    logits = torch.cat([model(part) for part in torch.split(images, batch_size)])
+    return torch.where(logits.isfinite().all(dim=1), logits.argmax(dim=1), NO_ANSWER)

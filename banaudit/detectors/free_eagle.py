@@ -135,7 +135,6 @@ class FreeEagle(Detector):
         """Invert every class, and hold the posteriors of the others against each other."""
         like = samples.search.images
         probes = torch.rand(PROBE_IMAGES, *like.shape[1:], generator=generator).to(like.device)
-        # Not channels-last: a network that flattens its maps by a view could not be cut before it.
         tail = find_tail(model.eval().requires_grad_(False), probes, self.depth, meter)
         log_posteriors = self.invert(tail, samples.num_classes, generator, meter)
         recognised = log_posteriors.argmax(1) == torch.arange(len(log_posteriors))

@@ -97,7 +97,7 @@ def search_mapping(
 
     Args:
         perturbation: What is perturbed.
-        samples: Clean images.
+        samples: Clean images of at least three classes: two can only be exchanged.
         steps: Steps of the search.
         search_images: Images that each step descends on; large ones in several passes, each with its own statistics.
         read_images: Held-out images of the reading.
@@ -114,7 +114,7 @@ def search_mapping(
         variable = current.detach().requires_grad_(True)
         logits = _logits(perturbation, search.images, variable, what)
         margins = pair_margins(logits.detach(), search.labels, classes)
-        spread = margins[~itself].std().clamp_min(1e-3) if classes > 2 else margins.new_ones(())
+        spread = margins[~itself].std().clamp_min(1e-3)
         temperature = FIRST_TEMPERATURE * (LAST_TEMPERATURE / FIRST_TEMPERATURE) ** ((step - 1) / max(1, steps - 1))
         weights = sinkhorn(margins / (spread * temperature))
         loss = -(weights[search.labels] * logits.log_softmax(dim=1)).sum(dim=1).mean()

@@ -25,8 +25,6 @@ from banaudit.results import CleanAccuracy, Evidence, Finding, Reading, Report, 
 ALL_BARS_UP_TO = 20
 """Classes up to which each one gets a bar, in the order of the labels; beyond, the top ones do."""
 TOP_BARS = 10
-LOW_ACCURACY = 0.60
-"""Clean accuracy below which it is a caveat, whatever the floor."""
 MAX_PAIRS = 20
 """Pairs of labels that are spelled out."""
 THRESHOLD = "the threshold"
@@ -106,7 +104,7 @@ def _accuracy(report: Report, found: CleanAccuracy) -> list[Row]:
     if min(found.accuracy, found.averaged) < found.floor:
         tone = Tone.WARNING
         texts.append("below the floor: model, images and preprocessing do not fit together, so nothing can be judged")
-    elif found.accuracy < LOW_ACCURACY:
+    elif found.is_low:
         tone = Tone.WARNING
         texts.append("low: check preprocessing and class order before the verdict is relied on")
     rows = [Row("clean accuracy", tuple(texts), tone)]
@@ -129,8 +127,6 @@ def _finding(report: Report, finding: Finding) -> Section:
     blocks += [_classes(item) for item in drawn if item.fired or item is strongest]
     blocks += [Row(_name(item), _details(report, item), Tone.FAINT) for item in finding.evidence]
     blocks += [_gallery(report, trigger) for trigger in finding.triggers if trigger.pictures]
-    if finding.caveats:
-        blocks.append(Row("caveats", finding.caveats, Tone.WARNING))
     return Section(f"Method {finding.method}", tuple(blocks))
 
 

@@ -106,7 +106,6 @@ def test_known_architectures_come_back(case: str) -> None:
     assert (recognition.name, recognition.classes) == (name, classes)
     loaded = load_network(weights)
     assert not loaded.network.training
-    assert loaded.has_final_linear
     assert loaded.facts.classes == classes
     assert loaded.facts.source == "recognised"
     assert loaded.facts.batch_norms == count_batch_norms(original)
@@ -172,7 +171,6 @@ def test_torchvision_models_come_back(name: str, split: type, size: int) -> None
     loaded = load_network(original.state_dict(), classes=6)
     assert loaded.facts.name == f"torchvision:{name}"
     assert isinstance(loaded.network, split)
-    assert loaded.has_final_linear == (split is not OutputSplit)
     batch = images(size=size)
     with torch.no_grad():
         logits = loaded.network(batch)
@@ -395,7 +393,7 @@ def test_a_factory_must_take_every_weight(source: Path) -> None:
     with pytest.raises(ArchitectureError, match=r"missing: fc\.bias"):
         load_network({key: tensor for key, tensor in tiny().items() if key != "fc.bias"}, arch=f"{source}:Tiny")
     with pytest.raises(ArchitectureError, match=r"fc\.weight \[5, 4\] where \[3, 4\] is expected"):
-        load_network(tiny(5), arch=f"{source}:Tiny")
+        load_network(tiny(5), arch=f"{source}:Fixed")
     without = {key: tensor for key, tensor in tiny().items() if key != "fc.bias"}
     with pytest.raises(ArchitectureError, match=r"did not take the weights: .*fc\.bias"):
         load_network(without, arch=f"{source}:Hidden")

@@ -4,6 +4,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
+from banaudit.bench import victims
 from banaudit.bench.attacks import ATTACKS, IAD, SSDT, AdapBlend, AdapPatch, BadNets, Grond, LabelConsistent
 from banaudit.bench.attacks.labelling import AllToAll, AllToOne, SourceTarget
 from banaudit.bench.trainer import TrainingSettings
@@ -185,3 +186,16 @@ def test_a_file_that_is_no_trigger_is_an_error(tmp_path):
     path.write_bytes(b"nonsense")
     with pytest.raises(DataError, match="no trigger file"):
         Trigger.load(path)
+
+
+def test_two_processes_may_train_the_same_victim(cache):
+    """Such as the surrogate of two clean-label victims: the second finds the first's in its place."""
+    recipe = VictimRecipe(architecture="vgg11", width=4, seed=2, training=QUICK)
+    victim = train_victim(recipe, cache=cache)
+    victims._write(victim, victim_folder(recipe, cache))
+    assert [path.name for path in (cache / "victims").iterdir() if path.name.startswith(".")] == []
+    taken = cache / "victims" / "taken"
+    taken.mkdir()
+    (taken / "something else").touch()
+    with pytest.raises(OSError, match="not empty"):
+        victims._write(victim, taken)

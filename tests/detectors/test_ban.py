@@ -181,20 +181,21 @@ def test_classes_without_images_do_not_thin_the_map():
 
 
 @pytest.mark.parametrize(
-    ("shares", "null", "fired"),
+    ("detector", "shares", "null", "fired"),
     [
-        ((0.9, 0.8), 0.1, True),
-        ((0.9, 0.4), 0.1, False),  # the weakest restart counts
-        ((0.9, 0.8), 0.7, False),  # random noise does it too
+        (BAN(), (0.9, 0.8), 0.1, True),
+        (BAN(), (0.9, 0.4), 0.1, False),  # the weakest restart counts
+        (BAN(), (0.9, 0.8), 0.7, False),  # random noise does it too
+        (BAN.released(), (0.8,), 0.9, True),  # which the authors do not ask
     ],
 )
-def test_one_class_must_clear_threshold_and_null(shares, null, fired, tiled_data):
+def test_one_class_must_clear_threshold_and_null(detector, shares, null, fired, tiled_data):
     def into_first(share):
         return torch.tensor([[1.0, 0, 0, 0]] + [[share] + [(1 - share) / 3] * 3] * 3)
 
     restarts = [restart(into_first(share).tolist(), into_first(null).tolist()) for share in shares]
     four = type(tiled_data)(tiled_data.images[:0], tiled_data.labels[:0], tuple("abcd"))
-    evidence = BAN()._all_to_one(ban.Samples(four, four), restarts)
+    evidence = detector._all_to_one(ban.Samples(four, four), restarts)
     assert evidence.fired is fired
     assert evidence.target == 0
     assert evidence.score == pytest.approx(min(shares))

@@ -2,14 +2,17 @@ import math
 
 import pytest
 import torch
+import toys
 from torch import nn
 
+from banaudit.architectures import SplitModel
 from banaudit.data import CleanData, batching
 from banaudit.detectors.base import Samples
 from banaudit.detectors.inversion import Recovered, Triggers, boxed, patch_losses, success_rates
 from banaudit.detectors.neural_cleanse import NeuralCleanse
 from banaudit.errors import DataError
 from banaudit.meter import Meter
+from banaudit.results import Verdict
 
 
 class Sums(nn.Module):
@@ -121,3 +124,17 @@ def test_large_images_pass_in_parts_and_nothing_else_changes(planted, clean_data
         found.append(detector.invert(planted, clean_data, torch.Generator().manual_seed(0), Meter()))
     assert taken == [48] * 3 + [16] * 9
     torch.testing.assert_close(found[0].triggers.masks, found[1].triggers.masks, rtol=0.02, atol=0.02)
+
+
+def test_outputs_that_are_no_numbers_are_no_evidence():
+    """Overflowing images of one class spoil the search for every other; that class would stand out."""
+
+    class Overflowing(toys.HandNetwork):
+        def head(self, features):
+            logits = super().head(features)
+            return torch.where((logits[:, :1] > 5) & (torch.arange(logits.shape[1]) == 0), torch.inf, logits)
+
+    model = SplitModel(Overflowing(0.0), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)).eval()
+    finding = NeuralCleanse(steps=20)(model, toys.draw_tiles())
+    assert finding.verdict is Verdict.INCONCLUSIVE
+    assert "not finite" in finding.reason

@@ -2,6 +2,7 @@ import pytest
 import torch
 import toys
 
+from banaudit.data import batching
 from banaudit.detectors.base import Samples
 from banaudit.detectors.mapping import pair_margins, search_mapping, sinkhorn
 from banaudit.detectors.universal_perturbation import UniversalPerturbation
@@ -124,3 +125,22 @@ def test_finds_no_map_in_the_other_networks(planted, clean_twin, clean_data):
         reading = all_to_all_reading(UniversalPerturbation()(model, clean_data))
         assert not reading.fired
         assert reading.score < 0.3
+
+
+def test_large_images_are_searched_in_parts(monkeypatch):
+    def found():
+        return search_mapping(
+            Turn(),
+            labelled(5, 10),
+            steps=5,
+            search_images=50,
+            read_images=50,
+            generator=torch.Generator().manual_seed(0),
+            what="map",
+        )
+
+    whole = found()
+    images = labelled(5, 10).search.images
+    monkeypatch.setattr(batching, "PASS_PIXELS", 7 * images.shape[2] * images.shape[3])
+    parted = found()
+    assert (parted.targets, parted.score, parted.null) == (whole.targets, whole.score, whole.null)

@@ -73,7 +73,6 @@ def report(
         verdict=verdict,
         reason="all-to-one score 0.91 is above the threshold 0.3" if fired else "no score is above its threshold",
         evidence=(evidence(classes=classes, fired=fired, names=names), quiet),
-        caveats=("fewer than 20 images in 3 classes",),
         settings={"eps_max": 0.4, "steps": 10, "restarts": 3},
         seconds=12.3,
         forward_images=15_000,
