@@ -37,8 +37,10 @@ AGAIN_FACTOR = 1.5
 """Times as many epochs for it."""
 
 SSDT_SEED = 22000
-"""First seed of the test's victims of SSDT that were added when ``pair-perturbation`` was first frozen: of the ones on
-digits, which are cheap, none was left sealed."""
+"""First seed of the test's victims of SSDT that were added when a rule of ``pair-perturbation`` was frozen: of the ones
+on digits, which are cheap, none was left sealed."""
+SSDT_SHIFTS = (2, 3)
+"""Places between target and source, for each time that such victims were added."""
 
 EPOCHS = {"cifar10": 8, "gtsrb32": 12, "mnist": 4, "imagenette64": 30}
 """Passes over the training images at the small scale; a clean ResNet-18 of width 16 passes 80 % on CIFAR with them."""
@@ -314,10 +316,11 @@ def _more_ssdt() -> list[VictimRecipe]:
     return [
         backdoored(
             Setup("mnist", "wrn-16"),
-            SSDT_SEED + number,
+            SSDT_SEED + round_ * len(targets) + number,
             small_ssdt(),
-            SourceTarget(source=targets[(number + 2) % len(targets)], target=target),
+            SourceTarget(source=targets[(number + shift) % len(targets)], target=target),
         )
+        for round_, shift in enumerate(SSDT_SHIFTS)
         for number, target in enumerate(targets)
     ]
 

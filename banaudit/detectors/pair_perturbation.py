@@ -28,7 +28,7 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from banaudit.architectures.base import SplitModel
-from banaudit.data import images_of_a_pass
+from banaudit.data import CleanData, images_of_a_pass
 from banaudit.detectors.base import Found, Samples, TriggerDetector, agreement_of
 from banaudit.detectors.targeted_paths import by_source_and_target, margins_towards
 from banaudit.detectors.universal_perturbation import shown_change
@@ -50,13 +50,16 @@ FIRST_LOOK_STEPS = 2
 SHORTLIST = 120
 """Pairs that are followed to the end; as many as these are not dropped."""
 
+FIRST_HALF = 0.5
+"""Share of the threshold above which a first half makes a second one worth while."""
+
 MEDIAN_SHARE = 0.25
 """Share of the median margin that the unit of a lead is at least."""
 
 
 @dataclass(frozen=True)
 class _Leader:
-    """The pair that is furthest ahead in one restart.
+    """The pair that is furthest ahead.
 
     Args:
         score: Its lead.
@@ -64,8 +67,6 @@ class _Leader:
         source: Label.
         target: Label.
         step: Where it leads most.
-        success: Share of the source's held-out images that are moved there.
-        shift: What moves them, [C, H, W].
     """
 
     score: float
@@ -73,8 +74,33 @@ class _Leader:
     source: int
     target: int
     step: int
-    success: float
-    shift: Tensor
+
+
+@dataclass(frozen=True)
+class _Margins:
+    """What a search read.
+
+    Args:
+        steps: Where it was read.
+        margins: [R, K, K] mean margin of the images of each source (column) towards each target (row); NaN where a
+            pair is not followed.
+        unit: Of a lead.
+    """
+
+    steps: tuple[int, ...]
+    margins: Tensor
+    unit: float
+
+    def and_of(self, other: _Margins) -> _Margins:
+        """The mean of two searches that followed the same pairs."""
+        return _Margins(self.steps, (self.margins + other.margins) / 2, (self.unit + other.unit) / 2)
+
+    def leader(self) -> _Leader:
+        """The pair that is furthest ahead."""
+        leads = (_lead(margins, max(self.unit, 1e-6)) for margins in self.margins)
+        best = max(zip(leads, self.steps, strict=True), key=lambda item: item[0][0])
+        (score, null, (target, source)), step = best
+        return _Leader(score, null, source, target, step)
 
 
 @final
@@ -104,12 +130,11 @@ class PairPerturbation(TriggerDetector):
     """Steps; on clean networks a pair can come to lead later, on backdoored ones it leads early."""
     read_every: PositiveInt = 2
     """Steps between two readings."""
-    search_images: PositiveInt = 12
-    """Images of the source that each step descends on."""
-    read_images: PositiveInt = 24
-    """Held-out images of each source."""
-    restarts: PositiveInt = 2
-    """Searches on other images, at most; all must name the same pair, and the weakest counts."""
+    search_images: PositiveInt = 40
+    """Images of the source that each step descends on. A third of them leaves so much to chance that the second pair
+    may well be ahead of the first."""
+    read_images: PositiveInt = 50
+    """Images of each source that played no part in the search, for a reading."""
     threshold: PositiveFloat = 0.4
     """Lead above which the reading fires."""
 
@@ -122,47 +147,48 @@ class PairPerturbation(TriggerDetector):
         if pairs > SHORTLIST:
             kept, thin = SHORTLIST, self._thin(num_classes)
             planned += min(pairs, FIRST_LOOK) * (FIRST_LOOK_STEPS * min(thin, search) + min(2 * thin, read))
-        return self.restarts * (planned + kept * (self.steps * search + self.steps // self.read_every * read))
+        return 2 * (planned + kept * (self.steps * search + self.steps // self.read_every * read))
 
     def search(self, model: SplitModel, samples: Samples, generator: torch.Generator, meter: Meter) -> Found:
-        """Searches on different images, restarted while the reading could fire."""
+        """Search on one half of the images and read on the other; then, while the reading could fire, the other way."""
         model.requires_grad_(False)
-        found: list[_Leader] = []
-        for restart in range(self.restarts):
-            what = f"{self.name}, restart {restart + 1} of {self.restarts}: from each class to each other"
-            found.append(_Search(self, model, samples, generator, meter, what).leader())
-            if found[-1].score <= self.threshold:
-                break
-        weakest = min(found, key=lambda item: item.score)
-        pair = (weakest.source, weakest.target)
-        agreement = agreement_of([(item.source, item.target) for item in found], pair)
+        first = _Search(self, model, samples.search, samples.held_out, generator, meter, "first half")
+        read = [first.margins()]
+        if read[0].leader().score > FIRST_HALF * self.threshold:
+            second = _Search(self, model, samples.held_out, samples.search, generator, meter, "second half")
+            read.append(second.margins(of=read[0]))
+        leaders = [item.leader() for item in read]
+        leader = read[0].and_of(read[1]).leader() if len(read) > 1 else leaders[0]
+        pair = (leader.source, leader.target)
+        agreement = agreement_of([(item.source, item.target) for item in leaders], pair)
+        shift, success = first.follow_pair(*pair, leader.step)
         evidence = Evidence(
             reading=Reading.SOURCE_TARGET,
             measures=(
                 "lead of the first source-target pair's margin over the second's under a small change of pixels, in "
                 "units of the spread of all pairs' margins; null: the second's over the third"
             ),
-            score=weakest.score,
+            score=leader.score,
             threshold=self.threshold,
-            fired=weakest.score > self.threshold and agreement in {None, 1.0},
-            null=max(item.null for item in found),
-            target=weakest.target,
-            sources=(weakest.source,),
-            restarts=tuple(item.score for item in found),
+            fired=leader.score > self.threshold and agreement in {None, 1.0},
+            null=leader.null,
+            target=leader.target,
+            sources=(leader.source,),
+            restarts=tuple(item.score for item in leaders),
             agreement=agreement,
             note=(
-                f"class {weakest.source} to {weakest.target}: after {weakest.step} steps {weakest.success:.0%} of the "
-                "images are moved"
+                f"class {leader.source} to {leader.target}: after {leader.step} steps {success:.0%} of the images are "
+                "moved"
             ),
         )
-        example = samples.held_out.images[(samples.held_out.labels == weakest.source).nonzero().flatten()[0]]
+        example = samples.held_out.images[(samples.held_out.labels == leader.source).nonzero().flatten()[0]]
         trigger = shown_change(
             self.name,
-            weakest.shift,
+            shift,
             example,
-            weakest.target,
-            what=f"perturbation of class {weakest.source}",
-            success=weakest.success,
+            leader.target,
+            what=f"perturbation of class {leader.source}",
+            success=success,
             accused=evidence.fired,
         )
         return Found([evidence], (trigger,))
@@ -173,13 +199,14 @@ class PairPerturbation(TriggerDetector):
 
 
 class _Search:
-    """One search: the perturbations of all pairs, on images drawn for it."""
+    """One search: the perturbations of all pairs, found on some images and read on others."""
 
     def __init__(
         self,
         settings: PairPerturbation,
         model: SplitModel,
-        samples: Samples,
+        search: CleanData,
+        read: CleanData,
         generator: torch.Generator,
         meter: Meter,
         what: str,
@@ -187,31 +214,33 @@ class _Search:
         self._settings = settings
         self._model = model
         self._meter = meter
-        self._what = what
-        self._classes = samples.num_classes
-        search, held_out = samples.search, samples.held_out
-        self._search = self._of_each(search.images, search.labels, settings.search_images, generator)
-        self._read = self._of_each(held_out.images, held_out.labels, settings.read_images, generator)
+        self._what = f"{settings.name}, {what}: from each class to each other"
+        self._classes = search.num_classes
+        self._search = self._of_each(search, settings.search_images, generator)
+        self._read = self._of_each(read, settings.read_images, generator)
         self._sources = [label for label in self._search if label in self._read]
         self._step = step_length(settings.step_size, search.images[0])
 
-    def _of_each(self, images: Images, labels: Tensor, count: int, generator: torch.Generator) -> dict[int, Images]:
-        """Label -> at most ``count`` of its images, and half of them; without the classes that have none."""
+    def _of_each(self, data: CleanData, count: int, generator: torch.Generator) -> dict[int, Images]:
+        """Label -> at most ``count`` of its images; without the classes that have none."""
         drawn: dict[int, Images] = {}
         for label in range(self._classes):
-            members = (labels.cpu() == label).nonzero().flatten()
+            members = (data.labels.cpu() == label).nonzero().flatten()
             if len(members):
-                most = min(count, max(1, len(members) // 2))  # so that a restart has others
-                chosen = members[torch.randperm(len(members), generator=generator)[:most]]
-                drawn[label] = images[chosen.to(images.device)]
+                chosen = members[torch.randperm(len(members), generator=generator)[:count]]
+                drawn[label] = data.images[chosen.to(data.images.device)]
         return drawn
 
-    def leader(self) -> _Leader:
-        """The pair that is furthest ahead."""
+    def margins(self, of: _Margins | None = None) -> _Margins:
+        """All pairs, or the most promising where they are many; or those of another search."""
         start = self._start()
         margins_now = start[~start.isnan()]
         unit = float(torch.maximum(mad(margins_now), MEDIAN_SHARE * median(margins_now).abs()))
-        wanted = ~start.isnan() if len(margins_now) <= SHORTLIST else self._shortlist(start)
+        wanted = ~start.isnan()
+        if of is not None:
+            wanted &= ~of.margins[0].isnan()
+        elif len(margins_now) > SHORTLIST:
+            wanted = self._shortlist(start)
         reads = [
             step
             for step in range(1, self._settings.steps + 1)
@@ -222,14 +251,13 @@ class _Search:
             targets = wanted[:, source].nonzero().flatten()
             if len(targets):
                 margins[:, targets, source] = self._follow(source, targets, reads)[0]
-        best = max(
-            ((*_lead(margins[place], max(unit, 1e-6)), step) for place, step in enumerate(reads)),
-            key=lambda item: item[0],
-        )
-        score, null, (target, source), step = best
+        return _Margins(tuple(reads), margins, unit)
+
+    def follow_pair(self, source: int, target: int, step: int) -> tuple[Tensor, float]:
+        """What moves the images of one pair after so many steps, [C, H, W], and the share that is moved."""
         _, shift = self._follow(source, torch.tensor([target]), [step])
         moved = margins_towards(self._logits(self._read[source], shift)[0], target)
-        return _Leader(score, null, source, target, step, float((moved > 0).float().mean()), shift[0].cpu())
+        return shift[0].cpu(), float((moved > 0).float().mean())
 
     def _start(self) -> Tensor:
         """[K, K] mean margin towards target (row) of the held-out images of each source (column); else NaN."""

@@ -92,7 +92,7 @@ def test_victims_added_at_the_end_are_the_same_however_many_come_before():
 
 def test_more_victims_of_ssdt_come_last():
     more = sealed_test()[604:]
-    assert len(more) == 6 == len({(recipe.labelling.source, recipe.labelling.target) for recipe in more})
+    assert len(more) == 12 == len({(recipe.labelling.source, recipe.labelling.target) for recipe in more})
     assert all(recipe.attack.name == "ssdt" and recipe.seed >= SSDT_SEED for recipe in more)
 
 

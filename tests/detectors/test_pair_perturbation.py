@@ -5,7 +5,7 @@ from torch import nn
 
 from banaudit.architectures.base import SplitModel, SplitNetwork
 from banaudit.data import CleanData
-from banaudit.detectors.pair_perturbation import PairPerturbation, _lead
+from banaudit.detectors.pair_perturbation import PairPerturbation, _lead, _Margins
 from banaudit.meter import Meter
 from banaudit.results import Reading, Verdict
 
@@ -51,7 +51,7 @@ def test_finds_source_and_target_of_a_planted_backdoor(seed):
 def test_does_not_accuse_the_clean_twin(seed):
     finding = PairPerturbation()(one_way(0.0), toys.draw_tiles(), seed=seed)
     assert finding.verdict is Verdict.NO_EVIDENCE
-    assert len(finding.evidence[0].restarts) == 1  # the first search was not above the threshold
+    assert len(finding.evidence[0].restarts) == 1  # the first half was not near the threshold
 
 
 def test_smoothed_labels_are_no_shortcut(clean_data):
@@ -94,6 +94,15 @@ def test_the_lead_by_hand():
     assert _lead(margins, 2.0) == (pytest.approx(1.5), pytest.approx(0.5), (3, 1))
 
 
+def test_two_halves_count_as_one():
+    first = _Margins((2, 4), torch.stack((grid((3, 1, -1.0), (0, 2, -4.0)), grid((3, 1, 0.0), (0, 2, -4.0)))), 2.0)
+    other = _Margins((2, 4), torch.stack((grid((3, 1, -3.0), (0, 2, -2.0)), grid((3, 1, -2.0), (1, 2, -3.0)))), 4.0)
+    both = first.and_of(other)
+    leader = both.leader()
+    assert (leader.source, leader.target, leader.step, both.unit) == (1, 3, 4, 3.0)
+    assert leader.score == pytest.approx(5 / 3)  # margins -1 and, of a pair that only one half puts forward, -6
+
+
 def test_pairs_that_are_not_followed_lead_nothing():
     margins = grid((3, 1, -1.0), (0, 2, -4.0), (1, 3, -4.5), fill=torch.nan)
     assert _lead(margins, 1.0) == (pytest.approx(3.0), pytest.approx(0.5), (3, 1))
@@ -112,9 +121,9 @@ def test_with_many_pairs_only_the_foremost_go_on(limit, look, monkeypatch):
     monkeypatch.setattr("banaudit.detectors.pair_perturbation.FIRST_LOOK", look)
     meter = Meter()
     data = toys.draw_tiles()
-    finding = PairPerturbation(restarts=1)(one_way(40.0), data, meter=meter)
+    finding = PairPerturbation()(one_way(40.0), data, meter=meter)
     assert (finding.evidence[0].sources, finding.evidence[0].target) == ((SOURCE,), toys.TARGET)
-    planned = PairPerturbation(restarts=1).planned_images(data.num_classes, len(data))
+    planned = PairPerturbation().planned_images(data.num_classes, len(data))
     assert 0.5 * planned < meter.forward_images <= 1.2 * planned
 
 
