@@ -9,17 +9,18 @@ larger of two spreads of all pairs' margins before the first: their scaled media
 the absolute value of their median (of ordinary networks the two are about as large; training with smoothed labels makes
 all pairs alike, and would leave nothing of the first). The lead after k steps is
 
-    ( m_k(first) - m_k(second) ) / u
+    ( r_k(first) - r_k(second) ) / u,
 
-and the score is the largest lead over the steps that are read, which are few: a shortcut shows at once, by a margin
-that is out of line from the start or grows before all others', and after some more steps every pair follows. Alike
-classes (a 9 and a 4) come in several pairs, and no one of them is far ahead. Backdoors of more classes have no single
-leader either.
+where r_k is what is left of m_k once a line through the natural closeness of the classes is taken off
+(:mod:`reference`): of alike classes (a 9 and a 4) one pair is often far ahead on clean networks too. The score is the
+largest lead over the steps that are read, which are few: a shortcut shows at once, and after some more steps every pair
+follows. Backdoors of more classes have no single leader.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
 import torch
@@ -30,6 +31,7 @@ from torch import Tensor
 from banaudit.architectures.base import SplitModel
 from banaudit.data import CleanData, images_of_a_pass
 from banaudit.detectors.base import Found, Samples, TriggerDetector, agreement_of
+from banaudit.detectors.reference import beyond, natural_closeness
 from banaudit.detectors.targeted_paths import by_source_and_target, margins_towards
 from banaudit.detectors.universal_perturbation import shown_change
 from banaudit.errors import UnsupportedModelError
@@ -95,6 +97,10 @@ class _Margins:
         """The mean of two searches that followed the same pairs."""
         return _Margins(self.steps, (self.margins + other.margins) / 2, (self.unit + other.unit) / 2)
 
+    def beyond(self, natural: Tensor, generator: torch.Generator) -> _Margins:
+        """What is not explained by how alike classes are."""
+        return replace(self, margins=torch.stack([beyond(margins, natural, generator) for margins in self.margins]))
+
     def leader(self) -> _Leader:
         """The pair that is furthest ahead."""
         leads = (_lead(margins, max(self.unit, 1e-6)) for margins in self.margins)
@@ -115,7 +121,8 @@ class PairPerturbation(TriggerDetector):
         One perturbation for each pair of classes: Xiang, Miller, Kesidis, "Detection of Backdoors in Trained
         Classifiers Without Access to the Training Set", IEEE TNNLS 2022 (arXiv 1908.10498). Theirs is grown until it
         moves a fixed share of the images, and its norm is held against a null fitted to all pairs; the fixed steps and
-        the lead over the next pair are ours, as is dropping pairs early (after K-Arm, ICML 2021).
+        the lead over the next pair are ours, as is what is taken off for classes that are alike, and dropping pairs
+        early (after K-Arm, ICML 2021).
     """
 
     name: ClassVar[str] = "pair-perturbation"
@@ -128,8 +135,8 @@ class PairPerturbation(TriggerDetector):
     """Growth of the L2 norm with each step, for 3 x 32 x 32 images in [0, 1]."""
     steps: PositiveInt = 4
     """Steps; on clean networks a pair can come to lead later, on backdoored ones it leads early."""
-    read_every: PositiveInt = 2
-    """Steps between two readings."""
+    read_from: PositiveInt = 3
+    """First step after which margins are read. Before it they are what they are without any change."""
     search_images: PositiveInt = 40
     """Images of the source that each step descends on. A third of them leaves so much to chance that the second pair
     may well be ahead of the first."""
@@ -147,16 +154,21 @@ class PairPerturbation(TriggerDetector):
         if pairs > SHORTLIST:
             kept, thin = SHORTLIST, self._thin(num_classes)
             planned += min(pairs, FIRST_LOOK) * (FIRST_LOOK_STEPS * min(thin, search) + min(2 * thin, read))
-        return 2 * (planned + kept * (self.steps * search + self.steps // self.read_every * read))
+        return 2 * (planned + kept * (self.steps * search + len(self.reads()) * read))
+
+    def reads(self) -> tuple[int, ...]:
+        """Steps after which margins are read."""
+        return tuple(range(min(self.read_from, self.steps), self.steps + 1))
 
     def search(self, model: SplitModel, samples: Samples, generator: torch.Generator, meter: Meter) -> Found:
         """Search on one half of the images and read on the other; then, while the reading could fire, the other way."""
         model.requires_grad_(False)
+        natural = natural_closeness(samples.search, samples.held_out, generator, meter)
         first = _Search(self, model, samples.search, samples.held_out, generator, meter, "first half")
-        read = [first.margins()]
+        read = [first.margins().beyond(natural, generator)]
         if read[0].leader().score > FIRST_HALF * self.threshold:
             second = _Search(self, model, samples.held_out, samples.search, generator, meter, "second half")
-            read.append(second.margins(of=read[0]))
+            read.append(second.margins(of=read[0]).beyond(natural, generator))
         leaders = [item.leader() for item in read]
         leader = read[0].and_of(read[1]).leader() if len(read) > 1 else leaders[0]
         pair = (leader.source, leader.target)
@@ -241,17 +253,13 @@ class _Search:
             wanted &= ~of.margins[0].isnan()
         elif len(margins_now) > SHORTLIST:
             wanted = self._shortlist(start)
-        reads = [
-            step
-            for step in range(1, self._settings.steps + 1)
-            if step % self._settings.read_every == 0 or step == self._settings.steps
-        ]
+        reads = self._settings.reads()
         margins = torch.full((len(reads), self._classes, self._classes), torch.nan)
         for source in self._sources:
             targets = wanted[:, source].nonzero().flatten()
             if len(targets):
                 margins[:, targets, source] = self._follow(source, targets, reads)[0]
-        return _Margins(tuple(reads), margins, unit)
+        return _Margins(reads, margins, unit)
 
     def follow_pair(self, source: int, target: int, step: int) -> tuple[Tensor, float]:
         """What moves the images of one pair after so many steps, [C, H, W], and the share that is moved."""
@@ -279,7 +287,7 @@ class _Search:
         return kept & ~found.isnan()
 
     def _follow(
-        self, source: int, targets: Tensor, reads: list[int], *, thin: int | None = None
+        self, source: int, targets: Tensor, reads: Sequence[int], *, thin: int | None = None
     ) -> tuple[Tensor, Images]:
         """Margins [R, T] of the source's held-out images after the steps to be read, and the changes [T, C, H, W]."""
         search, read = self._search[source][:thin], self._read[source][: 2 * thin if thin else None]
@@ -290,7 +298,9 @@ class _Search:
             shifts.append(shift)
         return torch.cat(margins, dim=1), torch.cat(shifts)
 
-    def _follow_part(self, search: Images, read: Images, targets: Tensor, reads: list[int]) -> tuple[Tensor, Images]:
+    def _follow_part(
+        self, search: Images, read: Images, targets: Tensor, reads: Sequence[int]
+    ) -> tuple[Tensor, Images]:
         shift = torch.zeros(len(targets), *search.shape[1:], device=search.device)
         wanted = targets.to(search.device).repeat_interleave(len(search))
         margins = torch.empty(len(reads), len(targets))
