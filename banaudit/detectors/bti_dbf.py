@@ -217,7 +217,8 @@ class BTIDBF(DecoupledFeatures):
     """Decouples benign features from the rest, and inverts a trigger from the rest with a generator.
 
     The mask's loss has no bound on its size, so that it can keep every feature; nothing is then left to invert. The
-    BAN paper shows that this happens for BadNets and Blend; :class:`BTIDBFStar` repairs it.
+    BAN paper shows that this happens for BadNets and Blend; :class:`BTIDBFStar` repairs it. Measured here
+    (``docs/benchmark/methods.md``, what the searches noted): it happens on nearly every network, clean or not.
 
     Source: Xu et al., "Towards Reliable and Efficient Backdoor Trigger Inversion via Decoupling Benign Features",
     ICLR 2024, Section 4; defaults of the official code.
@@ -238,7 +239,7 @@ class BTIDBF(DecoupledFeatures):
     name: ClassVar[str] = "bti-dbf"
     title: ClassVar[str] = "one class that images fall into when their non-benign features are moved"
     needs: ClassVar[str] = "clean images; a GPU for its schedule"
-    misses: ClassVar[str] = "nearly all backdoors at its reduced schedule; not measured at its full one"
+    misses: ClassVar[str] = "nearly all backdoors: its mask calls almost all features benign, so nothing is inverted"
 
     mask_weight: NonNegativeFloat = 0.0
     """Weight of the penalty on the mask's norm; 0: none, as published."""
@@ -259,7 +260,7 @@ class BTIDBFStar(DecoupledFeatures):
     name: ClassVar[str] = "bti-dbf-star"
     title: ClassVar[str] = "BTI-DBF with BAN's bound on the feature mask"
     needs: ClassVar[str] = "clean images; a GPU for its schedule"
-    misses: ClassVar[str] = "most backdoors at its reduced schedule, which accuses clean networks too"
+    misses: ClassVar[str] = "most patches and blended patterns at its reduced schedule, which accuses clean networks too"
 
     mask_weight: NonNegativeFloat = 0.75
     """Weight of the penalty on the mask's norm (paper: lambda_1)."""
