@@ -9,18 +9,18 @@ larger of two spreads of all pairs' margins before the first: their scaled media
 the absolute value of their median (of ordinary networks the two are about as large; training with smoothed labels makes
 all pairs alike, and would leave nothing of the first). The lead after k steps is
 
-    ( r_k(first) - r_k(second) ) / u,
+    min( m_k(first) - m_k(second), r_k(first) - r_k(second) ) / u
 
-where r_k is what is left of m_k once a line through the natural closeness of the classes is taken off
-(:mod:`reference`): of alike classes (a 9 and a 4) one pair is often far ahead on clean networks too. The score is the
-largest lead over the steps that are read, which are few: a shortcut shows at once, and after some more steps every pair
-follows. Backdoors of more classes have no single leader.
+of the pair that is first by both m_k and r_k, what is left of m_k once a line through the natural closeness of the
+classes is taken off (:mod:`reference`): of alike classes (a 9 and a 4) one pair is often far ahead on clean networks
+too. The score is the largest lead over the steps that are read, which are few: a shortcut shows at once, and after some
+more steps every pair follows. Backdoors of more classes have no single leader.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, final
 
 import torch
@@ -53,7 +53,7 @@ SHORTLIST = 120
 """Pairs that are followed to the end; as many as these are not dropped."""
 
 FIRST_HALF = 0.5
-"""Share of the threshold above which a first half makes a second one worth while."""
+"""Share of the threshold above which a first half makes a second one worthwhile."""
 
 MEDIAN_SHARE = 0.25
 """Share of the median margin that the unit of a lead is at least."""
@@ -97,16 +97,15 @@ class _Margins:
         """The mean of two searches that followed the same pairs."""
         return _Margins(self.steps, (self.margins + other.margins) / 2, (self.unit + other.unit) / 2)
 
-    def beyond(self, natural: Tensor, generator: torch.Generator) -> _Margins:
-        """What is not explained by how alike classes are."""
-        return replace(self, margins=torch.stack([beyond(margins, natural, generator) for margins in self.margins]))
-
-    def leader(self) -> _Leader:
-        """The pair that is furthest ahead."""
-        leads = (_lead(margins, max(self.unit, 1e-6)) for margins in self.margins)
-        best = max(zip(leads, self.steps, strict=True), key=lambda item: item[0][0])
-        (score, null, (target, source)), step = best
-        return _Leader(score, null, source, target, step)
+    def leader(self, natural: Tensor, generator: torch.Generator) -> _Leader:
+        """The pair that is furthest ahead, as it is and beyond how alike classes are by nature ([K, K])."""
+        leaders = []
+        for margins, step in zip(self.margins, self.steps, strict=True):
+            values = torch.stack((margins, beyond(margins, natural, generator))) / max(self.unit, 1e-6)
+            score, target, source = _lead(values)
+            values[:, target, source] = torch.nan
+            leaders.append(_Leader(score, _lead(values)[0], source, target, step))
+        return max(leaders, key=lambda item: item.score)
 
 
 @final
@@ -142,8 +141,9 @@ class PairPerturbation(TriggerDetector):
     may well be ahead of the first."""
     read_images: PositiveInt = 50
     """Images of each source that played no part in the search, for a reading."""
-    threshold: PositiveFloat = 0.4
-    """Lead above which the reading fires."""
+    threshold: PositiveFloat = 0.55
+    """Lead above which the reading fires: between those of clean development models (0.47 at most) and of models with a
+    source-specific backdoor (0.60 and more but for one, whose halves disagree)."""
 
     def planned_images(self, num_classes: int, images: int) -> int:
         """Forward passes of all searches."""
@@ -165,20 +165,23 @@ class PairPerturbation(TriggerDetector):
         model.requires_grad_(False)
         natural = natural_closeness(samples.search, samples.held_out, generator, meter)
         first = _Search(self, model, samples.search, samples.held_out, generator, meter, "first half")
-        read = [first.margins().beyond(natural, generator)]
-        if read[0].leader().score > FIRST_HALF * self.threshold:
+        read = [first.margins()]
+        leader = read[0].leader(natural, generator)
+        leaders = [leader]
+        if leader.score > FIRST_HALF * self.threshold:
             second = _Search(self, model, samples.held_out, samples.search, generator, meter, "second half")
-            read.append(second.margins(of=read[0]).beyond(natural, generator))
-        leaders = [item.leader() for item in read]
-        leader = read[0].and_of(read[1]).leader() if len(read) > 1 else leaders[0]
+            read.append(second.margins(of=read[0]))
+            leaders.append(read[1].leader(natural, generator))
+            leader = read[0].and_of(read[1]).leader(natural, generator)
         pair = (leader.source, leader.target)
         agreement = agreement_of([(item.source, item.target) for item in leaders], pair)
         shift, success = first.follow_pair(*pair, leader.step)
         evidence = Evidence(
             reading=Reading.SOURCE_TARGET,
             measures=(
-                "lead of the first source-target pair's margin over the second's under a small change of pixels, in "
-                "units of the spread of all pairs' margins; null: the second's over the third"
+                "lead of the first source-target pair's margin over the second's under a small change of pixels, as it "
+                "is and beyond what alike classes explain, in units of the spread of all pairs' margins; null: the "
+                "second's over the third"
             ),
             score=leader.score,
             threshold=self.threshold,
@@ -332,14 +335,18 @@ class _Search:
         return logits.float().view(len(shift), len(images), -1).cpu()
 
 
-def _lead(margins: Tensor, unit: float) -> tuple[float, float, tuple[int, int]]:
-    """Lead of the first pair, that of the second without it, and the first pair's target and source.
+def _lead(values: Tensor) -> tuple[float, int, int]:
+    """Lead, target and source of the pair that is ahead of all others by every ruler, by the least of them.
 
     Args:
-        margins: [K, K], target by source; NaN where a pair is not followed.
-        unit: Spread of the margins.
+        values: [V, K, K] by each ruler, target by source; NaN where a pair is not followed.
+
+    Returns:
+        A lead of 0 where the rulers put different pairs first; the pair is then the first by the last ruler.
     """
-    first = margins.flatten().nan_to_num(-torch.inf).topk(3)
-    leads = (first.values[:2] - first.values[1:]) / unit
-    target, source = divmod(int(first.indices[0]), margins.shape[1])
-    return float(leads[0]), float(leads[1]), (target, source)
+    flat = values.flatten(1).nan_to_num(-torch.inf)
+    first = flat.topk(2, dim=1)
+    target, source = divmod(int(first.indices[-1, 0]), values.shape[2])
+    if len(set(first.indices[:, 0].tolist())) > 1:
+        return 0.0, target, source
+    return float((first.values[:, 0] - first.values[:, 1]).min()), target, source

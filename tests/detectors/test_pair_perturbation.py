@@ -89,23 +89,33 @@ def grid(*entries, fill=-9.0):
 
 
 def test_the_lead_by_hand():
-    # Margins -1, -4 and -5 lead; a spread of 2 is the unit.
-    margins = grid((3, 1, -1.0), (0, 2, -4.0), (2, 1, -5.0))
-    assert _lead(margins, 2.0) == (pytest.approx(1.5), pytest.approx(0.5), (3, 1))
+    one = grid((3, 1, -1.0), (0, 2, -4.0), (2, 1, -5.0))
+    other = grid((3, 1, 0.0), (2, 0, -2.0))
+    assert _lead(torch.stack((one, other))) == (pytest.approx(2.0), 3, 1)
+    assert _lead(torch.stack((one, grid((0, 2, 5.0))))) == (0.0, 0, 2)  # the rulers put different pairs first
 
 
 def test_two_halves_count_as_one():
     first = _Margins((2, 4), torch.stack((grid((3, 1, -1.0), (0, 2, -4.0)), grid((3, 1, 0.0), (0, 2, -4.0)))), 2.0)
     other = _Margins((2, 4), torch.stack((grid((3, 1, -3.0), (0, 2, -2.0)), grid((3, 1, -2.0), (1, 2, -3.0)))), 4.0)
     both = first.and_of(other)
-    leader = both.leader()
+    leader = both.leader(torch.zeros(4, 4), torch.Generator())
     assert (leader.source, leader.target, leader.step, both.unit) == (1, 3, 4, 3.0)
-    assert leader.score == pytest.approx(5 / 3)  # margins -1 and, of a pair that only one half puts forward, -6
+    # Margins -1 and, of a pair that only one half puts forward, -6; then that and -6.5.
+    assert (leader.score, leader.null) == (pytest.approx(5 / 3), pytest.approx(0.5 / 3))
+
+
+def test_pairs_that_are_alike_by_nature_do_not_lead():
+    margins = grid((3, 1, -1.0), (1, 3, -1.5), (0, 2, -4.0))
+    natural = grid((3, 1, -3.0), (1, 3, -3.2), (0, 2, -9.0))
+    assert _Margins((3,), margins[None], 1.0).leader(natural, torch.Generator()).score == 0.0
+    assert _Margins((3,), margins[None], 1.0).leader(torch.zeros(4, 4), torch.Generator()).score == pytest.approx(0.5)
 
 
 def test_pairs_that_are_not_followed_lead_nothing():
     margins = grid((3, 1, -1.0), (0, 2, -4.0), (1, 3, -4.5), fill=torch.nan)
-    assert _lead(margins, 1.0) == (pytest.approx(3.0), pytest.approx(0.5), (3, 1))
+    leader = _Margins((3,), margins[None], 1.0).leader(torch.zeros(4, 4), torch.Generator())
+    assert (leader.score, leader.null) == (pytest.approx(3.0), pytest.approx(0.5))
 
 
 @pytest.mark.parametrize(
