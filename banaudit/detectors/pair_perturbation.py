@@ -141,9 +141,8 @@ class PairPerturbation(TriggerDetector):
     may well be ahead of the first."""
     read_images: PositiveInt = 50
     """Images of each source that played no part in the search, for a reading."""
-    threshold: PositiveFloat = 0.55
-    """Lead above which the reading fires: between those of clean development models (0.47 at most) and of models with a
-    source-specific backdoor (0.60 and more but for one, whose halves disagree)."""
+    threshold: PositiveFloat = 0.4
+    """Lead above which the reading fires. On most clean networks no pair leads by both rulers, and the score is 0."""
 
     def planned_images(self, num_classes: int, images: int) -> int:
         """Forward passes of all searches."""
