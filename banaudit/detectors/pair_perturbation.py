@@ -126,8 +126,10 @@ class PairPerturbation(TriggerDetector):
 
     name: ClassVar[str] = "pair-perturbation"
     title: ClassVar[str] = "a class whose images one small change sends to one other class"
-    needs: ClassVar[str] = "clean images"
-    misses: ClassVar[str] = "backdoors that several classes trigger, and some that one does; little measured"
+    needs: ClassVar[str] = "fifty clean images of each class"
+    misses: ClassVar[str] = (
+        "backdoors that several classes trigger; with fewer than some fifty images a class most that one does as well"
+    )
     fewest_classes: ClassVar[int] = 4
 
     step_size: PositiveFloat = 0.4
