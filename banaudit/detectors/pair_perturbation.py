@@ -126,10 +126,8 @@ class PairPerturbation(TriggerDetector):
 
     name: ClassVar[str] = "pair-perturbation"
     title: ClassVar[str] = "a class whose images one small change sends to one other class"
-    needs: ClassVar[str] = "fifty clean images of each class"
-    misses: ClassVar[str] = (
-        "backdoors that several classes trigger; with fewer than some fifty images a class most that one does as well"
-    )
+    needs: ClassVar[str] = "clean images, fifty of each class"
+    misses: ClassVar[str] = "backdoors that several classes trigger; of one class with few images or many classes"
     fewest_classes: ClassVar[int] = 4
 
     step_size: PositiveFloat = 0.4
