@@ -83,14 +83,15 @@ def undisguise(model: SplitModel, clean: CleanData, meter: Meter) -> Told:
             "answer"
         )
     model.logit_scale = 1.0
-    logits = logits_of(model, clean, meter)
+    exact = logits_of(model, clean, meter)
+    logits = finite_rows(exact)
     model.logit_scale = usual_scale(logits)
     if model.logit_scale != 1.0:
         caveats.append(
             f"the logits were multiplied by {model.logit_scale:.3g}: their scale is far from any ordinary network's, "
             "as if to blind a search"
         )
-    model.full_precision = needs_full_precision(model, clean, meter)
+    model.full_precision = needs_full_precision(model, clean, model.logit_scale * exact, meter)
     if model.full_precision:
         caveats.append(
             "computed without bfloat16: rounded, the network would have been another, as it is where a search is to be "
@@ -106,15 +107,19 @@ def undisguise(model: SplitModel, clean: CleanData, meter: Meter) -> Told:
 
 
 def logits_of(model: SplitModel, clean: CleanData, meter: Meter) -> Tensor:
-    """Logits [N, K] of the first :data:`LOOK_AT` images, on the CPU, double; without rows that are not finite.
+    """Logits [N, K] of the first :data:`LOOK_AT` images, on the CPU, double.
 
     Args:
         model: In evaluation mode.
         clean: Clean images.
         meter: Counts passes.
     """
-    logits = _all_logits(model, clean, meter)
-    return logits[logits.isfinite().all(dim=1)]
+    images, logits = clean.images[:LOOK_AT], []
+    with torch.no_grad():
+        for part in passes(images):
+            meter.spend(WHAT, forward=len(part))
+            logits.append(model(part))
+    return torch.cat(logits).double().cpu()
 
 
 def usual_scale(logits: Tensor) -> float:
@@ -124,11 +129,16 @@ def usual_scale(logits: Tensor) -> float:
     cross-entropy: the gradients vanish, or drown everything else. Ordinary networks keep the scale they have.
 
     Args:
-        logits: Of clean images as they are, [N, K].
+        logits: Of clean images as they are, finite, [N, K].
     """
     margin = _median_margin(logits)
     low, high = USUAL_MARGINS
     return 1.0 if low <= margin <= high or not 0 < margin < float("inf") else SCALED_MARGIN / margin
+
+
+def finite_rows(logits: Tensor) -> Tensor:
+    """Those of the rows of logits [N, K] that are finite throughout: an image that overflows says nothing of scales."""
+    return logits[logits.isfinite().all(dim=1)]
 
 
 def fit_statistics(model: SplitModel, clean: CleanData, meter: Meter) -> bool:
@@ -152,7 +162,7 @@ def fit_statistics(model: SplitModel, clean: CleanData, meter: Meter) -> bool:
         for name, layer in layers.items()
     ]
     try:
-        _all_logits(model, clean, meter)
+        logits_of(model, clean, meter)
     finally:
         for handle in handles:
             handle.remove()
@@ -164,19 +174,19 @@ def fit_statistics(model: SplitModel, clean: CleanData, meter: Meter) -> bool:
     return far
 
 
-def needs_full_precision(model: SplitModel, clean: CleanData, meter: Meter) -> bool:
+def needs_full_precision(model: SplitModel, clean: CleanData, exact: Tensor, meter: Meter) -> bool:
     """Whether reduced precision could show another network: numbers that it drops, or rounds beyond recognition.
 
     Args:
         model: In evaluation mode.
         clean: Clean images.
+        exact: Its logits of them (:func:`logits_of`) in full precision.
         meter: Counts passes.
     """
     if any(bool((parameter.abs() > LARGE_WEIGHT).any()) for parameter in model.parameters()):
         return True
-    exact = _all_logits(model, clean, meter)
     with fast_precision(clean.images.device):
-        rounded = _all_logits(model, clean, meter)
+        rounded = logits_of(model, clean, meter)
     finite = exact.isfinite().all(dim=1)
     exact, rounded = exact[finite], rounded[finite]
     error = float((exact - rounded).abs().amax(dim=1).median())
@@ -190,7 +200,7 @@ def twin_outputs(logits: Tensor) -> tuple[int, int] | None:
     finds a class that leads.
 
     Args:
-        logits: Of clean images, [N, K].
+        logits: Of clean images, finite, [N, K].
     """
     classes = logits.shape[1]
     if classes <= 2:  # two outputs that only their difference speaks through
@@ -205,15 +215,6 @@ def twin_outputs(logits: Tensor) -> tuple[int, int] | None:
     if not float(between[closest]) < TWIN_SPREAD * float(between.quantile(USUAL_QUANTILE)):
         return None
     return int(pairs[0][closest]), int(pairs[1][closest])
-
-
-def _all_logits(model: SplitModel, clean: CleanData, meter: Meter) -> Tensor:
-    images, logits = clean.images[:LOOK_AT], []
-    with torch.no_grad():
-        for part in passes(images):
-            meter.spend(WHAT, forward=len(part))
-            logits.append(model(part))
-    return torch.cat(logits).double().cpu()
 
 
 def _median_margin(logits: Tensor) -> float:

@@ -18,7 +18,7 @@ from banaudit.data import CleanData
 from banaudit.errors import UnsupportedModelError
 from banaudit.meter import Meter
 from banaudit.results import CleanAccuracy
-from banaudit.shapes import Images, Labels
+from banaudit.shapes import Images, Labels, Logits
 
 MIN_FLOOR = 0.20
 """The floor never falls below this accuracy, however many classes there are."""
@@ -57,6 +57,11 @@ def default_floor(classes: int) -> float:
     return min(max(5 / classes, MIN_FLOOR), MAX_FLOOR)
 
 
+def answers_of(logits: Logits) -> Labels:
+    """The label of the largest of each row of logits [B, K]; :data:`NO_ANSWER` where one is not finite."""
+    return torch.where(logits.isfinite().all(dim=1), logits.argmax(dim=1), NO_ANSWER)
+
+
 def predictions(
     model: SplitModel,
     images: Images,
@@ -84,7 +89,7 @@ def predictions(
             if meter is not None:
                 meter.spend(what, forward=len(batch))
             logits = model(batch.to(device))
-            predicted.append(torch.where(logits.isfinite().all(dim=1), logits.argmax(dim=1), NO_ANSWER).cpu())
+            predicted.append(answers_of(logits).cpu())
     return torch.cat(predicted)
 
 

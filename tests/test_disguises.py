@@ -9,6 +9,7 @@ from banaudit.architectures import SplitModel
 from banaudit.data import batching
 from banaudit.disguises import (
     SCALED_MARGIN,
+    finite_rows,
     fit_statistics,
     logits_of,
     needs_full_precision,
@@ -22,21 +23,25 @@ from banaudit.neurons import batch_norms, fast_precision, full_precision
 CPU = torch.device("cpu")
 
 
+def finite_logits(model, clean):
+    return finite_rows(logits_of(model, clean, Meter()))
+
+
 @pytest.mark.parametrize(("factor", "scaled"), [(1.0, False), (1e-9, True), (5.0, True), (1e30, True)])
 def test_a_constant_on_the_last_layer_hides_nothing(planted, clean_data, factor, scaled):
     with torch.no_grad():
         best = planted(clean_data.images[:256]).topk(2, dim=1).values
     margin = float((best[:, 0] - best[:, 1]).median())
     quiet = SplitModel(planted.network, (0.5,) * 3, (0.25,) * 3, logit_scale=SCALED_MARGIN / margin * factor).eval()
-    scale = usual_scale(logits_of(quiet, clean_data, Meter()))
+    scale = usual_scale(finite_logits(quiet, clean_data))
     assert scale == (pytest.approx(1 / factor, rel=1e-3) if scaled else 1.0)
 
 
 def test_ordinary_networks_stay_as_they_are(planted, clean_data):
     before = copy.deepcopy(planted.state_dict())
     assert not fit_statistics(planted, clean_data, Meter())
-    assert not needs_full_precision(planted, clean_data, Meter())
-    assert twin_outputs(logits_of(planted, clean_data, Meter())) is None
+    assert not needs_full_precision(planted, clean_data, logits_of(planted, clean_data, Meter()), Meter())
+    assert twin_outputs(finite_logits(planted, clean_data)) is None
     assert all(torch.equal(before[name], tensor) for name, tensor in planted.state_dict().items())
 
 
@@ -72,9 +77,9 @@ def test_what_rounding_would_lose_is_computed_in_full(planted, clean_data):
         first.weight[0] *= 1e6
         linear = next(layer for layer in shifted.modules() if isinstance(layer, torch.nn.Linear))
         linear.bias += 5000.0
-    assert needs_full_precision(faint, clean_data, Meter())
-    assert needs_full_precision(shifted, clean_data, Meter())
-    assert not needs_full_precision(planted, clean_data, Meter())
+    assert needs_full_precision(faint, clean_data, logits_of(faint, clean_data, Meter()), Meter())
+    assert needs_full_precision(shifted, clean_data, logits_of(shifted, clean_data, Meter()), Meter())
+    assert not needs_full_precision(planted, clean_data, logits_of(planted, clean_data, Meter()), Meter())
 
 
 @pytest.mark.usefixtures("rounding")
@@ -127,11 +132,11 @@ class Copied(torch.nn.Module):
 
 def test_a_copy_of_an_output_is_told(planted, clean_data):
     copied = SplitModel(Copied(planted.network, 2), (0.5,) * 3, (0.25,) * 3).eval()
-    assert twin_outputs(logits_of(copied, clean_data, Meter())) == (2, clean_data.num_classes)
+    assert twin_outputs(finite_logits(copied, clean_data)) == (2, clean_data.num_classes)
 
 
 def test_many_copies_do_not_hide_each_other(planted, clean_data):
-    logits = logits_of(planted, clean_data, Meter())
+    logits = finite_logits(planted, clean_data)
     crowd = torch.cat((logits, *(logits[:, 2:3] - 0.001 * number for number in range(1, 9))), dim=1)
     assert twin_outputs(crowd) is not None
 
@@ -151,7 +156,7 @@ def test_an_image_that_overflows_switches_nothing_off(planted, clean_data):
             return logits
 
     model = SplitModel(Overflowing(), (0.5,) * 3, (0.25,) * 3).eval()
-    logits = logits_of(model, clean_data, Meter())
+    logits = finite_logits(model, clean_data)
     assert logits.isfinite().all()
     assert usual_scale(100 * logits) < 1
 

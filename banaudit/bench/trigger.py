@@ -14,7 +14,7 @@ from torch import nn
 from banaudit.bench.attacks import AnyAttack
 from banaudit.bench.attacks.labelling import AnyLabelling, SourceTarget
 from banaudit.errors import DataError
-from banaudit.preflight import NO_ANSWER
+from banaudit.preflight import answers_of
 from banaudit.shapes import Images, Labels, Weights
 
 
@@ -133,6 +133,5 @@ def attack_success(
 
 @torch.no_grad()
 def _predictions(model: nn.Module, images: Images, batch_size: int) -> Labels:
-    """Labels; :data:`NO_ANSWER` where a logit is not finite, which is neither right nor an attack's success."""
-    logits = torch.cat([model(part) for part in torch.split(images, batch_size)])
-    return torch.where(logits.isfinite().all(dim=1), logits.argmax(dim=1), NO_ANSWER)
+    """Labels; an answer that is none is neither right nor an attack's success."""
+    return torch.cat([answers_of(model(part)) for part in torch.split(images, batch_size)])

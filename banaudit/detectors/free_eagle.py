@@ -10,7 +10,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from banaudit.architectures.base import SplitModel
-from banaudit.detectors.base import Detector, Samples
+from banaudit.detectors.base import Detector, Samples, freeze
 from banaudit.detectors.tail import HEAD, Tail, find_tail
 from banaudit.errors import UnsupportedModelError
 from banaudit.meter import Meter
@@ -135,7 +135,7 @@ class FreeEagle(Detector):
         """Invert every class, and hold the posteriors of the others against each other."""
         like = samples.search.images
         probes = torch.rand(PROBE_IMAGES, *like.shape[1:], generator=generator).to(like.device)
-        tail = find_tail(model.eval().requires_grad_(False), probes, self.depth, meter)
+        tail = find_tail(freeze(model), probes, self.depth, meter)
         log_posteriors = self.invert(tail, samples.num_classes, generator, meter)
         recognised = log_posteriors.argmax(1) == torch.arange(len(log_posteriors))
         if float(recognised.double().mean()) < 0.5:

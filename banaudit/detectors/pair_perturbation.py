@@ -29,8 +29,8 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from banaudit.architectures.base import SplitModel
-from banaudit.data import CleanData, images_of_a_pass
-from banaudit.detectors.base import Found, Samples, TriggerDetector, agreement_of
+from banaudit.data import CleanData, images_of_a_pass, passes
+from banaudit.detectors.base import Found, Samples, TriggerDetector, agreement_of, freeze
 from banaudit.detectors.reference import beyond, natural_closeness
 from banaudit.detectors.targeted_paths import by_source_and_target, margins_towards
 from banaudit.detectors.universal_perturbation import shown_change
@@ -161,7 +161,7 @@ class PairPerturbation(TriggerDetector):
 
     def search(self, model: SplitModel, samples: Samples, generator: torch.Generator, meter: Meter) -> Found:
         """Search on one half of the images and read on the other; then, while the reading could fire, the other way."""
-        model.requires_grad_(False)
+        freeze(model)
         natural = natural_closeness(samples.search, samples.held_out, generator, meter)
         first = _Search(self, model, samples.search, samples.held_out, generator, meter, "first half")
         read = [first.margins()]
@@ -327,7 +327,7 @@ class _Search:
         stamped = (images + shift[:, None]).clamp(0, 1).flatten(0, 1)
         self._meter.spend(self._what, forward=len(stamped))
         with torch.no_grad():
-            logits = torch.cat([self._model(part) for part in torch.split(stamped, images_of_a_pass(stamped))])
+            logits = torch.cat([self._model(part) for part in passes(stamped)])
         if not bool(logits.isfinite().all()):
             # A pair's margin would be NaN, the mark of one that is not followed: the one that matters might be lost so.
             raise UnsupportedModelError("the search ended in outputs that are not finite")

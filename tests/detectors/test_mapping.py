@@ -51,16 +51,20 @@ def test_pair_margins_by_hand():
     torch.testing.assert_close(margins, torch.tensor([[0.0, -2.5, -3.0], [-3.0, 0.0, -2.0], [0.0, 0.0, 0.0]]))
 
 
-def test_no_shift_of_the_logits_permutes_classes():
-    found = search_mapping(
-        LogitShift([1.0] * 4),
-        labelled(4, 10),
-        steps=6,
-        search_images=20,
-        read_images=40,
+def searched(perturbation, samples, *, steps=5, search_images=50, read_images=50):
+    return search_mapping(
+        perturbation,
+        samples,
+        steps=steps,
+        search_images=search_images,
+        read_images=read_images,
         generator=torch.Generator().manual_seed(0),
         what="paths",
     )
+
+
+def test_no_shift_of_the_logits_permutes_classes():
+    found = searched(LogitShift([1.0] * 4), labelled(4, 10), steps=6, search_images=20, read_images=40)
     assert found.score <= 0.5  # a shift can send all images to one class, which one class in four has as its target
     assert set(found.targets) == set(range(4))
 
@@ -86,15 +90,7 @@ class Turn:
 def test_a_map_that_is_there_is_found():
     samples = labelled(5, 10)
     without_last = Samples(samples.search, samples.held_out.subset((samples.held_out.labels != 4).nonzero().flatten()))
-    found = search_mapping(
-        Turn(),
-        without_last,
-        steps=5,
-        search_images=50,
-        read_images=50,
-        generator=torch.Generator().manual_seed(0),
-        what="map",
-    )
+    found = searched(Turn(), without_last)
     assert found.targets == {0: 1, 1: 2, 2: 3, 3: 4, 4: 0}
     assert (found.score, found.null) == (1.0, 0.0)
     assert found.per_source.tolist() == [1.0, 1.0, 1.0, 1.0, 0.0]
@@ -128,19 +124,9 @@ def test_finds_no_map_in_the_other_networks(planted, clean_twin, clean_data):
 
 
 def test_large_images_are_searched_in_parts(monkeypatch):
-    def found():
-        return search_mapping(
-            Turn(),
-            labelled(5, 10),
-            steps=5,
-            search_images=50,
-            read_images=50,
-            generator=torch.Generator().manual_seed(0),
-            what="map",
-        )
-
-    whole = found()
-    images = labelled(5, 10).search.images
+    samples = labelled(5, 10)
+    whole = searched(Turn(), samples)
+    images = samples.search.images
     monkeypatch.setattr(batching, "PASS_PIXELS", 7 * images.shape[2] * images.shape[3])
-    parted = found()
+    parted = searched(Turn(), samples)
     assert (parted.targets, parted.score, parted.null) == (whole.targets, whole.score, whole.null)
