@@ -63,12 +63,17 @@ def full_precision(wanted: bool) -> Iterator[None]:
         _FULL_PRECISION.reset(token)
 
 
+def wants_full_precision() -> bool:
+    """Whether this runs inside :func:`full_precision`; other threads, such as that of a backward pass, do not know."""
+    return _FULL_PRECISION.get()
+
+
 def fast_precision(device: torch.device) -> AbstractContextManager[None]:
     """Autocast to bfloat16 where the hardware multiplies it natively, else full precision.
 
     Used only where a gradient's sign or a cross-entropy far from zero is wanted. Never where the weights get gradients.
     """
-    if _FULL_PRECISION.get():
+    if wants_full_precision():
         native = False
     elif device.type == "cpu":
         capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}

@@ -25,6 +25,7 @@ from torch.utils.checkpoint import checkpoint
 from banaudit.data import passes
 from banaudit.detectors.base import Samples
 from banaudit.detectors.targeted_paths import PATH_BATCH, Perturbation
+from banaudit.neurons import full_precision, wants_full_precision
 from banaudit.shapes import Images, Labels, Logits
 
 FIRST_TEMPERATURE = 1.0
@@ -80,7 +81,13 @@ def _logits(perturbation: Perturbation, images: Images, variable: Tensor, what: 
     parts = passes(images)
     if len(parts) == 1:
         return perturbation.logits(images, variable, what)
-    return torch.cat([checkpoint(perturbation.logits, part, variable, what, use_reentrant=False) for part in parts])
+    wanted = wants_full_precision()
+
+    def compute(part: Images, at: Tensor) -> Logits:
+        with full_precision(wanted):  # the second time it may be in a thread of the backward pass
+            return perturbation.logits(part, at, what)
+
+    return torch.cat([checkpoint(compute, part, variable, use_reentrant=False) for part in parts])
 
 
 def search_mapping(

@@ -1,11 +1,14 @@
+import threading
+
 import pytest
 import torch
 import toys
 
 from banaudit.data import batching
 from banaudit.detectors.base import Samples
-from banaudit.detectors.mapping import pair_margins, search_mapping, sinkhorn
+from banaudit.detectors.mapping import _logits, pair_margins, search_mapping, sinkhorn
 from banaudit.detectors.universal_perturbation import UniversalPerturbation
+from banaudit.neurons import full_precision, wants_full_precision
 from banaudit.results import Reading, Verdict
 
 from .test_targeted_paths import LogitShift, labelled
@@ -130,3 +133,25 @@ def test_large_images_are_searched_in_parts(monkeypatch):
     monkeypatch.setattr(batching, "PASS_PIXELS", 7 * images.shape[2] * images.shape[3])
     parted = searched(Turn(), samples)
     assert (parted.targets, parted.score, parted.null) == (whole.targets, whole.score, whole.null)
+
+
+def test_parts_are_computed_again_in_the_same_precision_in_another_thread(monkeypatch):
+    """As a backward pass on an accelerator does."""
+    asked = []
+
+    class Asking(Turn):
+        def logits(self, images, perturbation, what):
+            asked.append(wants_full_precision())
+            return super().logits(images, perturbation, what)
+
+    images = labelled(5, 10).search.images
+    monkeypatch.setattr(batching, "PASS_PIXELS", 7 * images.shape[2] * images.shape[3])
+    variable = torch.zeros(1, requires_grad=True)
+    with full_precision(True):
+        logits = _logits(Asking(), images, variable, "map")
+    thread = threading.Thread(target=lambda: logits.sum().backward())
+    thread.start()
+    thread.join()
+    assert len(asked) > 2
+    assert all(asked)
+    assert variable.grad is not None
