@@ -253,14 +253,17 @@ def _tune_gently(
 ) -> SplitModel | None:
     """The tuned copy of the largest steps that leave it half of its clean accuracy; none: all of them spoil it.
 
-    How large a step is depends on how the layers are scaled, which changes nothing of what a network answers.
+    How large a step is depends on how the layers are scaled, which changes nothing of what a network answers. A copy
+    that is right on no more than the most frequent class is spoiled as well: with two classes that is half of them.
+    A model that is itself no better has to keep all that it has.
     """
     images, labels = held_out.images[:READ_IMAGES], held_out.labels[:READ_IMAGES].cpu()
 
     def right(candidate: SplitModel) -> int:
         return int((predictions(candidate, images, meter=meter, what=WHAT) == labels).sum())
 
-    least = right(model) / 2
+    right_before, most_frequent = right(model), int(labels.bincount().max())
+    least = min(right_before, max(right_before / 2, most_frequent + 1))
     for rate in LEARNING_RATES:
         tuned = _tune(model, training, shift, wanted, rate=rate, seed=seed, meter=meter)
         if right(tuned) >= least:

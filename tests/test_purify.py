@@ -493,6 +493,21 @@ def test_a_copy_that_every_step_spoils_lets_the_probe_decide_nothing(planted, cl
     assert judged(Reading.SOURCE_TARGET).verdict is Verdict.NO_EVIDENCE  # there it decides nothing anyway
 
 
+def test_a_copy_that_answers_the_most_frequent_class_is_spoiled(planted, clean_data, monkeypatch):
+    """Where that class has most of the images, such a copy keeps more than half of the accuracy."""
+    one_answer = copy.deepcopy(planted)
+    with torch.no_grad():
+        one_answer.network.linear.weight.zero_()
+        one_answer.network.linear.bias.copy_(torch.nn.functional.one_hot(torch.tensor(0), toys.CLASSES))
+    monkeypatch.setattr("banaudit.relapse._tune", lambda *_, **__: one_answer)
+    monkeypatch.setattr("banaudit.relapse.THRESHOLDS", {Reading.ALL_TO_ONE: 2.0})
+    mostly_first = clean_data.subset((clean_data.labels <= 1).nonzero().flatten())
+    wanted = wanted_labels(toys.CLASSES, toys.TARGET, (), None)
+    probe = probe_relapse(planted, planted, mostly_first, mostly_first, wanted, Reading.ALL_TO_ONE)
+    assert probe.steps == 0
+    assert "spoils the copy" in probe.note
+
+
 def test_without_a_gradient_there_is_no_stand_in_and_nothing_is_decided(clean_data):
     torch.manual_seed(0)
     rounded = SplitModel(toys.rounding(toys.TinyNetwork)(), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)).eval()
