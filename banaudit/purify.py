@@ -298,8 +298,8 @@ def _require_suspicion(before: Report, model: str) -> None:
     """Nothing is repaired, without force, that no method speaks against: it could only become worse."""
     if before.verdict is Verdict.NO_EVIDENCE:
         raise UsageError(
-            f"{model}: the scan finds no evidence of a backdoor ({before.reason}), so nothing was repaired; --force "
-            "repairs it all the same"
+            f"{model}: the scan finds no evidence of a backdoor ({before.reason}), so nothing was repaired; "
+            "--scan-method names other methods, --force repairs it all the same"
         )
     if not any(finding.verdict is Verdict.BACKDOORED for finding in before.findings):
         raise UsageError(

@@ -166,7 +166,7 @@ def run(
         path,
         split=split,
         clean_images=clean_images,
-        detectors=choose_detectors(method, parse_settings(settings or ()), released=False),
+        detectors=choose_detectors(method, parse_settings(settings or ())),
         images=max_images,
         seed=seed,
         workplace=workplace(data, cache, device, fresh=fresh, jobs=jobs),

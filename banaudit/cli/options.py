@@ -99,7 +99,11 @@ def parse_settings(texts: Sequence[str]) -> dict[str, dict[str, str]]:
 
 
 def choose_detectors(
-    methods: str | None, settings: Mapping[str, Mapping[str, str]], *, released: bool
+    methods: str | None,
+    settings: Mapping[str, Mapping[str, str]],
+    *,
+    released: bool = False,
+    option: str = "--method",
 ) -> tuple[Detector, ...] | None:
     """The methods that are to run, with their settings; none: the default ones as they are.
 
@@ -107,6 +111,7 @@ def choose_detectors(
         methods: Names with commas between them, ``default`` for the default ones, or ``all``; none: the default ones.
         settings: Method -> setting -> value, as text.
         released: Whether to run BAN as its authors released it, and nothing else.
+        option: That names the methods.
 
     Raises:
         UsageError: An unknown method or setting, a value out of range, or options that contradict each other.
@@ -128,10 +133,10 @@ def choose_detectors(
         names: list[str] = []
         for name in (part.strip() for part in methods.split(",")):
             if name not in DETECTORS and name not in groups:
-                raise UsageError(f"--method {name}: no such method; there are {', '.join(sorted(DETECTORS))}")
+                raise UsageError(f"{option} {name}: no such method; there are {', '.join(sorted(DETECTORS))}")
             names += groups.get(name, [name])
         if len(set(names)) < len(names):
-            raise UsageError(f"--method {methods}: names a method twice")
+            raise UsageError(f"{option} {methods}: names a method twice")
         chosen = [DETECTORS[name]() for name in names]
     running = [detector.name for detector in chosen]
     for name in settings:

@@ -9,7 +9,7 @@ import typer
 
 from banaudit.cli import subject
 from banaudit.cli.messages import say
-from banaudit.cli.options import choose_mitigation, input_files, make_subject, parse_settings
+from banaudit.cli.options import choose_detectors, choose_mitigation, input_files, make_subject, parse_settings
 from banaudit.cli.progress import progress_bar
 from banaudit.cli.streams import deliver, refuse_inputs
 from banaudit.errors import UsageError
@@ -47,6 +47,14 @@ def purify(
             rich_help_panel=REPAIR,
         ),
     ] = "ban-distillation",
+    scan_method: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B",
+            help="Methods of the scans before and after, as scan's --method.",
+            rich_help_panel=REPAIR,
+        ),
+    ] = None,
     settings: subject.Settings = None,
     epochs: Annotated[
         int | None,
@@ -79,6 +87,7 @@ def purify(
     """
     del verbose  # read by main, which prints the traceback
     mitigation = choose_mitigation(method, parse_settings(settings or ()), epochs=epochs)
+    detectors = choose_detectors(scan_method, {}, option="--scan-method")
     from banaudit.checkpoints.writer import beside
 
     if not out.name:
@@ -105,6 +114,7 @@ def purify(
             suspect,
             out,
             mitigation=mitigation,
+            detectors=detectors,
             max_drop=max_drop / 100,
             flips=False if no_flip else None,
             force=force,

@@ -41,7 +41,7 @@ def registry(monkeypatch):
 
 
 def chosen(methods=None, *texts):
-    return choose_detectors(methods, parse_settings(texts), released=False)
+    return choose_detectors(methods, parse_settings(texts))
 
 
 def test_nothing_asked_means_the_default():

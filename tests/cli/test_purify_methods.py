@@ -89,6 +89,15 @@ def test_from_file_to_file(method, purified):
     assert ("augmentation: none" in shown) == (method in {"clp", "feature-flip"})
 
 
+def test_the_scans_may_use_other_methods(purified, run):
+    _, _, out = purified("clp", "--scan-method", "mm-bd", max_drop="30")
+    record = Repair.model_validate(json.loads(out.with_name("out.safetensors.json").read_text()))
+    assert [[finding.method for finding in scan.findings] for scan in (record.before, record.after)] == [["mm-bd"]] * 2
+    refused = run("purify", "model.pt", "--data", "clean", "-o", "out.pt", "--scan-method", "mm-db")
+    assert refused.code == 2
+    assert "--scan-method mm-db: no such method" in refused.err
+
+
 def test_a_ruined_network_is_inconclusive(purified):
     """Below the accuracy floor the second scan finds nothing, neither for nor against it."""
     _, done, out = purified("clp", "--set", "clp.u=1.2", max_drop="100")
