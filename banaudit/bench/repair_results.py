@@ -72,11 +72,14 @@ class RepairSetup(Record):
     max_drop: float
     test_images: int = Field(description="Most held-out images that it is measured on.")
     tool_version: str
+    aimed: bool = Field(
+        default=False, description="At the class that the backdoor leads to, as purify does once the scan has named it."
+    )
 
     @property
     def digest(self) -> str:
-        """A short name for this setup."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:8]
+        """A short name for this setup; the same as before there were setups that are aimed, for those that are not."""
+        return hashlib.sha256(self.model_dump_json(exclude_defaults=True).encode()).hexdigest()[:8]
 
 
 class Behaviour(Record):

@@ -46,7 +46,7 @@ from banaudit.data import CleanData
 from banaudit.detectors import Detector, default_detectors
 from banaudit.errors import BanauditError, UsageError
 from banaudit.meter import Meter
-from banaudit.mitigations import Mitigation
+from banaudit.mitigations import Mitigation, TargetedMitigation
 from banaudit.mitigations.base import MAX_DROP
 from banaudit.purify import MAX_SCAN_IMAGES, MIN_SCAN_IMAGES, compare, judge_repaired, missed_budget
 from banaudit.relapse import probe_relapse, wanted_labels
@@ -116,6 +116,7 @@ def run_repairs(
             max_drop=max_drop,
             test_images=test_images,
             tool_version=banaudit.__version__,
+            aimed=isinstance(mitigation, TargetedMitigation) and mitigation.target is None,
         )
         for mitigation in mitigations
     ]
@@ -352,10 +353,13 @@ class _Bench:
             asked=case.amount.images(self.images.training_set(case.recipe.dataset)),
             seed=case.seed,
         )
+        mitigation, target = case.mitigation, truth_of(victim.facts).target
+        if case.setup.aimed and isinstance(mitigation, TargetedMitigation) and target is not None:
+            mitigation = mitigation.aimed_at(target)
         max_drop, state = case.setup.max_drop, place.with_suffix(f".{CODE}.state")  # another code's is not taken up
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
-            repaired = case.mitigation(victim.model, parts.repair, max_drop=max_drop, seed=case.seed, state=state)
+            repaired = mitigation(victim.model, parts.repair, max_drop=max_drop, seed=case.seed, state=state)
             weights = {name: tensor.contiguous() for name, tensor in repaired.model.network.state_dict().items()}
             write_whole(place, safetensors.torch.save(weights))
         except OSError as problem:

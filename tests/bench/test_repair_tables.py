@@ -22,7 +22,7 @@ from banaudit.bench.tables.repairs import joined, upper_percentile
 from banaudit.bench.victims import VictimFacts
 from banaudit.cli import main
 from banaudit.errors import UsageError
-from banaudit.mitigations import BANFineTuning, FineTuning
+from banaudit.mitigations import BANFineTuning, BTIDBFUnlearning, FineTuning
 from banaudit.relapse import THRESHOLDS
 from banaudit.results import Reading, Verdict
 
@@ -169,6 +169,24 @@ def test_a_column_of_other_settings_than_the_default_says_so(results):
         update={"entries": tuple(item for item in results.entries if item.setup != BAN.digest)}
     )
     assert told in repair_tables(only_weak)
+
+
+def test_repairs_that_were_not_aimed_are_told_from_those_that_were():
+    unaimed = setup(BTIDBFUnlearning())
+    aimed = unaimed.model_copy(update={"aimed": True})
+    results = RepairResults(
+        split="test",
+        setups={made.digest: made for made in (unaimed, aimed)},
+        victims=(facts(BADNETS), facts(BLEND)),
+        entries=(
+            entry(BADNETS, unaimed, 0.8, 0.9),
+            entry(BLEND, unaimed, 0.8, 0.9),
+            entry(BADNETS, aimed, 0.8, 0.1),
+        ),
+    )
+    text = repair_tables(results)
+    assert "| badnets, all-to-one | 1 | 80.00 / 100.00 | 80.00 / 10.00 |" in text
+    assert "bti-dbf-unlearning not aimed" in text
 
 
 def test_what_is_left_and_what_it_cost(results):

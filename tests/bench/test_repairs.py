@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from typing import ClassVar, final
 
 import numpy as np
 import pytest
@@ -20,8 +21,9 @@ from banaudit.bench.trigger import Trigger
 from banaudit.bench.victims import Victim, VictimFacts, VictimRecipe, victim_folder
 from banaudit.bench.workplace import Workplace
 from banaudit.errors import UnsupportedModelError, UsageError
-from banaudit.mitigations import FineTuning
+from banaudit.mitigations import FineTuning, TargetedMitigation
 from banaudit.results import Reading, Verdict
+from banaudit.training import try_candidates
 
 TARGET = 3
 BACKDOORED = VictimRecipe(attack=BadNets(), labelling=AllToOne(target=TARGET), seed=1)
@@ -126,6 +128,35 @@ def test_each_repair_is_measured_and_scanned(cache, tmp_path):
         Reading.SOURCE_TARGET,
     ]
     assert str(tmp_path) not in path.read_text()
+
+
+@final
+class Aimless(TargetedMitigation):
+    """Changes nothing, and tells what it is aimed at."""
+
+    name: ClassVar[str] = "aimless"
+    title: ClassVar[str] = "a double for tests"
+    trains: ClassVar[bool] = False
+
+    def check(self, model):
+        pass
+
+    def planned_images(self, training, selection):
+        return 0
+
+    def repair(self, job):
+        what = f"aimed at {self.target}"
+        return try_candidates(job.model, [(what, {})], job.selection, max_drop=job.max_drop, meter=job.meter)
+
+
+def test_what_repairs_one_backdoor_is_aimed_at_it(cache, tmp_path):
+    """As purify does with what its scan accuses; a clean model has nothing to aim at."""
+    results, _ = run(tmp_path / "aimed.json", cache, mitigations=[Aimless()], detectors=None, rescan=False)
+    assert [entry.repair.kept_what for entry in results.entries] == ["aimed at 3", "aimed at None"]
+    assert [setup.aimed for setup in results.setups.values()] == [True]
+    named, _ = run(tmp_path / "named.json", cache, mitigations=[Aimless(target=5)], detectors=None, rescan=False)
+    assert [entry.repair.kept_what for entry in named.entries] == ["aimed at 5"] * 2
+    assert [setup.aimed for setup in named.setups.values()] == [False]
 
 
 def test_images_of_repair_scan_and_training_are_apart(cache):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from banaudit.bench.repair_results import RepairEntry, RepairMeasured, RepairResults, RepairSetup
 from banaudit.bench.victims import VictimFacts
-from banaudit.mitigations import MITIGATIONS
+from banaudit.mitigations import MITIGATIONS, TargetedMitigation
 from banaudit.mitigations.base import MAX_DROP
 
 CURED = 0.1
@@ -132,6 +132,8 @@ def _changes(setup: RepairSetup) -> list[str]:
     mitigation = MITIGATIONS.get(setup.method)
     defaults = mitigation().settings() if mitigation is not None else {}
     changed = [f"{key}={value}" for key, value in setup.settings.items() if defaults.get(key, value) != value]
+    if mitigation is not None and issubclass(mitigation, TargetedMitigation) and not (setup.aimed or changed):
+        changed.append("not aimed")
     return changed + ([f"max-drop={100 * setup.max_drop:g}"] if setup.max_drop != MAX_DROP else [])
 
 
