@@ -437,7 +437,7 @@ def test_relapse_probe(demo, monkeypatch):
     assert probe.before_repair == probe.after_repair
     assert probe.threshold == THRESHOLDS[Reading.ALL_TO_ONE]
     assert probe.fired == (probe.relapsed > probe.threshold)
-    assert "21 repaired models" in probe.note
+    assert "21 models without a backdoor" in probe.note
     monkeypatch.setattr("banaudit.relapse.THRESHOLDS", {Reading.ALL_TO_ONE: -1.0})
     assert probe_relapse(model, model, data, data, wanted, Reading.ALL_TO_ONE).fired
     of_one_class = probe_relapse(model, model, data, data, {3: 1}, Reading.SOURCE_TARGET)
