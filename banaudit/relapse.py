@@ -58,8 +58,8 @@ thresholds hold, though no clean model so repaired stands behind them. Of a sour
 clean models too the probe moves nearly all images of one class to another."""
 
 BASIS = (
-    "the threshold is the largest share found on 21 models without a backdoor that ban-distillation had repaired, small "
-    "networks all of them"
+    "the threshold is the largest share found on 21 models without a backdoor that ban-distillation had repaired, "
+    "small networks all of them"
 )
 UNDECIDED = (
     "it decides nothing: on models without a backdoor the probe moves nearly all images of one class too; hold the "

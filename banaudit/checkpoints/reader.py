@@ -31,6 +31,7 @@ from banaudit.checkpoints.containers import (
 )
 from banaudit.checkpoints.pickles import MAX_PICKLE_BYTES, Listing, follow_pickle, texts_in_list
 from banaudit.checkpoints.weights import (
+    TOP_LEVEL,
     Candidate,
     TidyWeights,
     choose_state_dict,
@@ -129,7 +130,7 @@ def read_checkpoint(path: Path, *, state_key: str | None = None) -> Checkpoint:
         sha256=hashlib.sha256(data).hexdigest(),
         bytes=len(data),
         format=contents.format,
-        state_key=printable(".".join(candidate.path)) or None,
+        state_key=None if candidate.key == TOP_LEVEL else printable(candidate.key),
         stripped_prefixes=tidied.stripped_prefixes,
         folded=tidied.folded,
         ignored=(*_other_entries(contents.tree, candidate), *tidied.ignored),
@@ -417,6 +418,10 @@ def _other_entries(tree: object, candidate: Candidate) -> tuple[str, ...]:
         before = candidate.path[:depth]
         others += [printable(".".join((*before, str(key)))) for key in entries if str(key) != taken]
         node = entries.get(taken)
+    if candidate.prefix and isinstance(node, dict):
+        beside = (str(key) for key in dict.keys(node) if key not in candidate.entries)
+        first_names = dict.fromkeys(key.partition(".")[0] for key in beside)
+        others += [printable(".".join((*candidate.path, name))) for name in first_names]
     return tuple(others[:100])
 
 

@@ -21,6 +21,9 @@ TOP_LEVEL = "(top level)"
 _WRAPPERS = ("model.", "net.", "network.", "backbone.", "1.")
 """Names under which a whole network sits inside another: Lightning modules, ``Sequential(Resize(), network)``."""
 
+_COPY_MARKS = ("ema", "swa", "avg", "average", "teacher", "shadow")
+"""What is in the first name of a copy that training keeps beside the network: ``model_ema``, ``ema_model``."""
+
 _PLAIN = (int, float, bool, str, type(None))
 
 _WEIGHT_NAMES = frozenset(
@@ -39,16 +42,23 @@ class Candidate:
         path: Keys that lead there; empty for the top level.
         entries: What is there.
         tensors: How many of its values are tensors.
+        prefix: What the keys of the entries begin with where the mapping holds other networks too: ``model_ema.``.
     """
 
     path: tuple[str, ...]
     entries: dict[object, object]
     tensors: int
+    prefix: str = ""
 
     @property
     def key(self) -> str:
         """The dotted place, as ``--state-key`` takes it."""
-        return ".".join(self.path) or TOP_LEVEL
+        return ".".join((*self.path, *self.prefix.split(".")[:-1])) or TOP_LEVEL
+
+    def beginning_with(self, prefix: str) -> Candidate:
+        """The entries whose keys begin so, as a place of their own."""
+        entries = {key: value for key, value in self.entries.items() if str(key).startswith(prefix)}
+        return Candidate(self.path, entries, _count_tensors(entries), prefix)
 
 
 @dataclass(frozen=True)
@@ -77,7 +87,7 @@ def find_state_dicts(tree: object) -> list[Candidate]:
         tree: The file's content: nested mappings, lists, numbers and tensors.
     """
     seen: set[int] = set()
-    found = list(_search(tree, (), seen))
+    found = [network for candidate in _search(tree, (), seen) for network in _networks(candidate)]
     likely = [candidate for candidate in found if _looks_like_weights(candidate.entries)]
     return likely or found
 
@@ -107,6 +117,28 @@ def _search(node: object, path: tuple[str, ...], seen: set[int]) -> Iterator[Can
     mostly = 2 * len(tensors) >= len(children) or _has_weights(children)
     if mostly and any(value.ndim >= 2 and (value.is_floating_point() or value.is_complex()) for value in tensors):
         yield Candidate(path, children, len(tensors))
+
+
+def _networks(candidate: Candidate) -> list[Candidate]:
+    """The copies of one network that share a flat mapping, such as ``model.*`` and ``model_ema.*``; else the whole.
+
+    Copies have matrices of the same names and shapes behind their first name, and one of these says what it is: equal
+    blocks of one network have the same names and shapes too.
+    """
+    first_names: dict[str, dict[str, tuple[int, ...]]] = {}
+    for key, value in candidate.entries.items():
+        name, dot, rest = str(key).partition(".")
+        if dot and isinstance(value, Tensor) and value.ndim > 1:
+            first_names.setdefault(name, {})[rest.removeprefix("module.")] = tuple(value.shape)
+    largest = max(first_names.values(), key=len, default={})
+    copies = [name for name, shapes in first_names.items() if shapes == largest]
+    if len(copies) < 2 or not any(mark in name.lower() for name in copies for mark in _COPY_MARKS):
+        return [candidate]
+    return [candidate.beginning_with(f"{name}.") for name in copies]
+
+
+def _count_tensors(entries: Mapping[object, object]) -> int:
+    return sum(isinstance(value, Tensor) for value in entries.values())
 
 
 def _children(node: object) -> dict[object, object] | None:
@@ -163,6 +195,9 @@ def _follow_key(tree: object, state_key: str, listed: str, name: str) -> Candida
         children = {str(key): value for key, value in (_children(node) or {}).items()}
         fitting = [key for key in children if rest == key or rest.startswith(f"{key}.")]
         if not fitting:
+            network = Candidate(path, _children(node) or {}, 0).beginning_with(f"{rest}.")
+            if network.tensors:
+                return network
             raise CheckpointError(
                 f"{name}: --state-key {printable(state_key)} is not in the file; weights there: {listed}"
             )
@@ -173,7 +208,7 @@ def _follow_key(tree: object, state_key: str, listed: str, name: str) -> Candida
         raise CheckpointError(
             f"{name}: --state-key {printable(state_key)} is {_describe(node)}; weights there: {listed}"
         )
-    return Candidate(path, entries, sum(isinstance(value, Tensor) for value in entries.values()))
+    return Candidate(path, entries, _count_tensors(entries))
 
 
 def _describe(node: object) -> str:
@@ -211,13 +246,15 @@ def tidy(candidate: Candidate, name: str) -> TidyWeights:
     entries, ignored = _tensors(candidate, name)
     if not entries:
         raise CheckpointError(f"{name}: the state dict at {printable(candidate.key)} has no tensors")
+    if candidate.prefix:
+        entries = _without_prefix(entries, candidate.prefix, ignored)
     entries, prefixes = _strip_prefixes(entries, ignored)
     entries, folded = _fold_pruned(entries)
     _check_finite(entries, name)
     return TidyWeights(
         weights={entry.key: entry.tensor for entry in entries},
         original_keys={entry.key: entry.sources for entry in entries},
-        stripped_prefixes=prefixes,
+        stripped_prefixes=(candidate.prefix, *prefixes) if candidate.prefix else prefixes,
         folded=folded,
         ignored=tuple(ignored),
     )
@@ -257,6 +294,18 @@ def _plain_tensor(key: str, tensor: Tensor, name: str) -> Tensor:
     if kind:
         raise CheckpointError(f"{name}: expected a dense tensor for {printable(key)}, found {kind}; convert it first")
     return tensor.detach().cpu()
+
+
+def _without_prefix(entries: list[_Entry], prefix: str, ignored: list[str]) -> list[_Entry]:
+    """Entries of one network among several, without the single numbers that an average keeps beside its weights."""
+    kept = []
+    for entry in entries:
+        key = entry.key.removeprefix(prefix)
+        if "." not in key and entry.tensor.ndim == 0:
+            ignored.append(f"{printable(entry.key)} (tensor)")
+        else:
+            kept.append(_Entry(key, entry.tensor, entry.sources))
+    return kept
 
 
 def _strip_prefixes(entries: list[_Entry], ignored: list[str]) -> tuple[list[_Entry], tuple[str, ...]]:

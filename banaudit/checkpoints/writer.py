@@ -24,7 +24,11 @@ from banaudit.shapes import Weights
 from banaudit.whole_files import is_same_file, shortened, try_writing, write_together
 
 LOOSE_NUMBERS = 64
-"""Outside the weights, a tensor with more floating-point numbers than this could be a copy of some of them."""
+"""Outside the weights, a tensor with more numbers than this, of whatever type, could be a copy of some of them."""
+
+LOOSE_ITEMS = 10_000
+"""The same of small tensors, plain numbers and characters side by side: losses of every epoch, a configuration as text
+and class names are fewer."""
 
 PAIR = 2
 """Keys of a pruned weight in the file: X_orig and X_mask."""
@@ -137,8 +141,8 @@ def rewrite(
     """The file with other weights: same container, wrapper keys, prefixes, key order, data types and other entries.
 
     Pruned weights stay pairs of ``X_orig`` and ``X_mask``. Any other copy of the weights is replaced if it has the same
-    names and shapes; whatever else has more than :data:`LOOSE_NUMBERS` floating-point numbers (optimizer state, moving
-    averages in lists) is dropped, as it could carry the old weights on.
+    names and shapes; whatever else has more than :data:`LOOSE_NUMBERS` numbers (optimizer state, moving averages in
+    lists) is dropped, as it could carry the old weights on.
 
     Args:
         source: The file that ``checkpoint`` was read from.
@@ -159,7 +163,7 @@ def rewrite(
         raise CheckpointError(f"{name}: has changed since it was read; start again")
     contents = read_contents(data, name, state_key=state_key)
     if contents.format == "safetensors":
-        result = Rewritten(_safetensors(contents, checkpoint, weights, provenance or {}), (), ())
+        result = _safetensors(contents, checkpoint, weights, provenance or {})
     else:
         result = _torch_file(contents, checkpoint, weights)
     written = tidy(read_contents(result.content, name, state_key=state_key).candidate, name).weights
@@ -205,45 +209,74 @@ def _same(one: Tensor, other: Tensor) -> bool:
 # -- safetensors ---------------------------------------------------------------------------------------------------
 
 
-def _safetensors(contents: Contents, checkpoint: Checkpoint, weights: Weights, provenance: Mapping[str, Any]) -> bytes:
-    """The same header and layout with other bytes in the tensors' places."""
+def _safetensors(
+    contents: Contents, checkpoint: Checkpoint, weights: Weights, provenance: Mapping[str, Any]
+) -> Rewritten:
+    """The same header and layout with other bytes in the tensors' places, and without what could be a copy."""
+    written, replaced = _replace_all(contents, checkpoint, weights)
+    dropped: list[str] = []
+    kept = dict(_items(_without_copies(contents.tree, (), written, dropped)))
+    new = written[id(contents.tree)]
     data = contents.data
     end = 8 + int.from_bytes(data[:8], "little")
     header: dict[str, Any] = json.loads(data[8:end])
-    numbers = bytearray(data[end:])
-    old = {key: value for key, value in contents.candidate.entries.items() if isinstance(value, Tensor)}
-    for key, tensor in _new_entries(checkpoint.original_keys, old, weights).items():
+    numbers = bytearray()
+    new_header: dict[str, Any] = {}
+    for key in sorted(kept, key=lambda key: header[key]["data_offsets"]):
         begin, stop = header[key]["data_offsets"]
-        numbers[begin:stop] = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        new_header[key] = {**header[key], "data_offsets": [len(numbers), len(numbers) + stop - begin]}
+        numbers += _bytes_of(kept[key]) if key in new else data[end + begin : end + stop]
     metadata = {**(header.get("__metadata__") or {}), METADATA_KEY: json.dumps(provenance)}
-    text = json.dumps({**header, "__metadata__": metadata}, separators=(",", ":"), ensure_ascii=False).encode()
+    ordered = {key: new_header[key] for key in header if key in new_header}
+    text = json.dumps({"__metadata__": metadata, **ordered}, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)  # tensors start at multiples of eight
-    return len(text).to_bytes(8, "little") + text + bytes(numbers)
+    return Rewritten(len(text).to_bytes(8, "little") + text + bytes(numbers), replaced, tuple(dropped))
+
+
+def _bytes_of(tensor: Tensor) -> bytes:
+    return bytes(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
 
 
 # -- torch files ---------------------------------------------------------------------------------------------------
 
 
 def _torch_file(contents: Contents, checkpoint: Checkpoint, weights: Weights) -> Rewritten:
-    tree = contents.tree
-    chosen = _follow(tree, contents.candidate.path)
-    _replace(chosen, checkpoint.original_keys, weights)
-    done = {id(chosen)}
-    replaced: list[str] = []
-    for other in find_state_dicts(tree):
-        node = _follow(tree, other.path)
-        if id(node) in done:
-            continue
-        twin = _twin(other, weights, checkpoint.facts.path)
-        if twin is not None:
-            _replace(node, twin.original_keys, weights)
-            done.add(id(node))
-            replaced.append(printable(other.key))
+    written, replaced = _replace_all(contents, checkpoint, weights)
     dropped: list[str] = []
-    tree = _without_copies(tree, (), done, dropped)
+    tree = _without_copies(contents.tree, (), written, dropped)
     stream = io.BytesIO()
     torch.save(tree, stream, _use_new_zipfile_serialization=contents.format == "torch zip")
-    return Rewritten(stream.getvalue(), tuple(replaced), tuple(dropped))
+    return Rewritten(stream.getvalue(), replaced, tuple(dropped))
+
+
+# -- copies --------------------------------------------------------------------------------------------------------
+
+_Written = dict[int, set[str]]
+"""Identity of a mapping in the file -> its keys that hold new weights."""
+
+
+def _replace_all(contents: Contents, checkpoint: Checkpoint, weights: Weights) -> tuple[_Written, tuple[str, ...]]:
+    """Put the new weights into their place and into every copy of the old ones; where they are, and the copies."""
+    chosen = contents.candidate
+    written: _Written = {}
+    replaced: list[str] = []
+
+    def write(place: Candidate, original_keys: dict[str, tuple[str, ...]]) -> bool:
+        node = _follow(contents.tree, place.path)
+        keys = {key for keys in original_keys.values() for key in keys}
+        known = written.setdefault(id(node), set())
+        if known & keys:
+            return False  # the same mapping in a second place of the file
+        _replace(node, original_keys, weights)
+        known |= keys
+        return True
+
+    write(chosen, checkpoint.original_keys)
+    for other in find_state_dicts(contents.tree):
+        twin = _twin(other, weights, checkpoint.facts.path)
+        if twin is not None and write(other, twin.original_keys):
+            replaced.append(printable(other.key))
+    return written, tuple(replaced)
 
 
 def _twin(other: Candidate, weights: Weights, name: str) -> TidyWeights | None:
@@ -283,44 +316,64 @@ def _replace(node: object, original_keys: dict[str, tuple[str, ...]], weights: W
         _set(node, key, value.requires_grad_(before.requires_grad))
 
 
-def _without_copies(node: object, path: tuple[str, ...], done: set[int], dropped: list[str]) -> object:
-    """The node with all taken out that could be a copy of weights; what is in ``done`` stays.
+def _without_copies(node: object, path: tuple[str, ...], written: _Written, dropped: list[str]) -> object:
+    """The node with all taken out that could be a copy of weights; new weights stay.
 
     Mappings and lists are changed in place, so that what the file has in two places stays one.
     """
-    if id(node) in done or not isinstance(node, dict | Namespace | list | tuple):
-        return node
-    done.add(id(node))
-    shown = printable(".".join(path))
-    children = _items(node)
-    large = [key for key, value in children if _is_large(value) and id(value) not in done]
-    if isinstance(node, list | tuple):
-        if large or len(path) > MAX_DEPTH:
-            dropped.append(f"{shown} (emptied)")
-            return type(node)()
-        cleaned = [_without_copies(value, (*path, str(key)), done, dropped) for key, value in children]
-        if isinstance(node, list):
-            node[:] = cleaned
+    return _Cleaning(written, dropped).clean(node, path)
+
+
+class _Cleaning:
+    def __init__(self, written: _Written, dropped: list[str]) -> None:
+        self._written = written
+        self._dropped = dropped
+        self._seen: set[int] = set()
+
+    def clean(self, node: object, path: tuple[str, ...]) -> object:
+        if id(node) in self._seen or not isinstance(node, dict | Namespace | list | tuple):
             return node
-        return node if all(new is old for new, (_, old) in zip(cleaned, children, strict=True)) else tuple(cleaned)
-    is_optimizer = {"state", "param_groups"} <= {key for key, _ in children if isinstance(key, str)}
-    for key, value in children:
-        place = (*path, str(key))
-        if key in large or len(place) > MAX_DEPTH:
-            _delete(node, key)
-            dropped.append(printable(".".join(place)))
-        elif is_optimizer and key == "state" and _items(value):
-            _set(node, key, {})
-            dropped.append(f"{printable('.'.join(place))} (emptied)")
-        else:
-            _set(node, key, _without_copies(value, place, done, dropped))
-    return node
+        self._seen.add(id(node))
+        new = self._written.get(id(node), set())
+        children = [(key, value) for key, value in _items(node) if key not in new]
+        too_many = sum(_size(value) for _, value in children if not _is_large(value)) > LOOSE_ITEMS
+        large = [key for key, value in children if _is_large(value) or (too_many and _size(value))]
+        if isinstance(node, list | tuple):
+            if large or len(path) > MAX_DEPTH:
+                self._dropped.append(f"{printable('.'.join(path))} (emptied)")
+                return type(node)()
+            cleaned = [self.clean(value, (*path, str(key))) for key, value in children]
+            if isinstance(node, list):
+                node[:] = cleaned
+                return node
+            return node if all(new is old for new, (_, old) in zip(cleaned, children, strict=True)) else tuple(cleaned)
+        is_optimizer = {"state", "param_groups"} <= {key for key, _ in children if isinstance(key, str)}
+        for key, value in children:
+            place = (*path, str(key))
+            if key in large or len(place) > MAX_DEPTH:
+                _delete(node, key)
+                self._dropped.append(printable(".".join(place)))
+            elif is_optimizer and key == "state" and _items(value):
+                _set(node, key, {})
+                self._dropped.append(f"{printable('.'.join(place))} (emptied)")
+            else:
+                _set(node, key, self.clean(value, place))
+        return node
 
 
 def _is_large(value: object) -> bool:
+    return _size(value) > (LOOSE_NUMBERS if isinstance(value, Tensor | np.ndarray) else LOOSE_ITEMS)
+
+
+def _size(value: object) -> int:
+    """How many numbers or characters a value holds by itself; what it contains counts where it is."""
     if isinstance(value, Tensor):
-        return value.numel() > LOOSE_NUMBERS and (value.is_floating_point() or value.is_complex())
-    return isinstance(value, np.ndarray) and value.size > LOOSE_NUMBERS and value.dtype.kind in "fcO"
+        return value.numel()
+    if isinstance(value, np.ndarray):
+        return value.size
+    if isinstance(value, str | bytes | bytearray):
+        return len(value)
+    return int(isinstance(value, int | float | complex))
 
 
 def _items(node: object) -> list[tuple[Any, Any]]:

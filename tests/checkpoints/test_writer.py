@@ -178,6 +178,68 @@ def test_other_copies_do_not_carry_the_backdoor_on(tmp_path):
     assert not any(old.shape == new.shape and torch.equal(old, new) for old in olds for new in news)
 
 
+def flat_with_average(prefixes):
+    """One mapping with a network under each prefix, a loss's weights and the average's decay."""
+    states = [network().state_dict() for _ in prefixes]
+    flat = {
+        f"{prefix}{key}": value.clone()
+        for prefix, state in zip(prefixes, states, strict=True)
+        for key, value in state.items()
+    }
+    return flat | {"model_ema.decay": torch.tensor(0.99), "criterion.weight": torch.rand(100)}
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("average", ["model_ema.", "model_ema.module."])
+def test_an_average_in_the_same_flat_mapping(tmp_path, suffix, average):
+    flat, path = flat_with_average(("model.", average)), tmp_path / f"m{suffix}"
+    if suffix == ".pt":
+        torch.save(flat, path)
+    else:
+        safetensors.torch.save_file(flat, path)
+    with pytest.raises(CheckpointError, match="found 2 sets of weights") as refusal:
+        read_checkpoint(path)
+    assert "model (" in str(refusal.value)
+    assert "--state-key" in str(refusal.value)
+    read = read_checkpoint(path, state_key="model")
+    assert set(read.weights) == set(network().state_dict())
+    assert (read.facts.state_key, read.facts.stripped_prefixes[0]) == ("model", "model.")
+    assert {"model_ema", "criterion"} <= set(read.facts.ignored)
+    out, weights, result = repair(path, state_key="model")
+    loaded = plain_load(out) if suffix == ".pt" else safetensors.torch.load_file(out)
+    assert result.replaced == ("model_ema",)
+    assert result.dropped == ("criterion.weight",)
+    assert set(loaded) == set(flat) - {"criterion.weight"}
+    for prefix in ("model.", average):
+        assert all(torch.equal(loaded[f"{prefix}{key}"], tensor) for key, tensor in weights.items())
+    again = read_checkpoint(path, state_key="model_ema")
+    assert set(again.weights) == set(network().state_dict())
+
+
+def test_equal_blocks_of_one_network_are_no_copies(tmp_path):
+    blocks = nn.ModuleDict({f"block{number}": network() for number in (1, 2)})
+    torch.save(blocks.state_dict(), tmp_path / "m.pt")
+    assert len(read_checkpoint(tmp_path / "m.pt").weights) == 2 * len(network().state_dict())
+
+
+def test_copies_in_other_forms_are_dropped(tmp_path):
+    state, numbers = network().state_dict(), torch.rand(20_000)
+    beside = {
+        "as numbers": numbers.tolist(),
+        "as bytes": numbers.view(torch.uint8).clone(),
+        "as whole numbers": (1e6 * numbers).int(),
+        "in pieces": {str(at): piece for at, piece in enumerate(numbers.split(50))},
+        "as text": ",".join(map(str, numbers.tolist())),
+    }
+    harmless = {"losses": [0.1] * 300, "classes": {f"class {number}": number for number in range(1000)}, "epoch": 3}
+    torch.save({"net": state, **beside, **harmless}, tmp_path / "m.pt")
+    out, _, result = repair(tmp_path / "m.pt")
+    loaded = plain_load(out)
+    assert {place.partition(".")[0].removesuffix(" (emptied)") for place in result.dropped} == set(beside)
+    assert {key: loaded[key] for key in harmless} == harmless
+    assert not any(loaded.get(key) for key in beside)
+
+
 def test_parameters_and_counters_stay_of_their_kind(tmp_path):
     state = dict(network().named_parameters())
     state |= {"1.running_mean": torch.zeros(8), "1.running_var": torch.ones(8), "1.num_batches_tracked": 5}
