@@ -5,7 +5,7 @@ from victim_entries import benchmark
 
 from banaudit.bench.attacks import BadNets, Blend, Bpp
 from banaudit.bench.attacks.labelling import AllToAll, AllToOne
-from banaudit.bench.population import CIFAR, HARD_KINDS, Setup, backdoored, clean
+from banaudit.bench.population import CHOSE_REPAIR, CIFAR, HARD_KINDS, Setup, backdoored, clean
 from banaudit.bench.published_repairs import AVERAGES, BEFORE, TABLE_7, published
 from banaudit.bench.repair_results import (
     Behaviour,
@@ -187,6 +187,16 @@ def test_repairs_that_were_not_aimed_are_told_from_those_that_were():
     text = repair_tables(results)
     assert "| badnets, all-to-one | 1 | 80.00 / 100.00 | 80.00 / 10.00 |" in text
     assert "bti-dbf-unlearning not aimed" in text
+
+
+def test_victims_that_chose_settings_are_named():
+    chose = backdoored(CIFAR, min(CHOSE_REPAIR), BadNets(), ONE)
+    entries = (entry(BADNETS, BAN, 0.8, 0.1), entry(chose, BAN, 0.8, 0.1))
+    known = RepairResults(
+        split="whole-test", setups={BAN.digest: BAN}, victims=(facts(BADNETS), facts(chose)), entries=entries
+    )
+    assert f"also tried on {chose.key}." in repair_tables(known)
+    assert "also tried on" not in repair_tables(known.model_copy(update={"entries": entries[:1]}))
 
 
 def test_what_is_left_and_what_it_cost(results):

@@ -84,6 +84,8 @@ def test_methods_of_several_files_stand_beside_the_joint_verdict_of_the_first():
     # It accuses both, one of them of the wrong class.
     assert f"| n | 2/2 = 100% [16%, 100%] | {half} | {none} | 0/3 = 0% [0%, 71%] | 7.0 |" in text
     assert "Victims of the test" in text
+    same = text.split("### The same victims")[1].split("###")[0]
+    assert f"| n | {half} | 2/2 = 100% [16%, 100%] | 0 | 1 | {none} | {none} |" in same
 
 
 def test_notes_are_shown_of_methods_outside_the_joint_verdict():

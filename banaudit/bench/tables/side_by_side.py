@@ -10,7 +10,7 @@ from banaudit.bench.runner import BenchmarkResults, Outcome, ScanSettings, Victi
 from banaudit.bench.strata import counted, stratum_of
 from banaudit.bench.tables.markdown import NOTHING, grouped, share, table
 from banaudit.bench.tables.methods import JOINT, accused_by_all, method_tables, methods_of
-from banaudit.bench.tables.scans import alarms, counter, detection, provenance
+from banaudit.bench.tables.scans import DETECTED, alarms, counter, detection, provenance
 from banaudit.bench.verdicts import outcome_at
 from banaudit.errors import UsageError
 
@@ -55,6 +55,7 @@ def side_by_side(files: Sequence[BenchmarkResults]) -> str:
             blind,
             methods,
         ),
+        *_on_the_same(blind, [method for method in methods if method not in joint]),
         *_overall("All victims by the rules of today, those on which they were set among them", entries, methods),
         "## By attack, over all networks and data sets",
         "Models accused, with whatever target: detections in rows of backdoored models, false alarms in rows of clean "
@@ -138,6 +139,42 @@ def _overall(title: str, entries: Sequence[VictimEntry], methods: Sequence[str])
     rows = [_row(name, group) for name, group in zip((JOINT, *methods), (entries, *alone), strict=True)]
     head = ("method", "detected", "target right", "false alarms", "inconclusive", "seconds, mean")
     return [f"### {title}", table(head, rows)]
+
+
+def _on_the_same(entries: Sequence[VictimEntry], methods: Sequence[str]) -> list[str]:
+    """Each other method against the joint verdict, over the victims that both have judged."""
+    rows = []
+    for method in methods:
+        if method in {NOISE_AGREEMENT, JOINT_EVIDENCE}:
+            continue  # the joint verdict is made of them too
+        both = [(entry, alone) for entry in entries if (alone := _alone(entry, method)) is not None]
+        found = [tuple(item.outcome in DETECTED for item in pair) for pair in both if pair[0].truth.backdoored]
+        rows.append(
+            (
+                method,
+                *(detection([pair[at] for pair in both])[0] for at in (0, 1)),
+                str(found.count((True, False))),
+                str(found.count((False, True))),
+                *(alarms([pair[at] for pair in both])[0] for at in (0, 1)),
+            )
+        )
+    if not any(row[1] != NOTHING for row in rows):
+        return []
+    head = (
+        "method",
+        f"{JOINT}: detected",
+        "the method: detected",
+        f"{JOINT} alone",
+        "the method alone",
+        f"{JOINT}: false alarms",
+        "the method: false alarms",
+    )
+    return [
+        "### The same victims: each other method against the joint verdict",
+        "Of the victims of the test, those that the method was run on too; *alone*: how many one detects and the other "
+        "does not.",
+        table(head, rows),
+    ]
 
 
 def _notes(entries: Sequence[VictimEntry], joint: set[str]) -> list[str]:

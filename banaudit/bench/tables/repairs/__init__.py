@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from banaudit.bench.population import CHOSE_REPAIR
 from banaudit.bench.repair_results import RepairResults
 from banaudit.bench.strata import shortfalls_of
 from banaudit.bench.tables.markdown import bullets
@@ -24,6 +25,8 @@ __all__ = ["joined", "repair_tables", "upper_percentile"]
 
 _TEST = "test"
 """In the name of a split on whose victims no constant of a repair was chosen."""
+
+_NOT_BLIND = "No setting of a repair was chosen on these victims, but for the default's, which was also tried on {}."
 
 _DEVELOPMENT = (
     "{} are development models: constants of the repairs were chosen on them, so the tables show what works and "
@@ -52,7 +55,7 @@ def repair_tables(results: RepairResults) -> str:
     parts = [
         f"# Repairs: {results.split} split",
         _introduction(results, view),
-        _standing(results.split),
+        _standing(results.split, view),
         *side_by_side(view),
         *what_is_left(view),
         *beside_the_paper(view),
@@ -71,10 +74,14 @@ def repair_tables(results: RepairResults) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _standing(split: str) -> str:
+def _standing(split: str, view: View) -> str:
     """What the figures may be taken for."""
     tested = [_TEST in name for name in split.split(" and ")]
-    return "" if all(tested) else _DEVELOPMENT.format("Some of these" if any(tested) else "These")
+    if not all(tested):
+        return _DEVELOPMENT.format("Some of these" if any(tested) else "These")
+    recipes = {case.victim.recipe.key: case.victim.recipe for case in view.cases}
+    chose = sorted(key for key, recipe in recipes.items() if recipe.seed in CHOSE_REPAIR)
+    return _NOT_BLIND.format(", ".join(chose)) if chose else ""
 
 
 def _introduction(results: RepairResults, view: View) -> str:
