@@ -47,6 +47,13 @@ EPOCHS = {"cifar10": 8, "gtsrb32": 12, "mnist": 4, "imagenette64": 30}
 EPOCHS_FACTOR = {"vgg11": 1.5, "vgg16": 1.5}
 """Times as many for networks that learn more slowly and cost less."""
 
+PAPER_SEED = 40000
+"""First seed of the victims of the paper's size."""
+PAPER_WIDTH = 64
+"""Channels of the first stage of the paper's networks."""
+PAPER_EPOCHS = {"cifar10": 60, "gtsrb32": 40, "tiny-imagenet-32": 60, "imagenette160": 100}
+"""Epochs of these; the paper takes 200. There are 3,000 images of Imagenette to train on."""
+
 ATTACK_SUCCESS_FLOOR = 0.9
 ALL_TO_ALL_FLOOR = 0.75
 CIFAR_ACCURACY_FLOOR = 0.8
@@ -59,6 +66,8 @@ TEST_TARGETS = {
     "gtsrb32": (1, 13, 25, 4, 33, 9),
     "mnist": (0, 8, 5, 2, 9, 4),
     "imagenette64": (6, 3, 0, 8, 5, 1),
+    "imagenette160": (6, 3, 0, 8, 5, 1),
+    "tiny-imagenet-32": (12, 70, 111, 150, 183, 44),
 }
 """Target labels of the test; development uses none of them."""
 
@@ -205,13 +214,16 @@ TEST_ALL_TO_ALL: tuple[Callable[[], AnyAttack], ...] = (many_badnets, WaNet, sma
 
 def clean(setup: Setup, seed: int, kind: CleanKind = PLAIN) -> VictimRecipe:
     """A clean model."""
-    epochs = kind.epochs_factor * EPOCHS_FACTOR.get(setup.architecture, 1.0) * EPOCHS[setup.dataset]
+    if setup.width == PAPER_WIDTH:
+        usual: float = PAPER_EPOCHS[setup.dataset]
+    else:
+        usual = EPOCHS_FACTOR.get(setup.architecture, 1.0) * EPOCHS[setup.dataset]
     return VictimRecipe(
         dataset=setup.dataset,
         architecture=setup.architecture,
         width=setup.width,
         seed=seed,
-        training=TrainingSettings.model_validate({"epochs": max(1, round(epochs))} | kind.training),
+        training=TrainingSettings.model_validate({"epochs": max(1, round(kind.epochs_factor * usual))} | kind.training),
         imbalance=kind.imbalance,
     )
 
@@ -315,6 +327,41 @@ def sealed_test(replicates: int = 30) -> list[VictimRecipe]:
     return recipes + again + _more_ssdt()
 
 
+def paper_scale(replicates: int = 3) -> list[VictimRecipe]:
+    """Victims of the paper's size, in the cells of its tables; for a GPU, the cells that matter most first.
+
+    ResNet-18 on CIFAR-10 with every attack of the paper, then VGG16 and DenseNet121 there with those of its Table 1,
+    then ResNet-18 on the larger data sets with those of its Table 9; a clean one in each.
+
+    Args:
+        replicates: Victims of each cell; the second of all cells comes after the first of all.
+    """
+    resnet = Setup("cifar10", "resnet18", PAPER_WIDTH)
+    others = [Setup("cifar10", name, PAPER_WIDTH) for name in ("vgg16", "densenet121")]
+    larger = [Setup(name, "resnet18", PAPER_WIDTH) for name in ("gtsrb32", "tiny-imagenet-32", "imagenette160")]
+    all_to_one: tuple[Callable[[], AnyAttack], ...] = (BadNets, Blend, WaNet, IAD, Bpp)
+    adaptive: tuple[Callable[[], AnyAttack], ...] = (adaptive_blend, adaptive_patch, SSDT)
+    all_to_all: tuple[Callable[[], AnyAttack], ...] = (WaNet, IAD, Bpp)
+    recipes: list[VictimRecipe] = []
+    for replicate in range(replicates):
+
+        def add(setup: Setup, attack: AnyAttack | None = None, labelling: AnyLabelling | None = None) -> None:
+            seed = PAPER_SEED + len(recipes)
+            recipes.append(
+                clean(setup, seed) if attack is None else backdoored(setup, seed, attack, labelling or AllToAll())
+            )
+
+        for setup, attacks in ((resnet, all_to_one + adaptive), *((setup, all_to_one) for setup in (*others, *larger))):
+            add(setup)
+            for make in attacks:
+                attack = make()
+                add(setup, attack, _labelling(attack, setup, replicate))
+            if setup is resnet:
+                for make in all_to_all:
+                    add(setup, make())
+    return recipes
+
+
 def _more_ssdt() -> list[VictimRecipe]:
     targets = TEST_TARGETS["mnist"]
     return [
@@ -383,6 +430,7 @@ SPLITS: dict[str, Callable[[], list[VictimRecipe]]] = {
     "opened": opened,
     "test": still_sealed,
     "whole-test": sealed_test,
+    "paper": paper_scale,
 }
-"""The lists by name. The last is for repairs: of what was opened, clean victims chose the relapse probe's thresholds
+"""The lists by name. The fourth is for repairs: of what was opened, clean victims chose the relapse probe's thresholds
 (:mod:`banaudit.relapse`), backdoored ones nothing of a repair but what ``docs/methods.md`` names."""

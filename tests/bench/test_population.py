@@ -1,10 +1,12 @@
 import hashlib
 from collections import Counter
 
+import torch
+
 from banaudit.bench.attacks import IAD, AdapPatch, BadNets
 from banaudit.bench.attacks.labelling import AllToAll, AllToOne, Derangement, SourceTarget
 from banaudit.bench.datasets import DATASETS
-from banaudit.bench.networks import NETWORKS
+from banaudit.bench.networks import NETWORKS, build_network
 from banaudit.bench.population import (
     AGAIN_SEED,
     OPENED_SEEDS,
@@ -14,9 +16,11 @@ from banaudit.bench.population import (
     development,
     floor_misses,
     opened,
+    paper_scale,
     sealed_test,
     still_sealed,
 )
+from banaudit.bench.published_detection import PUBLISHED, cell_of
 from banaudit.bench.trainer import TrainingSettings
 from banaudit.bench.victims import VictimFacts, VictimRecipe
 
@@ -74,6 +78,25 @@ def test_recipes_never_change_and_new_ones_come_last():
     assert digest(sealed_test(5)[:95]) == "1366d68b168a992e"
     assert [recipe.attack.name for recipe in development()[50:]] == ["evasive"] * 3 + ["ssdt"] * 2
     assert {recipe.attack.name for recipe in sealed_test()[570:600]} == {"evasive"}
+
+
+def test_the_papers_size_has_the_papers_cells():
+    recipes = paper_scale()
+    assert len({r.key for r in recipes}) == len(recipes) == 3 * (9 + 3 + 5 * 6)
+    assert {r.width for r in recipes} == {64}
+    assert not {r.seed for r in recipes} & {r.seed for r in development() + sealed_test()}
+    first = recipes[: len(recipes) // 3]
+    cells = {cell for r in first if (cell := cell_of(r)) is not None}
+    tables = {number: set(table.rows) for number, table in enumerate(PUBLISHED)}
+    assert all(rows & cells for rows in tables.values())
+    assert {r.dataset for r in recipes} <= set(DATASETS)
+    for r in first:
+        assert r.training.epochs >= 40
+        with torch.device("meta"):
+            spec = DATASETS[r.dataset]
+            build_network(r.architecture, r.width, spec.channels, spec.num_classes)
+        if isinstance(r.labelling, (AllToOne, SourceTarget)):
+            assert r.labelling.target < DATASETS[r.dataset].num_classes
 
 
 def test_what_is_trained_again_differs_in_seed_and_epochs():
