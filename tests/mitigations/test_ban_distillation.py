@@ -11,7 +11,7 @@ from banaudit.detectors.inversion import Recovered, Triggers
 from banaudit.detectors.neural_cleanse import NeuralCleanse
 from banaudit.meter import Meter
 from banaudit.mitigations import BANDistillation
-from banaudit.mitigations.ban_distillation import SmallestPatch, distillation_loss
+from banaudit.mitigations.ban_distillation import SmallestPatch, accepted, distillation_loss
 from banaudit.neurons import train_under_noise, worst_noise
 from banaudit.results import RepairEpoch
 from banaudit.training import Tuned
@@ -165,6 +165,18 @@ def test_the_strongest_repair_that_costs_nothing_is_made(monkeypatch, kept, accu
     assert [same for _, same in seen] == [False, False, False, False, True][:tried]
     assert tuned.kept_epoch == kept[tried - 1]
     assert tuned.epochs[0].what.startswith(f"strength {tried} of 5, epoch ")
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "kept", "wanted"),
+    [((0.2, 0.99), 2, True), ((0.2, 0.98), 2, True), ((0.2, 0.97), 2, False), ((0.99, 0.98), 1, False)],
+)
+def test_a_stronger_repair_may_lose_one_image(accuracies, kept, wanted):
+    epochs = tuple(
+        RepairEpoch(epoch=number, loss=0.0, accuracy=accuracy, seconds=0.0)
+        for number, accuracy in enumerate(accuracies, start=1)
+    )
+    assert accepted(Tuned({}, epochs, kept, within_budget=True, accuracy_before=0.99), 100) == wanted
 
 
 def test_an_interrupted_repair_goes_on_at_its_strength(monkeypatch, tmp_path):
