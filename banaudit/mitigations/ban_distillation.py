@@ -91,8 +91,8 @@ class BANDistillation(NoiseTraining):
 
     How strong a repair a network affords differs by far: what takes a backdoor from a digit network at almost no cost
     takes much of a small CIFAR network's accuracy. So the strongest of :data:`STRENGTHS` comes first. One that is
-    stronger than the settings is given up if its last epoch lost more than one of the images that choose; any other
-    only if no epoch was within the budget.
+    stronger than the settings is given up if its last epoch was less accurate, on the images that choose, than the
+    network as it came (``stronger_drop`` lets it cost something); any other only if no epoch was within the budget.
 
     Source:
         Ours, on top of Xu et al., "BAN", NeurIPS 2024, Eq. 8. Unlearning a reversed patch: Wang et al., "Neural
@@ -120,6 +120,9 @@ class BANDistillation(NoiseTraining):
     """c, the weight of the loss on stamped images."""
     patch_share: float = Field(default=0.25, gt=0, le=1)
     """Share of a batch that is stamped."""
+    stronger_drop: float = Field(default=0.0, ge=0, lt=1)
+    """Clean accuracy that a repair stronger than these settings may cost; with 0 it has to look free. A backdoor that
+    the default leaves may need 0.02, the whole usual budget."""
     gentle: bool = False
     """Make only the repair with these very settings, none of the stronger and the weaker ones."""
     patch_ratio: float = Field(default=0.5, gt=0, lt=1)
@@ -134,7 +137,7 @@ class BANDistillation(NoiseTraining):
             # Of a strength that an interrupted call had tried to the end, the state says all.
             tuned = settings.repair_once(replace(own, progress=job.progress.run(f"strength {number}")), job.model)
             stronger = number <= len(STRONGER)
-            if last or (accepted(tuned, len(job.selection)) if stronger else tuned.within_budget):
+            if last or (self.accepts(tuned) if stronger else tuned.within_budget):
                 break
         return tuned if self.gentle else _told(tuned, f"strength {number} of {len(strengths)}")
 
@@ -203,6 +206,15 @@ class BANDistillation(NoiseTraining):
             settings.planned_tuning(training, selection, forward=self._passes()[0]) for settings in self.strengths()
         )
 
+    def accepts(self, tuned: Tuned) -> bool:
+        """Whether a stronger repair is kept: its last epoch may cost ``stronger_drop``, by default not one image.
+
+        The images that choose are few: what costs several points may lose two of a hundred.
+        """
+        last = tuned.epochs[-1]
+        lowest = tuned.accuracy_before - self.stronger_drop - 1e-9  # for shares that are no exact fractions
+        return tuned.kept_epoch == last.epoch and last.accuracy >= lowest
+
     def searched_before(self, epoch: int) -> bool:
         """Whether the patch is searched before this epoch, from 1."""
         return epoch in {1, 1 + round(REPEATED_AT * self.epochs)}
@@ -210,21 +222,6 @@ class BANDistillation(NoiseTraining):
     def _passes(self) -> tuple[int, int]:
         """The ascent, a noisy and a clean pass, and the teacher's, which has no way back."""
         return self.noise_steps + 3, self.noise_steps + 2
-
-
-def accepted(tuned: Tuned, images: int) -> bool:
-    """Whether a stronger repair is kept: its last epoch may lose one of the images that choose, and no more.
-
-    They are few: what costs several points may lose two of a hundred. What costs half a point loses one about as often
-    as none, and on digits it is what takes a blended pattern away.
-
-    Args:
-        tuned: The repair.
-        images: How many there are of them.
-    """
-    last = tuned.epochs[-1]
-    lost = round((tuned.accuracy_before - last.accuracy) * images)
-    return tuned.kept_epoch == last.epoch and lost <= 1
 
 
 def _told(tuned: Tuned, strength: str) -> Tuned:

@@ -11,7 +11,7 @@ from banaudit.detectors.inversion import Recovered, Triggers
 from banaudit.detectors.neural_cleanse import NeuralCleanse
 from banaudit.meter import Meter
 from banaudit.mitigations import BANDistillation
-from banaudit.mitigations.ban_distillation import SmallestPatch, accepted, distillation_loss
+from banaudit.mitigations.ban_distillation import SmallestPatch, distillation_loss
 from banaudit.neurons import train_under_noise, worst_noise
 from banaudit.results import RepairEpoch
 from banaudit.training import Tuned
@@ -142,14 +142,14 @@ def test_the_strengths_that_are_tried():
     ("kept", "accuracies", "tried"),
     [
         ((10,), (0.9,), 1),
-        ((10, 20), (0.8, 0.9), 2),  # a stronger repair may cost one image, no more
+        ((10, 20), (0.89, 0.9), 2),  # a stronger repair must cost nothing that shows
         ((9, 20), (0.95, 0.95), 2),  # an earlier epoch of the strongest is no strong repair
         ((10, 20, 10), (0.5, 0.5, 0.85), 3),  # within the budget, the settings as they are will do
         ((10, 20, 10, 20), (0.5, 0.5, 0.7, 0.85), 4),  # else a weaker one
         ((10, 20, 10, 20, 25), (0.5, 0.5, 0.7, 0.7, 0.7), 5),  # the weakest is the answer, whatever it costs
     ],
 )
-def test_the_strongest_repair_that_costs_next_to_nothing_is_made(monkeypatch, kept, accuracies, tried):
+def test_the_strongest_repair_that_costs_nothing_is_made(monkeypatch, kept, accuracies, tried):
     seen = []
 
     def once(self, job, original):
@@ -168,19 +168,26 @@ def test_the_strongest_repair_that_costs_next_to_nothing_is_made(monkeypatch, ke
 
 
 @pytest.mark.parametrize(
-    ("accuracies", "kept", "wanted"),
-    [((0.2, 0.99), 2, True), ((0.2, 0.98), 2, True), ((0.2, 0.97), 2, False), ((0.99, 0.98), 1, False)],
+    ("accuracies", "kept", "allowed", "wanted"),
+    [
+        ((0.2, 0.99), 2, 0.0, True),
+        ((0.2, 0.98), 2, 0.0, False),
+        ((0.2, 0.97), 2, 0.02, True),
+        ((0.2, 0.96), 2, 0.02, False),
+        ((0.99, 0.98), 1, 0.02, False),  # an earlier epoch of the strongest is no strong repair
+    ],
 )
-def test_a_stronger_repair_may_lose_one_image(accuracies, kept, wanted):
+def test_what_a_stronger_repair_may_cost(accuracies, kept, allowed, wanted):
     epochs = tuple(
         RepairEpoch(epoch=number, loss=0.0, accuracy=accuracy, seconds=0.0)
         for number, accuracy in enumerate(accuracies, start=1)
     )
-    assert accepted(Tuned({}, epochs, kept, within_budget=True, accuracy_before=0.99), 100) == wanted
+    method = BANDistillation(stronger_drop=allowed)
+    assert method.accepts(Tuned({}, epochs, kept, within_budget=True, accuracy_before=0.99)) == wanted
 
 
 def test_an_interrupted_repair_goes_on_at_its_strength(monkeypatch, tmp_path):
-    monkeypatch.setattr("banaudit.mitigations.ban_distillation.accepted", lambda *_: False)
+    monkeypatch.setattr(BANDistillation, "accepts", lambda *_: False)
     method, data = BANDistillation(epochs=2, batch_size=8), make_data()
     told = []
 
