@@ -103,6 +103,8 @@ class BANDistillation(NoiseTraining):
     name: ClassVar[str] = "ban-distillation"
     title: ClassVar[str] = "fine-tuning against neuron noise and the smallest patch, held to its own clean answers"
 
+    if_left: ClassVar[str] = "--set ban-distillation.stronger_drop=0.02"
+
     epochs: PositiveInt = 10
     """Passes over the training images; other strengths take up to 2.5 times as many."""
     learning_rate: PositiveFloat = 0.05
