@@ -27,8 +27,8 @@ CLEAN_STRENGTHS = (
 MEASURED = (0, 17)
 """Clean models of the sealed test that were accused, and all of them (``docs/benchmark/test.json``)."""
 
-FAMILIES = re.compile(r"(resnet|vgg|wrn-)\d")
-"""Names of the families of networks among those models."""
+FAMILIES = re.compile(r"(resnet|vgg|wrn-)\d[\w-]*")
+"""Names of the families of networks among those models, as recognised; a user's ``resnet9.py:make`` is none."""
 CLASSES = range(10, 44)
 """Between these lie the two numbers of classes that they have."""
 PARAMETERS = range(100_000, 1_000_001)
@@ -137,7 +137,7 @@ def distance(
         f"inputs of {side} pixels": side not in SIDES,
         f"only {images} clean images": images < IMAGES / 2,
         f"a clean accuracy of {accuracy:.0%}": accuracy < LEAST_ACCURACY,
-        f"a network of another family ({network or 'unknown'})": network is None or not FAMILIES.match(network),
+        f"a network of another family ({network or 'unknown'})": network is None or not FAMILIES.fullmatch(network),
         f"{parameters:,} weights" if parameters else "an unknown number of weights": parameters not in PARAMETERS,
     }
     return ", ".join(reason for reason, applies in reasons.items() if applies)

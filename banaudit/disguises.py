@@ -7,6 +7,7 @@ networks pass through here as they are, so that thresholds set on them hold.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -44,6 +45,8 @@ USUAL_ROUNDING = 0.05
 """Median rounding error of the logits in reduced precision, in median margins, that is borne; ordinary networks stay
 well below."""
 
+USUAL_OUTPUTS = 1000
+"""Outputs, evenly spaced, whose pairs say what is usual; and rows of the table of all pairs that are held at once."""
 USUAL_QUANTILE = 0.9
 """Of the spreads between two outputs, the one that counts as usual: high, as many copies would lower the median."""
 
@@ -205,16 +208,25 @@ def twin_outputs(logits: Tensor) -> tuple[int, int] | None:
     classes = logits.shape[1]
     if classes <= 2:  # two outputs that only their difference speaks through
         return None
-    centred = logits - logits.mean(dim=0)
-    products = centred.T @ centred / len(logits)
-    own = products.diagonal()
-    spread = (own[:, None] + own[None, :] - 2 * products).clamp_min(0).sqrt()
-    pairs = torch.triu_indices(classes, classes, 1)
-    between = spread[pairs[0], pairs[1]]
-    closest = int(between.argmin())
-    if not float(between[closest]) < TWIN_SPREAD * float(between.quantile(USUAL_QUANTILE)):
-        return None
-    return int(pairs[0][closest]), int(pairs[1][closest])
+    centred = (logits - logits.mean(dim=0)).T
+    some = centred[torch.linspace(0, classes - 1, min(classes, USUAL_OUTPUTS)).long()]
+    pairs = torch.triu_indices(len(some), len(some), 1)
+    usual = float(_spreads(some, some)[pairs[0], pairs[1]].quantile(USUAL_QUANTILE))
+    closest, twins = math.inf, (0, 0)
+    for first in range(0, classes, USUAL_OUTPUTS):  # all pairs at once of many thousand outputs fill the memory
+        block = _spreads(centred[first : first + USUAL_OUTPUTS], centred)
+        itself = torch.arange(len(block))
+        block[itself, first + itself] = math.inf
+        place = int(block.argmin())
+        if float(block.view(-1)[place]) < closest:
+            closest, twins = float(block.view(-1)[place]), (first + place // classes, place % classes)
+    return (min(twins), max(twins)) if closest < TWIN_SPREAD * usual else None
+
+
+def _spreads(rows: Tensor, columns: Tensor) -> Tensor:
+    """[R, C] standard deviations of the differences of centred outputs [R, N] and [C, N]."""
+    own = (rows.square().mean(dim=1)[:, None], columns.square().mean(dim=1)[None, :])
+    return (own[0] + own[1] - 2 * rows @ columns.T / rows.shape[1]).clamp_min(0).sqrt()
 
 
 def _median_margin(logits: Tensor) -> float:

@@ -17,7 +17,7 @@ import torch
 
 from banaudit.architectures.base import SplitModel, SplitNetwork
 from banaudit.data import CleanData, ImageSet
-from banaudit.errors import UnsupportedModelError, UsageError
+from banaudit.errors import BanauditError, UnsupportedModelError, UsageError
 from banaudit.meter import Meter
 from banaudit.preflight import predictions
 from banaudit.results import PreprocessingFacts
@@ -206,9 +206,9 @@ def _count_hits(
         images, labels = clean[size].images[part], clean[size].labels[part]
         try:
             predicted = predictions(candidate.model(network), images, meter=meter, what="preprocessing")
-        except (torch.OutOfMemoryError, torch.AcceleratorError):
+        except (BanauditError, torch.OutOfMemoryError, torch.AcceleratorError):
             raise
-        except RuntimeError as error:  # torch's one exception for shapes that do not fit
+        except Exception as error:  # torch's for shapes that do not fit, or whatever a network raises that checks them
             refused[size] = " ".join(str(error).split())
             continue
         hits[candidate] = int((predicted == labels).sum())

@@ -141,6 +141,13 @@ def test_many_copies_do_not_hide_each_other(planted, clean_data):
     assert twin_outputs(crowd) is not None
 
 
+def test_a_copy_is_found_among_thousands(monkeypatch):
+    logits = torch.randn(50, 4000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert twin_outputs(logits) is None
+    logits[:, 3500] = logits[:, 17] - 0.001
+    assert twin_outputs(logits) == (17, 3500)
+
+
 def test_an_image_that_overflows_switches_nothing_off(planted, clean_data):
     class Overflowing(torch.nn.Module):
         def __init__(self):

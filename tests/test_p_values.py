@@ -76,6 +76,7 @@ def test_a_scan_like_the_clean_development_models_is_near():
         ({"accuracy": 0.65}, "accuracy of 65%"),
         ({"network": "densenet121"}, "another family (densenet121)"),
         ({"network": "torchvision:resnet18"}, "another family"),
+        ({"network": "resnet9.py:make"}, "another family (resnet9.py:make)"),
         ({"network": None}, "another family (unknown)"),
         ({"parameters": 11_173_962}, "11,173,962 weights"),
         ({"parameters": None}, "an unknown number of weights"),

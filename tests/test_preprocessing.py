@@ -19,9 +19,12 @@ LEVELS = (40, 90, 130, 200)
 class _Brightness(SplitNetwork):
     """Right only for inputs normalised as it was made for: it answers with the nearest of its classes' means."""
 
-    def __init__(self, made_for: Preprocessing, *, fixed_size: bool = False) -> None:
+    def __init__(
+        self, made_for: Preprocessing, *, fixed_size: bool = False, refusal: type[Exception] = RuntimeError
+    ) -> None:
         super().__init__()
         self.fixed_size = fixed_size
+        self.refusal = refusal
         levels = torch.tensor(LEVELS) / 255
         mean, std = torch.tensor(made_for.mean), torch.tensor(made_for.std)
         centres = (levels.unsqueeze(1) - mean) / std
@@ -33,7 +36,7 @@ class _Brightness(SplitNetwork):
 
     def features(self, inputs):
         if self.fixed_size and inputs.shape[-1] != self.size:
-            raise RuntimeError("mat1 and mat2 shapes cannot be multiplied\n(1x2 and 3x4)")
+            raise self.refusal("mat1 and mat2 shapes cannot be multiplied\n(1x2 and 3x4)")
         return inputs
 
     def head(self, features):
@@ -92,8 +95,10 @@ def test_what_is_given_is_not_tried(images):
     assert chosen == Preprocessing(20, 3, (0.1, 0.1, 0.1), (0.2, 0.3, 0.4), "custom")
 
 
-def test_the_size_that_fits_is_chosen(images):
-    network = _Brightness(named("half", size=16, channels=3), fixed_size=True)
+@pytest.mark.parametrize("refusal", [RuntimeError, AssertionError])
+def test_the_size_that_fits_is_chosen(images, refusal):
+    """Vision transformers check their size with an assertion."""
+    network = _Brightness(named("half", size=16, channels=3), fixed_size=True, refusal=refusal)
     chosen, facts = choose(network, images, channels=3, size_hint=16)
     assert (chosen.name, chosen.size) == ("half", 16)
     assert all(name.endswith(" at 16") for name in facts.tried)

@@ -85,7 +85,7 @@ class SplitModel(nn.Module):
         try:
             with torch.no_grad():
                 self(images[:2])
-        except RuntimeError:
+        except Exception:  # whatever a user's network raises
             self.lay_out(torch.contiguous_format)
         return self
 

@@ -29,7 +29,7 @@ from banaudit.architectures.base import SplitNetwork, WrappedNetwork
 from banaudit.architectures.family import Recognition, rename
 from banaudit.architectures.final_linear import FinalLinearSplit, split_module
 from banaudit.architectures.outputs import recognise_outputs
-from banaudit.architectures.user_code import factory_from_file, names_a_file, refusing_to_exit
+from banaudit.architectures.user_code import factory_from_file, names_a_file, user_code
 from banaudit.errors import ArchitectureError, UnsupportedModelError, UsageError
 from banaudit.results import ArchitectureFacts
 from banaudit.shapes import Weights
@@ -134,7 +134,7 @@ def load_network(
         UnsupportedModelError: The network in a factory's file takes or returns something that no classifier does.
     """
     if arch is not None and names_a_file(arch):
-        with refusing_to_exit(arch):
+        with user_code(arch):
             return _load_with_factory(weights, arch, classes, size)
     recognition = _recognise(weights, arch)
     if classes not in (None, recognition.classes):
@@ -282,6 +282,14 @@ def _put_in(network: nn.Module, weights: Weights, renames: dict[str, str], name:
     expected = target.state_dict()
     state: OrderedDict[str, Tensor] = OrderedDict()
     for key, tensor in rename(weights, renames).items():
+        if key.endswith(COUNTER):  # in half precision it may have overflown
+            state[key] = torch.nan_to_num(tensor.double(), posinf=0.0, neginf=0.0).to(torch.int64)
+            continue
+        if expected[key].is_floating_point() and not tensor.is_floating_point():
+            raise ArchitectureError(
+                f"{key} holds {str(tensor.dtype).removeprefix('torch.')} numbers where {name} computes with "
+                "floating-point ones; convert the checkpoint to float32"
+            )
         dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
         state[key] = tensor.detach().to(device="cpu", dtype=dtype, copy=True).contiguous()
     for key in expected:

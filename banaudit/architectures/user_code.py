@@ -9,7 +9,7 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,8 +25,10 @@ def names_a_file(arch: str) -> bool:
 
 
 @contextmanager
-def refusing_to_exit(arch: str) -> Iterator[None]:
-    """The user's code runs inside: where it ends the process, as scripts do, that is an error and no result.
+def user_code(arch: str) -> Iterator[None]:
+    """The user's code runs inside: with the modules beside its file, and without a way to end the process.
+
+    Where it ends the process, as scripts do, that is an error and no result.
 
     Args:
         arch: ``path/to/file.py:factory``, for the message.
@@ -34,6 +36,8 @@ def refusing_to_exit(arch: str) -> Iterator[None]:
     Raises:
         UsageError: Instead of ``SystemExit``, which would pass for an exit code of banaudit's own.
     """
+    folder = str(Path(arch.rpartition(":")[0]).expanduser().resolve().parent)
+    sys.path.append(folder)  # last, so that nothing there takes the place of a module that others import
     try:
         yield
     except SystemExit as error:
@@ -42,6 +46,9 @@ def refusing_to_exit(arch: str) -> Iterator[None]:
             f"--arch {arch}: its code ended the process (SystemExit: {detail}); "
             "guard what is a script with if __name__ == '__main__'"
         ) from error
+    finally:
+        with suppress(ValueError):
+            sys.path.remove(folder)
 
 
 @dataclass(frozen=True)
@@ -68,14 +75,21 @@ class UserFactory:
             UsageError: It failed, or made something else than a module.
         """
         try:
-            with torch.random.fork_rng(devices=[]), refusing_to_exit(self.arch):
+            with torch.random.fork_rng(devices=[]), user_code(self.arch):
                 network = self.call(num_classes=classes) if self.takes_classes and classes is not None else self.call()
         except UsageError:
             raise
         except Exception as error:
             raise _failure(self.arch, error) from error
+        name = self.arch.rpartition(":")[2]
+        if isinstance(network, nn.Module) and any(
+            map(nn.parameter.is_lazy, (*network.parameters(), *network.buffers()))
+        ):
+            raise UsageError(
+                f"--arch {self.arch}: {name}() makes lazy layers, whose shapes only a first batch decides; pass one "
+                "through the network in the factory"
+            )
         if not isinstance(network, nn.Module):
-            name = self.arch.rpartition(":")[2]
             raise UsageError(
                 f"--arch {self.arch}: expected {name}() to make a torch.nn.Module, got {type(network).__name__}"
             )
@@ -104,7 +118,7 @@ def factory_from_file(arch: str) -> UserFactory:
     source = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = source  # dataclasses and pickling look their module up by name
     try:
-        with torch.random.fork_rng(devices=[]), refusing_to_exit(arch):
+        with torch.random.fork_rng(devices=[]), user_code(arch):
             spec.loader.exec_module(source)
             factory = getattr(source, name, None)
             if not callable(factory):

@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 MAX_PICKLE_BYTES = 64 * 2**20
@@ -108,9 +109,15 @@ class _Global:
 
 @dataclass(frozen=True)
 class _Made:
-    """What a call or an instantiation would have returned."""
+    """What a call or an instantiation would have returned.
+
+    Args:
+        by: Name of what is called.
+        spelled: Of a dtype: its name.
+    """
 
     by: str
+    spelled: str = ""
 
 
 @dataclass(frozen=True)
@@ -399,11 +406,12 @@ class _Follower:
 
     def _build(self) -> None:
         state, target = self._pop(), self.stack[-1]
-        made_by = target.by if isinstance(target, _Made) else None
+        made = target if isinstance(target, _Made) else _Made("")
+        made_by = made.by
         if made_by in self.listing.offenders or made_by in _OTHER_TENSORS:
             return
         if made_by == "numpy.dtype":
-            fine = _is_dtype_state(state)
+            fine = _is_dtype_state(state, made.spelled)
         elif made_by == "numpy.array":
             fine = _is_array_state(state)
         else:
@@ -465,6 +473,8 @@ class _Follower:
             return None
         elements = 1
         last = offset
+        if math.prod(max(1, length) for length in size) >= 2**62:  # torch multiplies them, a zero among them or not
+            return None
         for length, step in zip(size, stride, strict=True):
             elements *= length
             last += (length - 1) * step
@@ -484,7 +494,13 @@ class _Follower:
 
     def _numpy_dtype(self, arguments: tuple[object, ...]) -> object | None:
         spelled = arguments[0] if arguments else None
-        return _Made("numpy.dtype") if isinstance(spelled, str) and _NUMPY_DTYPE.fullmatch(spelled) else None
+        if not (isinstance(spelled, str) and _NUMPY_DTYPE.fullmatch(spelled)):
+            return None
+        try:
+            np.dtype(spelled)
+        except TypeError:
+            return None
+        return _Made("numpy.dtype", spelled)
 
     def _numpy_array(self, arguments: tuple[object, ...]) -> object | None:
         """An empty array, to be filled by the state that follows: never one that has a size of its own."""
@@ -517,12 +533,23 @@ def _are_counts(values: object) -> bool:
     return isinstance(values, tuple) and all(_is_count(value) for value in values)
 
 
-def _is_dtype_state(state: object) -> bool:
-    """(version, byte order, subarray, names, fields, size, alignment, flags): a plain number type has no parts."""
+def _is_dtype_state(state: object, spelled: str) -> bool:
+    """(version, byte order, subarray, names, fields, size, alignment, flags[, metadata]), as NumPy writes it.
+
+    NumPy takes any size, alignment and flags that it is given, and then reads memory that is not there.
+    """
     if not isinstance(state, tuple) or len(state) not in (8, 9):
         return False
-    size = state[5]
-    return all(part is None for part in (*state[2:5], *state[8:])) and isinstance(size, int) and -1 <= size < 2**16
+    written = np.dtype(spelled).__reduce__()[2]
+    assert isinstance(written, tuple)
+    numbers = state[5:8]
+    return (
+        state[0] in (3, 4)
+        and state[1] in ("<", ">", "|", "=")
+        and all(part is None for part in (*state[2:5], *state[8:]))
+        and all(type(number) is int for number in numbers)
+        and numbers == written[5:8]
+    )
 
 
 def _is_array_state(state: object) -> bool:

@@ -18,6 +18,9 @@ MAX_DEPTH = 8
 TOP_LEVEL = "(top level)"
 """What the place of a bare state dict is called."""
 
+MAX_DIMENSIONS = 64
+"""Of a tensor that torch can compute with; files may claim more."""
+
 _WRAPPERS = ("model.", "net.", "network.", "backbone.", "1.")
 """Names under which a whole network sits inside another: Lightning modules, ``Sequential(Resize(), network)``."""
 
@@ -111,10 +114,12 @@ def _search(node: object, path: tuple[str, ...], seen: set[int]) -> Iterator[Can
         for candidate in _search(value, (*path, str(key)), seen)
     ]
     yield from inner
-    if isinstance(node, list | tuple) or (inner and not _has_weights(children)) or len(names) != len(children):
+    has_weights = _has_weights(children)
+    # Weights by name count whatever else is there: one odd key must not hide them.
+    if isinstance(node, list | tuple) or (not has_weights and (inner or len(names) != len(children))):
         return
     tensors = [value for value in children.values() if isinstance(value, Tensor)]
-    mostly = 2 * len(tensors) >= len(children) or _has_weights(children)
+    mostly = 2 * len(tensors) >= len(children) or has_weights
     if mostly and any(value.ndim >= 2 and (value.is_floating_point() or value.is_complex()) for value in tensors):
         yield Candidate(path, children, len(tensors))
 
@@ -283,7 +288,9 @@ def _tensors(candidate: Candidate, name: str) -> tuple[list[_Entry], list[str]]:
 
 def _plain_tensor(key: str, tensor: Tensor, name: str) -> Tensor:
     kind = None
-    if tensor.is_meta:
+    if tensor.ndim > MAX_DIMENSIONS:
+        kind = f"one of {tensor.ndim} dimensions"
+    elif tensor.is_meta:
         kind = "a meta tensor, which has no values"
     elif tensor.layout != torch.strided:
         kind = "a sparse tensor"
@@ -363,8 +370,8 @@ def _check_finite(entries: list[_Entry], name: str) -> None:
     first = ""
     for entry in entries:
         tensor = entry.tensor
-        if not tensor.is_floating_point():
-            continue
+        if not tensor.is_floating_point() or entry.key.endswith("num_batches_tracked"):
+            continue  # a count in half precision overflows, and no evaluation reads it
         values = tensor.float() if tensor.element_size() < 2 else tensor  # torch has no isfinite for 8-bit floats
         if torch.isfinite(values).all():
             continue

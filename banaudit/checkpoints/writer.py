@@ -118,6 +118,9 @@ def as_stored(checkpoint: Checkpoint, weights: Weights) -> Weights:
     """
     stored: Weights = {}
     for name, old in checkpoint.weights.items():
+        if name.endswith("num_batches_tracked") and old.is_floating_point():
+            stored[name] = old  # a count in half precision overflows, and no evaluation reads it
+            continue
         new = weights[name].detach().cpu().to(old.dtype)
         if new.is_floating_point() and not bool(new.float().isfinite().all()):
             raise CheckpointError(

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from banaudit.triggers import Pixels, RecoveredTrigger
 
 
-def check_folder(folder: Path, reports: Sequence[Path]) -> None:
+def check_folder(folder: Path, reports: Sequence[Path], data: Path) -> None:
     """Make sure that pictures can be written to a folder, before any work is done; nothing is left behind.
 
     A folder with something in it is refused: pictures of an earlier scan among the new ones would mislead.
@@ -25,10 +25,13 @@ def check_folder(folder: Path, reports: Sequence[Path]) -> None:
     Args:
         folder: Where the pictures are to go.
         reports: Files that are to be written too, links resolved.
+        data: The clean images, among which pictures would pass for a class of their own.
 
     Raises:
-        UsageError: It holds something, is no folder, is one of the reports, or cannot be written.
+        UsageError: It holds something, is no folder, is one of the reports or among the images, or cannot be written.
     """
+    if data.resolve() in (folder.resolve(), *folder.resolve().parents):
+        raise UsageError(f"--triggers {folder}: is among the clean images; give a folder elsewhere")
     if Path(os.path.realpath(folder)) in reports:
         raise UsageError(f"--triggers {folder}: an output goes to a file of that name; give the folder another")
     try:

@@ -11,7 +11,7 @@ from banaudit.cli import subject
 from banaudit.cli.messages import say
 from banaudit.cli.options import choose_detectors, choose_mitigation, input_files, make_subject, parse_settings
 from banaudit.cli.progress import progress_bar
-from banaudit.cli.streams import deliver, refuse_inputs
+from banaudit.cli.streams import deliver, refuse_inputs, reports_alone
 from banaudit.errors import UsageError
 from banaudit.results import EXIT_CODES
 
@@ -94,7 +94,7 @@ def purify(
         raise UsageError(f"--output {out}: is a folder; name a file in it")
     for path in (out, beside(out)):
         refuse_inputs(path, input_files(model, data, classes=classes, arch=arch), f"--output {out}")
-    with progress_bar(wanted=not (quiet or no_progress)) as listener:
+    with progress_bar(wanted=not (quiet or no_progress)) as listener, reports_alone():
         suspect = make_subject(
             model,
             data,

@@ -12,7 +12,7 @@ from banaudit.cli.messages import say
 from banaudit.cli.options import choose_detectors, input_files, make_subject, parse_settings
 from banaudit.cli.pictures import check_folder, keep_pictures
 from banaudit.cli.progress import progress_bar
-from banaudit.cli.streams import deliver, parse_outputs
+from banaudit.cli.streams import deliver, parse_outputs, reports_alone
 from banaudit.errors import UnsafeCheckpointError, UsageError
 from banaudit.results import EXIT_CODES, ExitCode, Inspection, Report
 
@@ -86,11 +86,11 @@ def scan(
     del verbose  # read by main, which prints the traceback
     outputs = parse_outputs(output or (), input_files(model, data, classes=classes, arch=arch))
     if triggers is not None:
-        check_folder(triggers, [written.path for written in outputs])
+        check_folder(triggers, [written.path for written in outputs], data)
     changes = parse_settings(settings or ())
     found: list[RecoveredTrigger] = []
     record: Report | Inspection
-    with progress_bar(wanted=not (quiet or no_progress)) as listener:
+    with progress_bar(wanted=not (quiet or no_progress)) as listener, reports_alone():
         suspect = make_subject(
             model,
             data,

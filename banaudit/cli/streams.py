@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import stat
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal, get_args
@@ -80,8 +81,8 @@ def refuse_inputs(path: Path, inputs: Sequence[Path], option: str) -> None:
     for other in inputs:
         if is_same_file(path, other):
             raise UsageError(f"{option}: would overwrite an input, {other}; give another path")
-        if other.resolve() in path.resolve().parents and path.exists() and _may_be_read(path):
-            raise UsageError(f"{option}: would overwrite an input, a file in {other}; give another path")
+        if other.resolve() in path.resolve().parents and _may_be_read(path):
+            raise UsageError(f"{option}: would be an input, a file in {other}; give another path")
 
 
 def _may_be_read(path: Path) -> bool:
@@ -100,6 +101,13 @@ def _place(name: str) -> Path:
     """
     given = Path(os.path.abspath(name))
     return given if _is_special(given) else Path(os.path.realpath(name))
+
+
+@contextlib.contextmanager
+def reports_alone() -> Iterator[None]:
+    """Standard output is for reports: what a user's ``--arch`` file prints inside goes to standard error."""
+    with contextlib.redirect_stdout(sys.stderr):
+        yield
 
 
 def write_stdout(text: str) -> None:

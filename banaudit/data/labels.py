@@ -87,7 +87,8 @@ def _number(path: Path, digits: str) -> int:
 def _sorted_order(listing: Listing, classes: int | None) -> dict[str, int]:
     # A class of the network may have an empty folder: it keeps its place only if that makes the count right.
     with_files = listing.categories
-    with_empty = tuple(sorted({*with_files, *listing.empty}))
+    empty = (name for name in listing.empty if not name.startswith((".", "_")))  # __MACOSX, .ipynb_checkpoints
+    with_empty = tuple(sorted({*with_files, *empty}))
     for candidates in (with_files, with_empty):
         if classes in (None, len(candidates)):
             return {category: label for label, category in enumerate(candidates)}

@@ -100,8 +100,9 @@ class Detector(Method, ABC):
 
     misses: ClassVar[str]
     """Backdoors it is known to be blind to, or how far it has been measured here."""
-    fewest_classes: ClassVar[int] = 2
-    """With fewer classes than this there is nothing to compare a class with, and the finding is inconclusive."""
+    fewest_classes: ClassVar[int] = 4
+    """With fewer classes than this there is too little to compare a class with, and the finding is inconclusive: of two
+    classes one has at least half of whatever is counted."""
 
     @abstractmethod
     def score(self, model: SplitModel, samples: Samples, generator: torch.Generator, meter: Meter) -> list[Evidence]:

@@ -109,8 +109,6 @@ class FreeEagle(Detector):
         "most backdoors of the development models; targets that an empty representation goes to as well; all-to-all"
     )
 
-    fewest_classes: ClassVar[int] = 4
-
     depth: float = Field(default=0.5, ge=0, le=1)
     """Share of the layers with weights before the inner layer."""
     steps: PositiveInt = 200

@@ -211,7 +211,6 @@ class PatchInversion(TriggerDetector, ABC):
     least_success: float = Field(default=0.7, ge=0, le=1)
     """Success rate on held-out images below which a recovered trigger is not one."""
 
-    fewest_classes: ClassVar[int] = 4
     penalty_passes: ClassVar[int]
     """Images a step that the penalty passes through the network, for each class."""
 

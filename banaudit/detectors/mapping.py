@@ -128,6 +128,8 @@ def search_mapping(
         (gradient,) = torch.autograd.grad(loss, variable)
         current = perturbation.descend(variable.detach(), gradient, step)
     targets = weights.argmax(dim=1)
+    # What a class without images is matched with is what the others left.
+    present = set(search.labels.tolist()) & set(held_out.labels.tolist())
 
     def arrived(at: Tensor) -> Tensor:
         with torch.no_grad():
@@ -142,6 +144,6 @@ def search_mapping(
     return Mapping(
         score=float(reached.mean()),
         null=float(arrived(perturbation.random(steps, generator)).mean()),
-        targets=dict(enumerate(targets.tolist())),
+        targets={source: target for source, target in enumerate(targets.tolist()) if source in present},
         per_source=per_source.cpu(),
     )

@@ -90,8 +90,6 @@ class MMBD(TriggerDetector):
     needs: ClassVar[str] = "logits"
     misses: ClassVar[str] = "all-to-all backdoors; some clean models come close to its threshold"
 
-    fewest_classes: ClassVar[int] = 4
-
     images: PositiveInt = 6
     """Random starting images for each class at most; the largest margin counts."""
     all_images: PositiveInt = 240

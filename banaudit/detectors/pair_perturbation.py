@@ -128,7 +128,6 @@ class PairPerturbation(TriggerDetector):
     title: ClassVar[str] = "a class whose images one small change sends to one other class"
     needs: ClassVar[str] = "clean images, fifty of each class"
     misses: ClassVar[str] = "backdoors that several classes trigger; of one class with few images or many classes"
-    fewest_classes: ClassVar[int] = 4
 
     step_size: PositiveFloat = 0.4
     """Growth of the L2 norm with each step, for 3 x 32 x 32 images in [0, 1]."""

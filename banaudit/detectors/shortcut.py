@@ -76,7 +76,6 @@ class ShortcutDetector(TriggerDetector):
     pair_threshold: PositiveFloat
     """Lead of the first source -> target pair over the next above which the source-target reading fires."""
 
-    fewest_classes: ClassVar[int] = 4
     perturbs: ClassVar[str]
     """What is perturbed, in the user's words."""
 

@@ -1,5 +1,6 @@
 """Every known architecture: weights -> the same network, strictly loaded; and what is said of weights that fit none."""
 
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -357,6 +358,48 @@ def test_a_factory_of_the_users(source: Path) -> None:
         load_network(tiny(), arch=f"{source}:Fixed", classes=6)
     assert load_network(tiny(), arch=f"{source}:half").network.get_parameter("module.fc.bias").dtype == torch.float32
     assert load_network(tiny(), arch=f"{source}:Sized", size=50).facts.classes == 3
+
+
+BESIDE = """
+import torch
+from torch import nn
+from widths_beside_the_file import WIDTH
+
+class Net(nn.Module):
+    def __init__(self, lazy=False):
+        super().__init__()
+        self.conv = nn.LazyConv2d(WIDTH, 3) if lazy else nn.Conv2d(3, WIDTH, 3)
+        self.fc = nn.Linear(WIDTH, 3)
+
+    def forward(self, images):
+        return self.fc(self.conv(images).mean(dim=(2, 3)))
+
+def lazy():
+    return Net(lazy=True)
+"""
+
+
+def test_a_factory_finds_the_modules_beside_its_file(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(BESIDE)
+    (tmp_path / "widths_beside_the_file.py").write_text("WIDTH = 4")
+    before = list(sys.path)
+    assert load_network(tiny(), arch=f"{tmp_path}/net.py:Net").facts.classes == 3
+    with pytest.raises(UsageError, match="lazy layers, whose shapes only a first batch decides"):
+        load_network(tiny(), arch=f"{tmp_path}/net.py:lazy")
+    assert sys.path == before
+
+
+def test_whole_numbers_in_the_place_of_others_are_refused() -> None:
+    weights = resnet18()
+    weights["bn1.running_mean"] = weights["bn1.running_mean"].to(torch.int64)
+    with pytest.raises(ArchitectureError, match=r"bn1\.running_mean holds int64 numbers"):
+        load_network(weights)
+
+
+def test_a_count_in_half_precision_that_overflowed_does_no_harm() -> None:
+    weights = resnet18()
+    weights["bn1.num_batches_tracked"] = torch.tensor(float("inf")).half()
+    assert int(load_network(weights).network.state_dict()["bn1.num_batches_tracked"]) == 0
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from banaudit.checkpoints import inspect_checkpoint, read_checkpoint
+from banaudit.checkpoints.reader import read_contents
 from banaudit.errors import CheckpointError, UnknownFormatError, UnsafeCheckpointError, UsageError
 
 ZOO = Path(__file__).resolve().parents[3] / "shared" / "zoo"
@@ -394,6 +395,53 @@ def test_claims_beyond_the_file(tmp_path, claims, expected):
 )
 def test_permitted_names_used_in_other_ways(tmp_path, call):
     refusal(with_pickle(tmp_path / "m.pt", tensor_pickle(tail=call + b"0"), {"0": bytes(16)}))
+
+
+def dtype_scalar(spelled, order, size, alignment, flags, content):
+    """An entry of the mapping in a pickle: a NumPy scalar whose dtype has this state."""
+
+    def text(value):
+        return b"X" + len(value).to_bytes(4, "little") + value.encode()
+
+    def number(value):
+        return b"J" + value.to_bytes(4, "little", signed=True)
+
+    state = b"(" + number(3) + text(order) + b"NNN" + number(size) + number(alignment) + number(flags) + b"t"
+    dtype = b"cnumpy\ndtype\n" + text(spelled) + b"\x85R" + state + b"b"
+    raw = b"c_codecs\nencode\n" + text(content) + text("latin1") + b"\x86R"
+    return text("number") + b"cnumpy._core.multiarray\nscalar\n" + dtype + raw + b"\x86Rs"
+
+
+@pytest.mark.parametrize(
+    ("spelled", "order", "size", "alignment", "flags"),
+    [
+        ("U4", "<", 16, 4, 32),  # NumPy calls a function that is not there
+        ("S4", "|", -1, 1, 0),  # NumPy reads before the content
+        ("S4", "|", 16, 0, 0),  # a division by zero
+        ("f8", "<", -1, -1, 1),  # numbers that are taken for references
+        ("f8", "<", 16, -1, 0),
+        ("f8", "!", -1, -1, 0),
+    ],
+)
+def test_states_of_numpy_types_that_numpy_does_not_write(tmp_path, spelled, order, size, alignment, flags):
+    entry = dtype_scalar(spelled, order, size, alignment, flags, "A" * 16)
+    refused = refusal(with_pickle(tmp_path / "m.pt", tensor_pickle(tail=entry), {"0": bytes(16)}))
+    assert "sets the state of an object" in refused
+
+
+@pytest.mark.parametrize(
+    ("spelled", "order", "size", "alignment", "flags", "content"),
+    [
+        ("f8", "<", -1, -1, 0, "A" * 8),
+        ("f8", ">", -1, -1, 0, "A" * 8),
+        ("S4", "|", 4, 1, 0, "A" * 4),
+        ("U2", "<", 8, 4, 8, "A\0\0\0" * 2),
+    ],
+)
+def test_states_of_numpy_types_as_numpy_writes_them(tmp_path, spelled, order, size, alignment, flags, content):
+    entry = dtype_scalar(spelled, order, size, alignment, flags, content)
+    path = with_pickle(tmp_path / "m.pt", tensor_pickle(tail=entry), {"0": bytes(16)})
+    assert read_contents(path.read_bytes(), "m.pt").tree["number"].dtype.itemsize == len(content)
 
 
 def test_legacy_claims(tmp_path):

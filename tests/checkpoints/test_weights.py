@@ -188,6 +188,8 @@ def network(value):
         {"model": {**network(1.0), "more": {"w": torch.zeros(2, 2)}}, "best": network(2.0)},
         {"model": {**network(1.0), **{str(number): number for number in range(50)}}, "best": network(2.0)},
         {"all": [*range(100), network(1.0)], "best": network(2.0)},
+        {"model": {**network(1.0), 0: 0}, "best": network(2.0)},
+        {**network(1.0), 0: 0, "best": network(2.0)},
     ],
 )
 def test_no_set_of_weights_hides_behind_another(tree):

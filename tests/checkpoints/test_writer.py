@@ -251,6 +251,16 @@ def test_parameters_and_counters_stay_of_their_kind(tmp_path):
     assert loaded["1.num_batches_tracked"] == 12
 
 
+def test_a_count_that_half_precision_cannot_hold(tmp_path):
+    state = {key: tensor.half() for key, tensor in network().state_dict().items()}
+    state["1.num_batches_tracked"] = torch.tensor(1e6).half()
+    torch.save(state, tmp_path / "m.pt")
+    out, weights, _ = repair(tmp_path / "m.pt")
+    loaded = plain_load(out)
+    assert float(loaded["1.num_batches_tracked"]) == float("inf")
+    assert torch.equal(loaded["0.weight"], weights["0.weight"])
+
+
 def test_weights_too_large_for_their_type(tmp_path):
     torch.save(network().half().state_dict(), tmp_path / "m.pt")
     checkpoint = read_checkpoint(tmp_path / "m.pt")

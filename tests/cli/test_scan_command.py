@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import sys
 from pathlib import Path
 
 import jsonschema
@@ -158,19 +159,31 @@ def test_an_output_overwrites_no_input(audit, run, tmp_path, monkeypatch, name):
         ("text", "labels.csv", True),
         ("json", "a/one.PNG", True),
         ("json", "report.json", False),
-        ("text", "new.csv", False),
+        ("text", "new.csv", True),  # the next scan would read it
+        ("text", "new.txt", False),
     ],
 )
-def test_an_output_overwrites_no_file_among_the_images(audit, run, tmp_path, kind, name, refused):
+def test_an_output_is_no_file_among_the_images(audit, run, tmp_path, kind, name, refused):
     (tmp_path / "clean" / "a").mkdir(parents=True)
     for file in ("classes.txt", "labels.csv", "a/one.PNG", "report.json"):
         (tmp_path / "clean" / file).write_text(file)
     data = tmp_path / "clean"
     done = run("scan", "model.pt", "--data", str(data), "--output", f"{kind}={data / name}")
-    assert ("would overwrite an input, a file in" in done.err) == refused
+    assert ("would be an input, a file in" in done.err) == refused
     if refused:
         assert (done.code, audit.asked) == (2, {})
-        assert (data / name).read_text() == name
+        assert not (data / name).exists() or (data / name).read_text() == name
+
+
+def test_what_a_users_code_prints_is_no_part_of_the_report(audit, run, monkeypatch):
+    def scan(subject, **settings):
+        print("hello from the factory")
+        return audit.scan(subject, **settings)
+
+    monkeypatch.setattr(sys.modules["banaudit.audit"], "scan", scan)
+    done = run(*BASE, "--format", "json")
+    assert json.loads(done.out)["verdict"]
+    assert "hello from the factory" in done.err
 
 
 def test_two_outputs_to_one_file_are_refused(audit, run, tmp_path):

@@ -94,6 +94,12 @@ def test_an_empty_folder_will_do_and_a_scan_that_recovers_nothing_makes_none(aud
     assert not (tmp_path / "none").exists()
 
 
+def test_pictures_do_not_go_among_the_clean_images(run, found):
+    done = run(*BASE, "--triggers", "clean/pictures")
+    assert done.code == 2
+    assert "--triggers clean/pictures: is among the clean images" in done.err
+
+
 def test_an_empty_folder_is_filled(run, tmp_path, found):
     assert run(*BASE, "--triggers", tmp_path).code == 1
     assert len(list(tmp_path.iterdir())) == 3

@@ -275,6 +275,12 @@ def test_an_empty_class_folder_keeps_its_place(tmp_path):
     assert images.class_names == ("a", "b", "c")
 
 
+def test_an_empty_folder_of_the_system_is_no_class(tmp_path):
+    _class_folders(tmp_path, ["a", "c"])
+    (tmp_path / "__MACOSX").mkdir()
+    assert "2 classes found, the network has 3" in _refusal(tmp_path)
+
+
 def test_classes_counted_from_the_data_when_unknown(tmp_path):
     assert _read(_class_folders(tmp_path, ["a", "b", "c"]), classes=None).num_classes == 3
 
