@@ -160,7 +160,7 @@ class TorchArchive:
         Two readers can disagree on what a crafted zip contains; a file that was written here has one reading only.
 
         Args:
-            keys: Keys of the storages to put in.
+            keys: Keys of the storages to put in; they leave the archive, as a large network need not be held twice.
         """
         stream = io.BytesIO()
         with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
@@ -168,7 +168,7 @@ class TorchArchive:
             archive.writestr("archive/byteorder", self.byte_order)
             archive.writestr("archive/version", b"3\n")
             for key in keys:
-                archive.writestr(f"archive/data/{key}", self.storages[key])
+                archive.writestr(f"archive/data/{key}", self.storages.pop(key))
         stream.seek(0)
         return stream
 
