@@ -57,7 +57,7 @@ def run(path, **settings):
         "architecture": "vgg11",
         "width": 4,
         "images": 60,
-        "classes": (3, 6),
+        "classes": (4, 6),
         "device": "cpu",
         "scan": [Accuser(target=1)],
     }
@@ -69,14 +69,14 @@ def test_every_method_is_timed_on_each_model_beside_the_default_scan(tmp_path):
     path = tmp_path / "timing.json"
     results = run(path, detectors={"accuser": Accuser(target=1)}, progress=told.append)
     assert [(entry.method, entry.classes) for entry in results.entries] == [
-        (DEFAULT_SCAN, 3),
-        ("accuser", 3),
+        (DEFAULT_SCAN, 4),
+        ("accuser", 4),
         (DEFAULT_SCAN, 6),
         ("accuser", 6),
     ]
     assert read_results(path, TimingResults) == results
     assert len(told) == 4
-    assert set(results.accuracy) == {3, 6}
+    assert set(results.accuracy) == {4, 6}
     scan, alone = results.entries[:2]
     assert scan.forward_images == 60 + alone.forward_images  # a scan measures clean accuracy too
     assert alone.backward_images == 2
@@ -87,33 +87,33 @@ def test_every_method_is_timed_on_each_model_beside_the_default_scan(tmp_path):
 
 def test_a_method_over_its_budget_is_stopped_and_the_rest_computed(tmp_path):
     slow = Slow(batches_a_class=1000)
-    results = run(tmp_path / "timing.json", classes=(3,), budget=1.0, detectors={"slow": slow})
+    results = run(tmp_path / "timing.json", classes=(4,), budget=1.0, detectors={"slow": slow})
     entry = results.entries[1]
     assert 0 < entry.timed_share < 0.01
-    assert entry.forward_images == 3 * 1000 * BATCH
+    assert entry.forward_images == 4 * 1000 * BATCH
     assert entry.backward_images == pytest.approx(entry.forward_images / 2, rel=1e-3)
     assert 1.0 < entry.timed_seconds < 60
     assert entry.seconds == pytest.approx(entry.timed_seconds / entry.timed_share, rel=0.01)
-    done = round(entry.timed_share * 3 * 1000)
+    done = round(entry.timed_share * 4 * 1000)
     assert done * slow.seconds_a_batch <= entry.timed_seconds  # the batch that was booked last was not computed
 
 
 def test_a_method_that_cannot_judge_is_not_taken_for_one_that_was_stopped(tmp_path):
     results = run(
         tmp_path / "timing.json",
-        classes=(3,),
+        classes=(4,),
         budget=600,
         detectors={"slow": Slow(seconds_a_batch=0, batches_a_class=1)},
     )
     entry = results.entries[1]
-    assert (entry.verdict, entry.timed_share, entry.forward_images) == (Verdict.INCONCLUSIVE, 1.0, 3 * BATCH)
+    assert (entry.verdict, entry.timed_share, entry.forward_images) == (Verdict.INCONCLUSIVE, 1.0, 4 * BATCH)
     assert "## Without a verdict" in timing_tables(results)
-    assert "slow, 3 classes: it waited for nothing" in timing_tables(results)
+    assert "slow, 4 classes: it waited for nothing" in timing_tables(results)
 
 
 def test_a_budget_that_ends_before_the_first_batch_is_refused(tmp_path):
     with pytest.raises(UsageError, match=r"--budget 1e-09: slow"):
-        run(tmp_path / "timing.json", classes=(3,), budget=1e-9, detectors={"slow": Slow(seconds_a_batch=0.5)})
+        run(tmp_path / "timing.json", classes=(4,), budget=1e-9, detectors={"slow": Slow(seconds_a_batch=0.5)})
 
 
 def test_a_model_that_learned_too_little_is_refused(tmp_path, monkeypatch):
