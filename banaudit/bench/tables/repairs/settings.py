@@ -58,7 +58,7 @@ def by_settings(view: View) -> list[str]:
         mine = {case.place: case for case in view.cases if case.entry.setup == digest}
         method = next(iter(mine.values())).method
         usual = {case.place: case for case in view.cases if case.entry.setup in view.main and case.method == method}
-        for name, members in grouped(mine.values(), _stratum).items():
+        for name, members in with_totals(list(mine.values()), _stratum):
             partners = [usual[case.place] for case in members if case.place in usual]
             rows.append(
                 (
