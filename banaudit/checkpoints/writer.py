@@ -218,7 +218,7 @@ def _safetensors(
     """The same header and layout with other bytes in the tensors' places, and without what could be a copy."""
     written, replaced = _replace_all(contents, checkpoint, weights)
     dropped: list[str] = []
-    kept = dict(_items(_without_copies(contents.tree, (), written, dropped)))
+    kept = dict(_items(_Cleaning(written, dropped).clean(contents.tree)))
     new = written[id(contents.tree)]
     data = contents.data
     end = 8 + int.from_bytes(data[:8], "little")
@@ -246,7 +246,7 @@ def _bytes_of(tensor: Tensor) -> bytes:
 def _torch_file(contents: Contents, checkpoint: Checkpoint, weights: Weights) -> Rewritten:
     written, replaced = _replace_all(contents, checkpoint, weights)
     dropped: list[str] = []
-    tree = _without_copies(contents.tree, (), written, dropped)
+    tree = _Cleaning(written, dropped).clean(contents.tree)
     stream = io.BytesIO()
     torch.save(tree, stream, _use_new_zipfile_serialization=contents.format == "torch zip")
     return Rewritten(stream.getvalue(), replaced, tuple(dropped))
@@ -319,21 +319,28 @@ def _replace(node: object, original_keys: dict[str, tuple[str, ...]], weights: W
         _set(node, key, value.requires_grad_(before.requires_grad))
 
 
-def _without_copies(node: object, path: tuple[str, ...], written: _Written, dropped: list[str]) -> object:
-    """The node with all taken out that could be a copy of weights; new weights stay.
+class _Cleaning:
+    """Takes out of a file's content all that could be a copy of the old weights; the new ones stay.
 
     Mappings and lists are changed in place, so that what the file has in two places stays one.
+
+    Args:
+        written: Where the new weights are.
+        dropped: Receives the places of what was taken out.
     """
-    return _Cleaning(written, dropped).clean(node, path)
 
-
-class _Cleaning:
     def __init__(self, written: _Written, dropped: list[str]) -> None:
         self._written = written
         self._dropped = dropped
         self._seen: set[int] = set()
 
-    def clean(self, node: object, path: tuple[str, ...]) -> object:
+    def clean(self, node: object, path: tuple[str, ...] = ()) -> object:
+        """The node, cleaned; a tuple is a new one.
+
+        Args:
+            node: Anything in the file.
+            path: Keys that lead there.
+        """
         if id(node) in self._seen or not isinstance(node, dict | Namespace | list | tuple):
             return node
         self._seen.add(id(node))
