@@ -299,7 +299,7 @@ def test_verdict_is_that_of_the_second_scan(demo, tmp_path, answers, expected):
 
 
 def test_what_to_try_where_a_backdoor_is_left(demo, tmp_path, monkeypatch):
-    monkeypatch.setattr(FineTuning, "if_left", "--set fine-tuning.epochs=50")
+    monkeypatch.setattr(FineTuning, "advice", lambda _: "--set fine-tuning.epochs=50")
     assert "; --set fine-tuning.epochs=50 repairs more strongly" in run(demo, tmp_path / "1", True, True).reason
     assert "--set" not in run(demo, tmp_path / "2", True, False).reason
 

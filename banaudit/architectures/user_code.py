@@ -82,16 +82,14 @@ class UserFactory:
         except Exception as error:
             raise _failure(self.arch, error) from error
         name = self.arch.rpartition(":")[2]
-        if isinstance(network, nn.Module) and any(
-            map(nn.parameter.is_lazy, (*network.parameters(), *network.buffers()))
-        ):
-            raise UsageError(
-                f"--arch {self.arch}: {name}() makes lazy layers, whose shapes only a first batch decides; pass one "
-                "through the network in the factory"
-            )
         if not isinstance(network, nn.Module):
             raise UsageError(
                 f"--arch {self.arch}: expected {name}() to make a torch.nn.Module, got {type(network).__name__}"
+            )
+        if any(map(nn.parameter.is_lazy, (*network.parameters(), *network.buffers()))):
+            raise UsageError(
+                f"--arch {self.arch}: {name}() makes lazy layers, whose shapes only a first batch decides; pass one "
+                "through the network in the factory"
             )
         return network
 

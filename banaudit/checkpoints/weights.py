@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from banaudit.checkpoints.pickles import MAX_DIMENSIONS
 from banaudit.checkpoints.wording import enumerated, printable
 from banaudit.errors import CheckpointError
 
@@ -18,8 +19,8 @@ MAX_DEPTH = 8
 TOP_LEVEL = "(top level)"
 """What the place of a bare state dict is called."""
 
-MAX_DIMENSIONS = 64
-"""Of a tensor that torch can compute with; files may claim more."""
+COUNTER = "num_batches_tracked"
+"""How the name of BatchNorm's count of batches ends. In half precision it overflows, and no evaluation reads it."""
 
 _WRAPPERS = ("model.", "net.", "network.", "backbone.", "1.")
 """Names under which a whole network sits inside another: Lightning modules, ``Sequential(Resize(), network)``."""
@@ -275,7 +276,7 @@ def _tensors(candidate: Candidate, name: str) -> tuple[list[_Entry], list[str]]:
             )
         if isinstance(value, Tensor):
             entries.append(_Entry(key, _plain_tensor(key, value, name), (key,)))
-        elif isinstance(value, int) and key.endswith("num_batches_tracked"):
+        elif isinstance(value, int) and key.endswith(COUNTER):
             if not -(2**63) <= value < 2**63:
                 raise CheckpointError(f"{name}: expected a 64-bit count for {printable(key)}, found a larger number")
             entries.append(_Entry(key, torch.tensor(value), (key,)))
@@ -370,8 +371,8 @@ def _check_finite(entries: list[_Entry], name: str) -> None:
     first = ""
     for entry in entries:
         tensor = entry.tensor
-        if not tensor.is_floating_point() or entry.key.endswith("num_batches_tracked"):
-            continue  # a count in half precision overflows, and no evaluation reads it
+        if not tensor.is_floating_point() or entry.key.endswith(COUNTER):
+            continue
         values = tensor.float() if tensor.element_size() < 2 else tensor  # torch has no isfinite for 8-bit floats
         if torch.isfinite(values).all():
             continue

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from banaudit.checkpoints.reader import Checkpoint, Contents, read_bytes, read_contents
-from banaudit.checkpoints.weights import Candidate, TidyWeights, find_state_dicts, tidy
+from banaudit.checkpoints.weights import COUNTER, Candidate, TidyWeights, find_state_dicts, tidy
 from banaudit.checkpoints.wording import printable
 from banaudit.errors import CheckpointError, UsageError
 from banaudit.shapes import Weights
@@ -118,8 +118,8 @@ def as_stored(checkpoint: Checkpoint, weights: Weights) -> Weights:
     """
     stored: Weights = {}
     for name, old in checkpoint.weights.items():
-        if name.endswith("num_batches_tracked") and old.is_floating_point():
-            stored[name] = old  # a count in half precision overflows, and no evaluation reads it
+        if name.endswith(COUNTER) and old.is_floating_point():
+            stored[name] = old  # rather than a count that overflows
             continue
         new = weights[name].detach().cpu().to(old.dtype)
         if new.is_floating_point() and not bool(new.float().isfinite().all()):

@@ -103,8 +103,6 @@ class BANDistillation(NoiseTraining):
     name: ClassVar[str] = "ban-distillation"
     title: ClassVar[str] = "fine-tuning against neuron noise and the smallest patch, held to its own clean answers"
 
-    if_left: ClassVar[str] = "--set ban-distillation.stronger_drop=0.02"
-
     epochs: PositiveInt = 10
     """Passes over the training images; other strengths take up to 2.5 times as many."""
     learning_rate: PositiveFloat = 0.05
@@ -207,6 +205,10 @@ class BANDistillation(NoiseTraining):
         return sum(
             settings.planned_tuning(training, selection, forward=self._passes()[0]) for settings in self.strengths()
         )
+
+    def advice(self) -> str:
+        """To let a stronger repair cost something, where it may not yet."""
+        return "" if self.stronger_drop or self.gentle else f"--set {self.name}.stronger_drop=0.02"
 
     def accepts(self, tuned: Tuned) -> bool:
         """Whether a stronger repair is kept: its last epoch may cost ``stronger_drop``, by default not one image.

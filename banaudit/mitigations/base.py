@@ -111,11 +111,12 @@ class Mitigation(Method, ABC):
     :meth:`planned_images` and :meth:`check`.
     """
 
-    if_left: ClassVar[str] = ""
-    """Option of ``purify`` to try where the backdoor is still there after the repair; empty: none is known."""
-
     trains: ClassVar[bool] = True
     """Whether it optimises anything on images; if not, all images choose what is kept, and none is augmented."""
+
+    def advice(self) -> str:
+        """Option of ``purify`` to try where the backdoor is still there after this repair; empty: none is known."""
+        return ""
 
     @abstractmethod
     def check(self, model: SplitModel) -> None:

@@ -186,6 +186,12 @@ def test_what_a_stronger_repair_may_cost(accuracies, kept, allowed, wanted):
     assert method.accepts(Tuned({}, epochs, kept, within_budget=True, accuracy_before=0.99)) == wanted
 
 
+def test_what_was_set_already_is_not_advised():
+    assert BANDistillation().advice() == "--set ban-distillation.stronger_drop=0.02"
+    assert not BANDistillation(stronger_drop=0.02).advice()
+    assert not BANDistillation(gentle=True).advice()
+
+
 def test_an_interrupted_repair_goes_on_at_its_strength(monkeypatch, tmp_path):
     monkeypatch.setattr(BANDistillation, "accepts", lambda *_: False)
     method, data = BANDistillation(epochs=2, batch_size=8), make_data()
