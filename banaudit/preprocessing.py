@@ -184,6 +184,7 @@ def choose(
     seen = min(MAX_TRIED_IMAGES, len(images))
     if len(close) > 1 and seen > SCREENING_IMAGES:
         more = _count_hits(network, clean, close, slice(SCREENING_IMAGES, None), meter)
+        close = [candidate for candidate in close if candidate in more]
         accuracies |= {candidate: (hits[candidate] + more[candidate]) / seen for candidate in close}
     chosen = max(close, key=accuracies.__getitem__)  # the first of equals
     labels = {

@@ -283,14 +283,16 @@ def _put_in(network: nn.Module, weights: Weights, renames: dict[str, str], name:
     state: OrderedDict[str, Tensor] = OrderedDict()
     for key, tensor in rename(weights, renames).items():
         if key.endswith(COUNTER):  # in half precision it may have overflown
-            state[key] = torch.nan_to_num(tensor.double(), posinf=0.0, neginf=0.0).to(torch.int64)
+            state[key] = torch.nan_to_num(tensor.double(), posinf=0.0, neginf=0.0).to(expected[key].dtype)
             continue
         if expected[key].is_floating_point() and not tensor.is_floating_point():
             raise ArchitectureError(
                 f"{key} holds {str(tensor.dtype).removeprefix('torch.')} numbers where {name} computes with "
                 "floating-point ones; convert the checkpoint to float32"
             )
-        dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
+        # An index in a file that was halved as a whole is whole again.
+        whole = tensor.is_floating_point() and not expected[key].is_floating_point()
+        dtype = expected[key].dtype if whole else torch.float32 if tensor.is_floating_point() else tensor.dtype
         state[key] = tensor.detach().to(device="cpu", dtype=dtype, copy=True).contiguous()
     for key in expected:
         if key not in state:

@@ -25,8 +25,8 @@ COUNTER = "num_batches_tracked"
 _WRAPPERS = ("model.", "net.", "network.", "backbone.", "1.")
 """Names under which a whole network sits inside another: Lightning modules, ``Sequential(Resize(), network)``."""
 
-_COPY_MARKS = ("ema", "swa", "avg", "average", "teacher", "shadow")
-"""What is in the first name of a copy that training keeps beside the network: ``model_ema``, ``ema_model``."""
+_COPY_MARKS = frozenset({"ema", "swa", "avg", "averaged", "average", "teacher", "shadow"})
+"""Words in the first name of a copy that training keeps beside the network: ``model_ema``, ``ema_model``."""
 
 _PLAIN = (int, float, bool, str, type(None))
 
@@ -128,8 +128,8 @@ def _search(node: object, path: tuple[str, ...], seen: set[int]) -> Iterator[Can
 def _networks(candidate: Candidate) -> list[Candidate]:
     """The copies of one network that share a flat mapping, such as ``model.*`` and ``model_ema.*``; else the whole.
 
-    Copies have matrices of the same names and shapes behind their first name, and one of these says what it is: equal
-    blocks of one network have the same names and shapes too.
+    Copies have matrices of the same names and shapes behind their first name, nothing else has matrices, and one of the
+    names says what it is: equal blocks of one network have the same names and shapes too.
     """
     first_names: dict[str, dict[str, tuple[int, ...]]] = {}
     for key, value in candidate.entries.items():
@@ -137,10 +137,10 @@ def _networks(candidate: Candidate) -> list[Candidate]:
         if dot and isinstance(value, Tensor) and value.ndim > 1:
             first_names.setdefault(name, {})[rest.removeprefix("module.")] = tuple(value.shape)
     largest = max(first_names.values(), key=len, default={})
-    copies = [name for name, shapes in first_names.items() if shapes == largest]
-    if len(copies) < 2 or not any(mark in name.lower() for name in copies for mark in _COPY_MARKS):
+    words = {word for name in first_names for word in name.lower().split("_")}
+    if len(first_names) < 2 or any(shapes != largest for shapes in first_names.values()) or not words & _COPY_MARKS:
         return [candidate]
-    return [candidate.beginning_with(f"{name}.") for name in copies]
+    return [candidate.beginning_with(f"{name}.") for name in first_names]
 
 
 def _count_tensors(entries: Mapping[object, object]) -> int:

@@ -119,7 +119,7 @@ def as_stored(checkpoint: Checkpoint, weights: Weights) -> Weights:
     stored: Weights = {}
     for name, old in checkpoint.weights.items():
         if name.endswith(COUNTER) and old.is_floating_point():
-            stored[name] = old  # rather than a count that overflows
+            stored[name] = torch.where(old.float().isnan(), torch.zeros_like(old), old)  # a new one might overflow
             continue
         new = weights[name].detach().cpu().to(old.dtype)
         if new.is_floating_point() and not bool(new.float().isfinite().all()):
@@ -332,18 +332,25 @@ class _Cleaning:
     def __init__(self, written: _Written, dropped: list[str]) -> None:
         self._written = written
         self._dropped = dropped
-        self._seen: set[int] = set()
+        self._cleaned: dict[int, object] = {}
 
     def clean(self, node: object, path: tuple[str, ...] = ()) -> object:
-        """The node, cleaned; a tuple is a new one.
+        """The node, cleaned; a tuple is a new one, and so is a tensor that was a view of more than it showed.
 
         Args:
             node: Anything in the file.
             path: Keys that lead there.
         """
-        if id(node) in self._seen or not isinstance(node, dict | Namespace | list | tuple):
+        if isinstance(node, Tensor):
+            return node.clone() if node.untyped_storage().nbytes() > node.numel() * node.element_size() else node
+        if not isinstance(node, dict | Namespace | list | tuple):
             return node
-        self._seen.add(id(node))
+        if id(node) not in self._cleaned:
+            self._cleaned[id(node)] = node  # for what contains itself
+            self._cleaned[id(node)] = self._without_copies(node, path)
+        return self._cleaned[id(node)]
+
+    def _without_copies(self, node: object, path: tuple[str, ...]) -> object:
         new = self._written.get(id(node), set())
         children = [(key, value) for key, value in _items(node) if key not in new]
         too_many = sum(_size(value) for _, value in children if not _is_large(value)) > LOOSE_ITEMS

@@ -396,6 +396,18 @@ def test_whole_numbers_in_the_place_of_others_are_refused() -> None:
         load_network(weights)
 
 
+def test_an_index_in_a_file_that_was_halved_is_whole_again(tmp_path: Path) -> None:
+    (tmp_path / "widths_beside_the_file.py").write_text("WIDTH = 4")
+    code = BESIDE.replace(
+        "        self.fc =", '        self.register_buffer("index", torch.arange(8))\n        self.fc ='
+    )
+    (tmp_path / "net.py").write_text(code)
+    weights = tiny() | {"index": torch.arange(8)}
+    halved = {key: tensor.half() for key, tensor in weights.items()}
+    loaded = load_network(halved, arch=f"{tmp_path}/net.py:Net")
+    assert torch.equal(loaded.network.state_dict()[loaded.keys["index"]], torch.arange(8))
+
+
 def test_a_count_in_half_precision_that_overflowed_does_no_harm() -> None:
     weights = resnet18()
     weights["bn1.num_batches_tracked"] = torch.tensor(float("inf")).half()

@@ -222,6 +222,31 @@ def test_equal_blocks_of_one_network_are_no_copies(tmp_path):
     assert len(read_checkpoint(tmp_path / "m.pt").weights) == 2 * len(network().state_dict())
 
 
+def test_what_the_file_holds_twice_is_emptied_twice(tmp_path):
+    state = network().state_dict()
+    for kind in (list, tuple):
+        old = kind(value.clone() for value in state.values())
+        torch.save({"net": state, "ema": old, "shadow": old}, tmp_path / f"{kind.__name__}.pt")
+        loaded = plain_load(repair(tmp_path / f"{kind.__name__}.pt", out=tmp_path / f"{kind.__name__}-new.pt")[0])
+        assert not loaded["ema"]
+        assert not loaded["shadow"]
+
+
+def test_a_small_view_brings_no_large_storage_along(tmp_path):
+    flat = torch.cat([value.flatten().float() for value in network().state_dict().values()])
+    torch.save({"net": network().state_dict(), "last": flat[-10:]}, tmp_path / "m.pt")
+    loaded = plain_load(repair(tmp_path / "m.pt")[0])
+    assert torch.equal(loaded["last"], flat[-10:])
+    assert loaded["last"].untyped_storage().nbytes() == 40
+
+
+@pytest.mark.parametrize("names", [("avg_branch", "max_branch"), ("schema", "other")])
+def test_branches_of_one_network_are_no_copies(tmp_path, names):
+    branches = nn.ModuleDict({**{name: network() for name in names}, "head": nn.Linear(4, 4)})
+    torch.save(branches.state_dict(), tmp_path / "m.pt")
+    assert len(read_checkpoint(tmp_path / "m.pt").weights) == 2 * len(network().state_dict()) + 2
+
+
 def test_copies_in_other_forms_are_dropped(tmp_path):
     state, numbers = network().state_dict(), torch.rand(20_000)
     beside = {
@@ -253,12 +278,13 @@ def test_parameters_and_counters_stay_of_their_kind(tmp_path):
 
 def test_a_count_that_half_precision_cannot_hold(tmp_path):
     state = {key: tensor.half() for key, tensor in network().state_dict().items()}
-    state["1.num_batches_tracked"] = torch.tensor(1e6).half()
-    torch.save(state, tmp_path / "m.pt")
-    out, weights, _ = repair(tmp_path / "m.pt")
-    loaded = plain_load(out)
-    assert float(loaded["1.num_batches_tracked"]) == float("inf")
-    assert torch.equal(loaded["0.weight"], weights["0.weight"])
+    for count, kept in ((1e6, float("inf")), (float("nan"), 0.0)):
+        state["1.num_batches_tracked"] = torch.tensor(count).half()
+        torch.save(state, tmp_path / f"{count}.pt")
+        out, weights, _ = repair(tmp_path / f"{count}.pt", out=tmp_path / f"{count}-new.pt")
+        loaded = plain_load(out)
+        assert float(loaded["1.num_batches_tracked"]) == kept
+        assert torch.equal(loaded["0.weight"], weights["0.weight"])
 
 
 def test_weights_too_large_for_their_type(tmp_path):
