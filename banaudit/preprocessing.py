@@ -197,19 +197,18 @@ def choose(
 def _count_hits(
     network: SplitNetwork, clean: dict[int, CleanData], tried: Iterable[Preprocessing], part: slice, meter: Meter | None
 ) -> dict[Preprocessing, int]:
-    """Right answers of each on a part of the images; those whose size the network cannot take are left out."""
+    """Right answers of each on a part of the images; those that the network cannot take are left out."""
     hits: dict[Preprocessing, int] = {}
     refused: dict[int, str] = {}
     for candidate in tried:
         size = candidate.size
-        if size in refused:
-            continue
         images, labels = clean[size].images[part], clean[size].labels[part]
         try:
             predicted = predictions(candidate.model(network), images, meter=meter, what="preprocessing")
-        except (BanauditError, torch.OutOfMemoryError, torch.AcceleratorError):
+        except (BanauditError, MemoryError, torch.OutOfMemoryError, torch.AcceleratorError):
             raise
-        except Exception as error:  # torch's for shapes that do not fit, or whatever a network raises that checks them
+        except Exception as error:
+            # Torch's for shapes that do not fit, or whatever a network raises that checks its input, pixels included.
             refused[size] = " ".join(str(error).split())
             continue
         hits[candidate] = int((predicted == labels).sum())

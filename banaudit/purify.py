@@ -232,13 +232,10 @@ def purify(
         seed=seed,
         meter=meter,
     )
-    reason = judged.reason
-    if judged.verdict is Verdict.BACKDOORED and (advice := mitigation.advice()):
-        reason += f"; {advice} repairs more strongly, at a cost in clean accuracy"
     after = judged.report.model_copy(update={"checkpoint": _written_facts(prepared, out, rewritten)})
     result = finish(
         judged.verdict,
-        reason,
+        judged.reason,
         written=True,
         path=str(out),
         sha256=rewritten.sha256,

@@ -15,3 +15,7 @@ Labels: TypeAlias = Annotated[Tensor, "[B] int64 in 0..K-1"]
 Logits: TypeAlias = Annotated[Tensor, "[B, K] float, unbounded"]
 Features: TypeAlias = Annotated[Tensor, "[B, D] or [B, D, H', W'] float: input of the classification head"]
 Weights: TypeAlias = dict[str, Tensor]
+
+COUNTER = "num_batches_tracked"
+"""How the name of BatchNorm's count of batches ends. Older versions of torch did not keep it, in half precision it
+overflows, and no evaluation reads it."""

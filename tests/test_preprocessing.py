@@ -104,6 +104,21 @@ def test_the_size_that_fits_is_chosen(images, refusal):
     assert all(name.endswith(" at 16") for name in facts.tried)
 
 
+def test_a_network_that_refuses_other_pixels(images):
+    class Strict(_Brightness):
+        def features(self, inputs):
+            assert inputs.min() >= 0, "pixels below 0"
+            return inputs
+
+    for wanted in ("none", "imagenet"):
+        chosen, facts = choose(Strict(named("none", size=12, channels=3)), images, channels=3, size_hint=12)
+        assert chosen.name == "none"
+        assert wanted not in facts.tried or wanted == "none"
+    short_of_memory = _Brightness(named("half", size=16, channels=3), fixed_size=True, refusal=MemoryError)
+    with pytest.raises(MemoryError):
+        choose(short_of_memory, images, channels=3, size_hint=16)
+
+
 def test_a_given_preset_still_leaves_the_size_open(images):
     network = _Brightness(named("half", size=12, channels=3))
     chosen, facts = choose(network, images, channels=3, preset="half", size_hint=16)

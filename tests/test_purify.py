@@ -298,12 +298,6 @@ def test_verdict_is_that_of_the_second_scan(demo, tmp_path, answers, expected):
     assert "safe" not in shown.lower().replace("safetensors", "")
 
 
-def test_what_to_try_where_a_backdoor_is_left(demo, tmp_path, monkeypatch):
-    monkeypatch.setattr(FineTuning, "advice", lambda _: "--set fine-tuning.epochs=50")
-    assert "; --set fine-tuning.epochs=50 repairs more strongly" in run(demo, tmp_path / "1", True, True).reason
-    assert "--set" not in run(demo, tmp_path / "2", True, False).reason
-
-
 def test_no_evidence_needs_force(demo, tmp_path):
     with pytest.raises(UsageError, match=r"no evidence of a backdoor.*--force"):
         run(demo, tmp_path / "out", False)

@@ -32,7 +32,7 @@ from banaudit.architectures.outputs import recognise_outputs
 from banaudit.architectures.user_code import factory_from_file, names_a_file, user_code
 from banaudit.errors import ArchitectureError, UnsupportedModelError, UsageError
 from banaudit.results import ArchitectureFacts
-from banaudit.shapes import Weights
+from banaudit.shapes import COUNTER, Weights
 
 FAMILIES = (
     resnet.FAMILY,
@@ -44,8 +44,6 @@ FAMILIES = (
     mobilenetv2.FAMILY,
     torchvision_models.FAMILY,
 )
-COUNTER = "num_batches_tracked"
-"""The one entry that a file may lack: older versions of torch did not keep it, and evaluation does not read it."""
 ADVICE = "give the network with --arch path/to/file.py:factory"
 PROBE_IMAGES = 4
 PROBE_SIZES = (32, 28, 224, 64, 96, 128, 48, 256, 299)

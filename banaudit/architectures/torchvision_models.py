@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from banaudit.architectures.base import SplitNetwork, WrappedNetwork
 from banaudit.architectures.family import Family, Recognition, shape
 from banaudit.architectures.final_linear import FinalLinearSplit, OutputSplit
-from banaudit.shapes import Features, Logits, Weights
+from banaudit.shapes import COUNTER, Features, Logits, Weights
 
 PREFIX = "torchvision:"
 """In front of torchvision's own name, so that it cannot be taken for the CIFAR variant's."""
@@ -226,7 +226,7 @@ def _propose(weights: Weights) -> Iterator[Recognition]:
         return
     head = shape(weights, series.head)
     classes = head[0] if head else IMAGENET_CLASSES
-    tensors = sum(not key.endswith("num_batches_tracked") for key in weights)
+    tensors = sum(not key.endswith(COUNTER) for key in weights)
     names = [name for name in _TENSORS if name.startswith(series.names)]
     distances = {name: abs(_TENSORS[name] - tensors) for name in names}
     nearest = min(distances.values())

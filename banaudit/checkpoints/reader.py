@@ -41,6 +41,7 @@ from banaudit.checkpoints.weights import (
 from banaudit.checkpoints.wording import RESAVE, enumerated, printable
 from banaudit.errors import CheckpointError, UnknownFormatError, UnsafeCheckpointError, UsageError
 from banaudit.results import CheckpointFacts, Inspection
+from banaudit.shapes import COUNTER
 
 MAX_FILE_BYTES = 16 * 2**30
 """Larger files are not read into memory. The largest public classifiers are below 8 GiB."""
@@ -447,5 +448,5 @@ def _is_short(text: str) -> bool:
 
 def _count_parameters(tidied: TidyWeights) -> int:
     """Elements of all weights; BatchNorm's running statistics and counters are no parameters."""
-    statistics = ("running_mean", "running_var", "num_batches_tracked")
+    statistics = ("running_mean", "running_var", COUNTER)
     return sum(tensor.numel() for key, tensor in tidied.weights.items() if not key.endswith(statistics))

@@ -12,15 +12,13 @@ from torch import Tensor
 from banaudit.checkpoints.pickles import MAX_DIMENSIONS
 from banaudit.checkpoints.wording import enumerated, printable
 from banaudit.errors import CheckpointError
+from banaudit.shapes import COUNTER
 
 MAX_DEPTH = 8
 """Levels of nesting that are searched for weights. Real checkpoints have one to three."""
 
 TOP_LEVEL = "(top level)"
 """What the place of a bare state dict is called."""
-
-COUNTER = "num_batches_tracked"
-"""How the name of BatchNorm's count of batches ends. In half precision it overflows, and no evaluation reads it."""
 
 _WRAPPERS = ("model.", "net.", "network.", "backbone.", "1.")
 """Names under which a whole network sits inside another: Lightning modules, ``Sequential(Resize(), network)``."""
@@ -31,7 +29,7 @@ _COPY_MARKS = frozenset({"ema", "swa", "avg", "averaged", "average", "teacher", 
 _PLAIN = (int, float, bool, str, type(None))
 
 _WEIGHT_NAMES = frozenset(
-    {"running_mean", "running_var", "num_batches_tracked", "weight_orig", "weight_mask", "weight_g", "weight_v"}
+    {"running_mean", "running_var", COUNTER, "weight_orig", "weight_mask", "weight_g", "weight_v"}
 )
 _OPTIMIZER_NAMES = frozenset(
     {"step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "acc_delta", "sum"}

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from banaudit.checkpoints.reader import Checkpoint, Contents, read_bytes, read_contents
-from banaudit.checkpoints.weights import COUNTER, Candidate, TidyWeights, find_state_dicts, tidy
+from banaudit.checkpoints.weights import Candidate, TidyWeights, find_state_dicts, tidy
 from banaudit.checkpoints.wording import printable
 from banaudit.errors import CheckpointError, UsageError
-from banaudit.shapes import Weights
+from banaudit.shapes import COUNTER, Weights
 from banaudit.whole_files import is_same_file, shortened, try_writing, write_together
 
 LOOSE_NUMBERS = 64
@@ -29,6 +29,12 @@ LOOSE_NUMBERS = 64
 LOOSE_ITEMS = 10_000
 """The same of small tensors, plain numbers and characters side by side: losses of every epoch, a configuration as text
 and class names are fewer."""
+
+LOOSE_TOTAL = 3 * LOOSE_ITEMS
+"""The same of all that lies together in a mapping or a list, spread over smaller ones, as keys or in sets."""
+
+NUMBER_BITS = 64
+"""Python's whole numbers have no end: one counts as one for each of these bits."""
 
 PAIR = 2
 """Keys of a pruned weight in the file: X_orig and X_mask."""
@@ -145,7 +151,7 @@ def rewrite(
 
     Pruned weights stay pairs of ``X_orig`` and ``X_mask``. Any other copy of the weights is replaced if it has the same
     names and shapes; whatever else has more than :data:`LOOSE_NUMBERS` numbers (optimizer state, moving averages in
-    lists) is dropped, as it could carry the old weights on.
+    lists), or all in all more than :data:`LOOSE_TOTAL`, is dropped, as it could carry the old weights on.
 
     Args:
         source: The file that ``checkpoint`` was read from.
@@ -229,7 +235,11 @@ def _safetensors(
         begin, stop = header[key]["data_offsets"]
         new_header[key] = {**header[key], "data_offsets": [len(numbers), len(numbers) + stop - begin]}
         numbers += _bytes_of(kept[key]) if key in new else data[end + begin : end + stop]
-    metadata = {**(header.get("__metadata__") or {}), METADATA_KEY: json.dumps(provenance)}
+    metadata = header.get("__metadata__") or {}
+    if sum(len(key) + len(value) for key, value in metadata.items()) > LOOSE_TOTAL:
+        metadata = {}
+        dropped.append("__metadata__ (emptied)")
+    metadata = {**metadata, METADATA_KEY: json.dumps(provenance)}
     ordered = {key: new_header[key] for key in header if key in new_header}
     text = json.dumps({"__metadata__": metadata, **ordered}, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)  # tensors start at multiples of eight
@@ -356,26 +366,101 @@ class _Cleaning:
         too_many = sum(_size(value) for _, value in children if not _is_large(value)) > LOOSE_ITEMS
         large = [key for key, value in children if _is_large(value) or (too_many and _size(value))]
         if isinstance(node, list | tuple):
-            if large or len(path) > MAX_DEPTH:
-                self._dropped.append(f"{printable('.'.join(path))} (emptied)")
-                return type(node)()
-            cleaned = [self.clean(value, (*path, str(key))) for key, value in children]
-            if isinstance(node, list):
-                node[:] = cleaned
-                return node
-            return node if all(new is old for new, (_, old) in zip(cleaned, children, strict=True)) else tuple(cleaned)
+            return self._sequence(node, path, children, empty=bool(large))
         is_optimizer = {"state", "param_groups"} <= {key for key, _ in children if isinstance(key, str)}
         for key, value in children:
             place = (*path, str(key))
             if key in large or len(place) > MAX_DEPTH:
-                _delete(node, key)
-                self._dropped.append(printable(".".join(place)))
+                self._drop(node, key, place)
             elif is_optimizer and key == "state" and _items(value):
                 _set(node, key, {})
                 self._dropped.append(f"{printable('.'.join(place))} (emptied)")
             else:
                 _set(node, key, self.clean(value, place))
+        self._drop_the_largest(node, path)
+        if isinstance(node, OrderedDict) and vars(node):
+            self._clean_attributes(node, path)
         return node
+
+    def _sequence(
+        self,
+        node: list[object] | tuple[object, ...],
+        path: tuple[str, ...],
+        children: list[tuple[Any, Any]],
+        *,
+        empty: bool,
+    ) -> object:
+        """The same sequence, emptied if asked to, too deep or, all in all, too large."""
+        cleaned = (
+            [] if empty or len(path) > MAX_DEPTH else [self.clean(value, (*path, str(key))) for key, value in children]
+        )
+        if len(cleaned) < len(children) or self._loose(cleaned) > LOOSE_TOTAL:
+            self._dropped.append(f"{printable('.'.join(path))} (emptied)")
+            return type(node)()
+        if isinstance(node, list):
+            node[:] = cleaned
+            return node
+        return node if all(new is old for new, (_, old) in zip(cleaned, children, strict=True)) else tuple(cleaned)
+
+    def _drop_the_largest(self, node: object, path: tuple[str, ...]) -> None:
+        """Of the entries of a mapping, until the rest is small enough; the way to new weights stays."""
+        new = self._written.get(id(node), set())
+        sizes = {key: _size(key) + self._loose(value) for key, value in _items(node) if key not in new}
+        total = sum(sizes.values())
+        for key in sorted(sizes, key=lambda key: -sizes[key]):
+            if total <= LOOSE_TOTAL:
+                break
+            if not self._holds_weights(dict(_items(node))[key]):
+                self._drop(node, key, (*path, str(key)))
+                total -= sizes[key]
+
+    def _clean_attributes(self, node: OrderedDict[Any, Any], path: tuple[str, ...]) -> None:
+        """Of what an ordered dictionary carries besides its entries, torch's versions of the modules stay."""
+        for name, value in list(vars(node).items()):
+            if name == "_metadata" and _is_of_versions(value, node):
+                continue
+            delattr(node, name)
+            self._dropped.append(printable(".".join((*path, name))))
+
+    def _drop(self, node: object, key: Any, place: tuple[str, ...]) -> None:
+        _delete(node, key)
+        self._dropped.append(printable(".".join(place)))
+
+    def _holds_weights(self, node: object, seen: frozenset[int] = frozenset()) -> bool:
+        if id(node) in self._written:
+            return True
+        return id(node) not in seen and any(self._holds_weights(value, seen | {id(node)}) for _, value in _items(node))
+
+    def _loose(self, node: object, seen: frozenset[int] = frozenset()) -> int:
+        """How many numbers and characters are in it, the new weights not counted."""
+        if isinstance(node, set | frozenset):
+            return sum(self._loose(value) for value in node)
+        if id(node) in seen:
+            return 0
+        new = self._written.get(id(node), set())
+        inside = ((key, value) for key, value in _items(node) if key not in new)
+        below = seen | {id(node)}
+        named = not isinstance(node, list | tuple)
+        return _size(node) + sum((_size(key) if named else 0) + self._loose(value, below) for key, value in inside)
+
+
+def _is_of_versions(metadata: object, weights: Mapping[Any, Any]) -> bool:
+    """Whether it is what torch keeps beside a state dict: for each module by its name, small numbers."""
+    if not isinstance(metadata, dict):
+        return False
+    modules = {""}
+    for key in map(str, weights):
+        parts = key.split(".")
+        modules |= {".".join(parts[:count]) for count in range(1, len(parts))}
+    loose = 0  # characters of modules without weights
+    for name, versions in dict.items(metadata):
+        if not isinstance(name, str) or not isinstance(versions, dict) or any(_size(v) > 1 for v in versions.values()):
+            return False
+        parent, _, own = name.rpartition(".")
+        if parent not in metadata:
+            return False
+        loose += 0 if name in modules else len(own)
+    return loose <= LOOSE_ITEMS
 
 
 def _is_large(value: object) -> bool:
@@ -390,7 +475,9 @@ def _size(value: object) -> int:
         return value.size
     if isinstance(value, str | bytes | bytearray):
         return len(value)
-    return int(isinstance(value, int | float | complex))
+    if isinstance(value, int):
+        return 1 + value.bit_length() // NUMBER_BITS
+    return int(isinstance(value, float | complex))
 
 
 def _items(node: object) -> list[tuple[Any, Any]]:

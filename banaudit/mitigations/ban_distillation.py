@@ -91,8 +91,8 @@ class BANDistillation(NoiseTraining):
 
     How strong a repair a network affords differs by far: what takes a backdoor from a digit network at almost no cost
     takes much of a small CIFAR network's accuracy. So the strongest of :data:`STRENGTHS` comes first. One that is
-    stronger than the settings is given up if its last epoch was less accurate, on the images that choose, than the
-    network as it came (``stronger_drop`` lets it cost something); any other only if no epoch was within the budget.
+    stronger than the settings is given up if its last epoch cost more than ``stronger_drop`` on the images that
+    choose; any other only if no epoch was within the budget.
 
     Source:
         Ours, on top of Xu et al., "BAN", NeurIPS 2024, Eq. 8. Unlearning a reversed patch: Wang et al., "Neural
@@ -120,16 +120,16 @@ class BANDistillation(NoiseTraining):
     """c, the weight of the loss on stamped images."""
     patch_share: float = Field(default=0.25, gt=0, le=1)
     """Share of a batch that is stamped."""
-    stronger_drop: float = Field(default=0.0, ge=0, lt=1)
-    """Clean accuracy that a repair stronger than these settings may cost; with 0 it has to look free. A backdoor that
-    the default leaves may need 0.02, the whole usual budget."""
+    stronger_drop: float = Field(default=0.02, ge=0, lt=1)
+    """Clean accuracy that a repair stronger than these settings may cost: by default the whole usual budget. With 0 it
+    has to look free, which loses less accuracy and leaves some backdoors whole."""
     gentle: bool = False
     """Make only the repair with these very settings, none of the stronger and the weaker ones."""
     patch_ratio: float = Field(default=0.5, gt=0, lt=1)
     """Largest norm of the smallest mask, as a share of the runner-up's, at which its patch is unlearned."""
 
     def repair(self, job: RepairJob) -> Tuned:
-        """Repair as strongly as costs no accuracy that shows, from the weights as they came each time."""
+        """Repair as strongly as the accuracy allows, from the weights as they came each time."""
         strengths = self.strengths()
         for number, settings in enumerate(strengths, start=1):
             last = number == len(strengths)
@@ -206,15 +206,8 @@ class BANDistillation(NoiseTraining):
             settings.planned_tuning(training, selection, forward=self._passes()[0]) for settings in self.strengths()
         )
 
-    def advice(self) -> str:
-        """To let a stronger repair cost something, where it may not yet."""
-        return "" if self.stronger_drop or self.gentle else f"--set {self.name}.stronger_drop=0.02"
-
     def accepts(self, tuned: Tuned) -> bool:
-        """Whether a stronger repair is kept: its last epoch may cost ``stronger_drop``, by default not one image.
-
-        The images that choose are few: what costs several points may lose two of a hundred.
-        """
+        """Whether a repair stronger than the settings is kept: its last epoch may cost ``stronger_drop``."""
         last = tuned.epochs[-1]
         lowest = tuned.accuracy_before - self.stronger_drop - 1e-9  # for shares that are no exact fractions
         return tuned.kept_epoch == last.epoch and last.accuracy >= lowest

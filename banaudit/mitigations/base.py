@@ -114,10 +114,6 @@ class Mitigation(Method, ABC):
     trains: ClassVar[bool] = True
     """Whether it optimises anything on images; if not, all images choose what is kept, and none is augmented."""
 
-    def advice(self) -> str:
-        """Option of ``purify`` to try where the backdoor is still there after this repair; empty: none is known."""
-        return ""
-
     @abstractmethod
     def check(self, model: SplitModel) -> None:
         """Refuse a model that this mitigation cannot repair.

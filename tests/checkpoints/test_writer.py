@@ -255,6 +255,11 @@ def test_copies_in_other_forms_are_dropped(tmp_path):
         "as whole numbers": (1e6 * numbers).int(),
         "in pieces": {str(at): piece for at, piece in enumerate(numbers.split(50))},
         "as text": ",".join(map(str, numbers.tolist())),
+        "in many lists": [numbers[at : at + 5].tolist() for at in range(0, 20_000, 5)] * 2,
+        "in many mappings": {str(at): {"n": numbers[at : at + 5].tolist()} for at in range(0, 20_000, 5)},
+        "as keys": dict.fromkeys(torch.rand(40000).tolist()),
+        "as a set": set(torch.rand(40_000).tolist()),
+        "as long numbers": [7**700] * 1000,
     }
     harmless = {"losses": [0.1] * 300, "classes": {f"class {number}": number for number in range(1000)}, "epoch": 3}
     torch.save({"net": state, **beside, **harmless}, tmp_path / "m.pt")
@@ -263,6 +268,33 @@ def test_copies_in_other_forms_are_dropped(tmp_path):
     assert {place.partition(".")[0].removesuffix(" (emptied)") for place in result.dropped} == set(beside)
     assert {key: loaded[key] for key in harmless} == harmless
     assert not any(loaded.get(key) for key in beside)
+
+
+def test_attributes_of_a_state_dict_are_no_hiding_place(tmp_path):
+    state = network().state_dict()
+    state.old = torch.rand(1000)
+    torch.save({"net": state}, tmp_path / "attribute.pt")
+    out, _, result = repair(tmp_path / "attribute.pt", out=tmp_path / "1.pt")
+    assert vars(plain_load(out)["net"]).keys() == {"_metadata"}
+    assert result.dropped == ("net.old",)
+    for hidden in ({"": {"version": 7**700}}, {"a" * 20_000: {}, "": {}, "b" * 20_000: {}}, {"odd.parent": {}}, [1]):
+        state = network().state_dict()
+        state._metadata = hidden
+        path = tmp_path / "metadata.pt"
+        torch.save({"net": state}, path)
+        out, _, result = repair(path, out=tmp_path / "2.pt")
+        assert not vars(plain_load(out)["net"])
+        assert result.dropped == ("net._metadata",)
+        out.unlink()
+        beside(out).unlink()
+
+
+def test_long_metadata_of_safetensors_is_dropped(tmp_path):
+    safetensors.torch.save_file(network().state_dict(), tmp_path / "m.safetensors", metadata={"old": "x" * 50_000})
+    out, _, result = repair(tmp_path / "m.safetensors")
+    assert result.dropped == ("__metadata__ (emptied)",)
+    with safetensors.safe_open(out, framework="pt") as file:
+        assert file.metadata().keys() == {"banaudit"}
 
 
 def test_parameters_and_counters_stay_of_their_kind(tmp_path):

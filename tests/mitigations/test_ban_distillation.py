@@ -142,14 +142,14 @@ def test_the_strengths_that_are_tried():
     ("kept", "accuracies", "tried"),
     [
         ((10,), (0.9,), 1),
-        ((10, 20), (0.89, 0.9), 2),  # a stronger repair must cost nothing that shows
+        ((10, 20), (0.87, 0.88), 2),  # what a stronger repair may cost
         ((9, 20), (0.95, 0.95), 2),  # an earlier epoch of the strongest is no strong repair
         ((10, 20, 10), (0.5, 0.5, 0.85), 3),  # within the budget, the settings as they are will do
         ((10, 20, 10, 20), (0.5, 0.5, 0.7, 0.85), 4),  # else a weaker one
         ((10, 20, 10, 20, 25), (0.5, 0.5, 0.7, 0.7, 0.7), 5),  # the weakest is the answer, whatever it costs
     ],
 )
-def test_the_strongest_repair_that_costs_nothing_is_made(monkeypatch, kept, accuracies, tried):
+def test_the_strongest_repair_that_is_accepted_is_made(monkeypatch, kept, accuracies, tried):
     seen = []
 
     def once(self, job, original):
@@ -184,12 +184,6 @@ def test_what_a_stronger_repair_may_cost(accuracies, kept, allowed, wanted):
     )
     method = BANDistillation(stronger_drop=allowed)
     assert method.accepts(Tuned({}, epochs, kept, within_budget=True, accuracy_before=0.99)) == wanted
-
-
-def test_what_was_set_already_is_not_advised():
-    assert BANDistillation().advice() == "--set ban-distillation.stronger_drop=0.02"
-    assert not BANDistillation(stronger_drop=0.02).advice()
-    assert not BANDistillation(gentle=True).advice()
 
 
 def test_an_interrupted_repair_goes_on_at_its_strength(monkeypatch, tmp_path):
