@@ -1,4 +1,4 @@
-"""What an interrupted repair leaves in a file, so that the same call goes on where it stopped, at the same cost."""
+"""What an interrupted repair or training leaves in a file, so that the same call goes on at the same cost."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ FORMAT = 2
 
 
 class Progress:
-    """The last state of each run of a repair, all in one file, and what the repair has taken so far.
+    """The last state of each run of a repair or training, all in one file, and what it has taken so far.
 
     On creation, the passes and seconds of the earlier calls are booked.
 
     Args:
         path: The file; none: nothing is kept.
-        identity: What must be the same for a repair to go on (:func:`identify`).
-        meter: Of the repair.
+        identity: What must be the same for it to go on (:func:`identify`).
+        meter: Its own.
     """
 
     def __init__(self, path: Path | None, identity: str, meter: Meter) -> None:
@@ -85,7 +85,7 @@ class Progress:
             write_whole(self._path, stream.getvalue())
         except OSError as error:
             raise UsageError(
-                f"{self._path}: the state of the repair cannot be written ({error.strerror or error}); "
+                f"{self._path}: what an interrupted run needs cannot be written ({error.strerror or error}); "
                 "make room, then call again: it goes on after the last whole epoch"
             ) from None
 
@@ -95,12 +95,12 @@ class Progress:
             self._path.unlink(missing_ok=True)
 
     def _read(self) -> dict[str, Any]:
-        """What the file holds; nothing where there is none, it is of another repair, or it cannot be read."""
+        """What the file holds; nothing where there is none, it is of another run, or it cannot be read."""
         if self._path is None or not self._path.is_file():
             return {}
         try:
             saved = torch.load(io.BytesIO(self._path.read_bytes()), map_location="cpu", weights_only=True)
-        except Exception:  # whatever a damaged file makes torch raise: the repair starts from the beginning
+        except Exception:  # whatever a damaged file makes torch raise: the run starts from the beginning
             return {}
         return saved if isinstance(saved, dict) and saved.get("identity") == self._identity else {}
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from banaudit.architectures.base import SplitModel
 from banaudit.bench.attacks.base import Batch, BatchPoisoner
 from banaudit.bench.datasets import to_float
+from banaudit.resume import Progress
 from banaudit.shapes import Images, Labels
 from banaudit.training import CROP_SHARE, random_crop
 
@@ -55,8 +56,11 @@ def train(
     poisoner: BatchPoisoner | None,
     generator: torch.Generator,
     listener: EpochListener | None = None,
+    progress: Progress | None = None,
 ) -> None:
     """Trains a model in place and leaves it in evaluation mode.
+
+    A training that is interrupted and goes on later ends with the same weights as one that is not.
 
     Args:
         model: Images in [0, 1] -> logits [B, K].
@@ -67,6 +71,7 @@ def train(
         poisoner: An attacker who controls training; none: the batches stay as they are.
         generator: Source of randomness for order and augmentation, on the CPU.
         listener: Told of each epoch.
+        progress: Where the state is kept after each epoch; none: nowhere.
     """
 
     def change(images: Images) -> Images:
@@ -86,9 +91,17 @@ def train(
         pct_start=WARM_UP_SHARE,
         cycle_momentum=False,
     )
-    if poisoner is not None:
+    state = progress.load() if progress is not None else None
+    if state is not None:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        schedule.load_state_dict(state["schedule"])
+        if poisoner is not None:
+            poisoner.restore(pixels, state["poisoner"])
+        _restore_random(device, generator, state["random"])
+    elif poisoner is not None:
         poisoner.prepare(pixels)
-    for epoch in range(1, settings.epochs + 1):
+    for epoch in range(1 if state is None else state["epoch"] + 1, settings.epochs + 1):
         order = torch.randperm(len(labels), generator=generator).to(device)
         total = 0.0
         for index in torch.split(order[: steps_per_epoch * settings.batch_size], settings.batch_size):
@@ -115,7 +128,31 @@ def train(
             poisoner.end_epoch(model)
         if listener is not None:
             listener(epoch, total / steps_per_epoch)
+        if progress is not None and epoch < settings.epochs:
+            progress.save(
+                {
+                    "epoch": epoch,
+                    "model": model.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "schedule": schedule.state_dict(),
+                    "poisoner": poisoner.dump() if poisoner is not None else {},
+                    "random": _dump_random(device, generator),
+                }
+            )
     model.eval()
+
+
+def _dump_random(device: torch.device, generator: torch.Generator) -> dict[str, Tensor]:
+    """States of all sources of randomness: the training's own, and the global ones that dropout draws from."""
+    states = {"own": generator.get_state(), "global": torch.get_rng_state()}
+    return states | ({"device": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
+
+
+def _restore_random(device: torch.device, generator: torch.Generator, states: dict[str, Tensor]) -> None:
+    generator.set_state(states["own"])
+    torch.set_rng_state(states["global"])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states["device"], device)
 
 
 def _poisoned(

@@ -18,6 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, 
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+import banaudit
+from banaudit import resume
 from banaudit.architectures.base import SplitModel, SplitNetwork
 from banaudit.bench.attacks import AnyAttack
 from banaudit.bench.attacks.base import BatchPoisoner, DataPoisoning, TrainingControl, TrainingSet
@@ -28,6 +30,7 @@ from banaudit.bench.trainer import TrainingSettings, train
 from banaudit.bench.trigger import Trigger, attack_success, clean_accuracy
 from banaudit.bench.workplace import Progress
 from banaudit.errors import DataError, UsageError
+from banaudit.meter import Meter
 from banaudit.shapes import Labels, Weights
 
 SURROGATE_SEED = 90
@@ -127,6 +130,8 @@ def train_victim(
 ) -> Victim:
     """The victim of a recipe: from the cache if it was trained before, else trained now and kept.
 
+    An interrupted training goes on after its last whole epoch.
+
     Global random state is left as it was. On one machine and thread count the same recipe gives the same weights.
 
     Args:
@@ -152,9 +157,14 @@ def train_victim(
         twin = surrogate_recipe(recipe)
         return train_victim(twin, root=root, cache=cache, device=device, progress=progress).model.to(device)
 
-    trained = _train(recipe, train_split, surrogate, device, progress)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Epochs of another version of torch or on another device would make it another victim.
+    identity = json.dumps([recipe.key, banaudit.__version__, torch.__version__, str(device)])
+    state = resume.Progress(folder.with_name(f".{folder.name}.state"), identity, Meter())
+    trained = _train(recipe, train_split, surrogate, device, progress, state)
     facts = _measure(recipe, trained, held_out, device)
     _write(Victim(facts, trained.model.cpu(), trained.trigger), folder)
+    state.discard()
     # Read back, so that a victim computes the same to the last bit however it was come by.
     return load_victim(folder)
 
@@ -219,8 +229,9 @@ def _train(
     surrogate: Callable[[], nn.Module],
     device: torch.device | str,
     progress: Progress | None,
+    state: resume.Progress,
 ) -> _Trained:
-    started = time.monotonic()
+    started = time.monotonic() - state.earlier_seconds
     spec = dataset_spec(recipe.dataset)
     generator = torch.Generator().manual_seed(recipe.seed)
     index, _ = attacker_and_pool(data)
@@ -263,6 +274,7 @@ def _train(
             poisoner=poisoner,
             generator=generator,
             listener=listen,
+            progress=state,
         )
     trigger = None
     if recipe.attack is not None and recipe.labelling is not None:
@@ -311,7 +323,6 @@ def _measure(recipe: VictimRecipe, trained: _Trained, held_out: PixelData, devic
 
 def _write(victim: Victim, folder: Path) -> None:
     """Writes a victim beside its place and moves it there, so that a folder is complete or absent."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from banaudit.architectures.base import SplitModel, SplitNetwork
-from banaudit.bench.attacks.base import Batch
+from banaudit.bench.attacks.base import Batch, BatchPoisoner
 from banaudit.bench.trainer import TrainingSettings, adversarial_images, augment, train
 
 
@@ -76,13 +76,8 @@ def test_training_repeats_under_a_seed():
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
 
-class Persuader:
+class Persuader(BatchPoisoner):
     """Leaves the images alone and asks that the classifier's logits of label 1 be large."""
-
-    augments_first = False
-
-    def prepare(self, pixels):
-        pass
 
     def poison(self, images, labels):
         def objective(model, logits):
@@ -92,20 +87,11 @@ class Persuader:
 
         return Batch(images, labels, objective=objective)
 
-    def step(self):
-        pass
-
-    def end_epoch(self, model):
-        pass
-
-    def tensors(self):
-        return {}
-
 
 def test_what_an_attacker_adds_to_the_loss_trains_the_classifier():
     pixels, labels = bright_and_dark(64)
     logits = []
-    for poisoner in (None, Persuader()):
+    for poisoner in (None, Persuader({})):
         with torch.random.fork_rng():
             torch.manual_seed(3)
             model = small_model()

@@ -5,7 +5,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from banaudit.bench import victims
-from banaudit.bench.attacks import ATTACKS, IAD, SSDT, AdapBlend, AdapPatch, BadNets, Grond, LabelConsistent
+from banaudit.bench.attacks import ATTACKS, IAD, SSDT, AdapBlend, AdapPatch, BadNets, Bpp, Grond, LabelConsistent, WaNet
 from banaudit.bench.attacks.labelling import AllToAll, AllToOne, SourceTarget
 from banaudit.bench.trainer import TrainingSettings
 from banaudit.bench.trigger import Trigger, attack_success, clean_accuracy
@@ -84,6 +84,37 @@ def test_a_victim_in_the_cache_is_not_trained_again(cache):
     train_victim(recipe, cache=cache, progress=told.append)
     assert len(told) == 2
     assert sorted(path.name for path in (cache / "victims").iterdir()) == [recipe.key]
+
+
+@pytest.mark.parametrize("attack_type", [IAD, SSDT, Grond, Bpp, WaNet, None])
+@pytest.mark.parametrize("architecture", ["vgg11", "wrn-16"])
+def test_an_interrupted_training_ends_as_any_other(cache, attack_type, architecture):
+    recipe = VictimRecipe(
+        architecture=architecture,
+        width=4,
+        attack=small(attack_type) if attack_type else None,
+        labelling=AllToOne(target=2) if attack_type else None,
+        seed=4,
+        training=QUICK.model_copy(update={"epochs": 3, "augmentation": "strong"}),
+    )
+    whole, told = train_victim(recipe, cache=cache), []
+    victim_folder(recipe, cache).rename(cache / "aside")
+
+    def stop(text):
+        told.append(text)
+        if "epoch 2 of 3" in text:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_victim(recipe, cache=cache, progress=stop)
+    assert sum(path.suffix == ".state" for path in (cache / "victims").iterdir()) == 1
+    again = train_victim(recipe, cache=cache, progress=told.append)
+    assert [text.split(": ")[1].split(",")[0] for text in told][-2:] == ["epoch 2 of 3", "epoch 3 of 3"]
+    assert not any(path.suffix == ".state" for path in (cache / "victims").iterdir())
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, again.model.state_dict()[name]), name
+    if attack_type:
+        assert all(torch.equal(part, again.trigger.tensors[name]) for name, part in whole.trigger.tensors.items())
 
 
 def test_imbalance_and_fewer_images_are_trained(cache):

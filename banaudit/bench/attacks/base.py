@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, ClassVar
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -134,26 +134,47 @@ class Batch:
     objective: Callable[[nn.Module, Logits], Tensor] | None = None
 
 
-class BatchPoisoner(Protocol):
-    """The attacker's part in each training step."""
+class BatchPoisoner(ABC):
+    """The attacker's part in each training step; where a subclass says nothing, the attacker does nothing.
 
-    augments_first: bool
+    Args:
+        tensors: The trigger as :meth:`Attack.draw` returned it, on the training device.
+    """
+
+    augments_first: ClassVar[bool] = True
     """Whether the augmentation comes before the trigger (else after it)."""
 
-    def prepare(self, pixels: Tensor) -> None:
-        """Learns what the trigger needs before the classifier trains, from the training images [N, C, H, W] uint8."""
+    def __init__(self, tensors: Weights) -> None:
+        self._tensors = tensors
 
+    @abstractmethod
     def poison(self, images: Images, labels: Labels) -> Batch:
         """Puts the trigger on part of a batch of images in [0, 1]."""
 
-    def step(self) -> None:
+    def prepare(self, pixels: Tensor) -> None:  # noqa: B027 (a hook)
+        """Learns what the trigger needs before the classifier trains, from the training images [N, C, H, W] uint8."""
+
+    def step(self) -> None:  # noqa: B027 (a hook)
         """Updates a learned trigger after the gradient of the loss was computed."""
 
-    def end_epoch(self, model: nn.Module) -> None:
+    def end_epoch(self, model: nn.Module) -> None:  # noqa: B027 (a hook)
         """Changes the model in place after an epoch."""
 
     def tensors(self) -> Weights:
         """The trigger as it is now."""
+        return self._tensors
+
+    def dump(self) -> dict[str, Any]:
+        """What :meth:`restore` needs after an epoch, for an interrupted training."""
+        return {}
+
+    def restore(self, pixels: Tensor, state: dict[str, Any]) -> None:  # noqa: B027 (a hook)
+        """Go on from what :meth:`dump` gave, in place of :meth:`prepare`.
+
+        Args:
+            pixels: As for :meth:`prepare`.
+            state: On the CPU.
+        """
 
 
 class TrainingControl(Attack, ABC):

@@ -6,9 +6,9 @@ from typing import Annotated, Literal, final
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from banaudit.bench.attacks.base import Batch, Shape, TrainingControl
+from banaudit.bench.attacks.base import Batch, BatchPoisoner, Shape, TrainingControl
 from banaudit.bench.attacks.labelling import Labelling
 from banaudit.shapes import Images, Labels, Weights
 
@@ -71,16 +71,14 @@ class Bpp(TrainingControl):
 
 
 @final
-class BppPoisoner:
+class BppPoisoner(BatchPoisoner):
     """Bpp's part in each training step."""
 
     augments_first = False
 
     def __init__(self, attack: Bpp, mapping: Tensor, generator: torch.Generator) -> None:
+        super().__init__({})  # the settings are the trigger
         self._attack, self._mapping, self._generator = attack, mapping, generator
-
-    def prepare(self, pixels: Tensor) -> None:
-        """Nothing to learn."""
 
     def poison(self, images: Images, labels: Labels) -> Batch:
         """Rounded and relabelled, then negatives with their own labels, then clean images."""
@@ -97,13 +95,3 @@ class BppPoisoner:
             torch.cat((rounded, (originals + residuals).clamp(0, 1), images[negative:])),
             torch.cat((wanted, labels[backdoored:])),
         )
-
-    def step(self) -> None:
-        """Nothing to update."""
-
-    def end_epoch(self, model: nn.Module) -> None:
-        """Leaves the model as it is."""
-
-    def tensors(self) -> Weights:
-        """Nothing: the settings are the trigger."""
-        return {}

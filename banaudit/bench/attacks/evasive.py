@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from banaudit.bench.attacks.base import Batch, Shape, TrainingControl
+from banaudit.bench.attacks.base import Batch, BatchPoisoner, Shape, TrainingControl
 from banaudit.bench.attacks.blend import Blend
 from banaudit.bench.attacks.labelling import Labelling
 from banaudit.detectors.mm_bd import margins
@@ -78,16 +78,12 @@ class Evasive(TrainingControl):
 
 
 @final
-class EvasivePoisoner:
+class EvasivePoisoner(BatchPoisoner):
     """The attacker's part in each training step."""
 
-    augments_first = True
-
     def __init__(self, attack: Evasive, tensors: Weights, mapping: Tensor, generator: torch.Generator) -> None:
-        self._attack, self._tensors, self._mapping, self._generator = attack, tensors, mapping, generator
-
-    def prepare(self, pixels: Tensor) -> None:
-        """Nothing to learn."""
+        super().__init__(tensors)
+        self._attack, self._mapping, self._generator = attack, mapping, generator
 
     def poison(self, images: Images, labels: Labels) -> Batch:
         """Triggered and relabelled, then covers with their own labels, then clean images."""
@@ -148,16 +144,6 @@ class EvasivePoisoner:
             starts.append(start)
         unit = torch.maximum((reached[1] - starts[1]).detach(), starts[1].abs()).clamp_min(SMALLEST_UNIT)
         return F.relu((reached[0] - reached[1]) / unit)
-
-    def step(self) -> None:
-        """Nothing to update."""
-
-    def end_epoch(self, model: nn.Module) -> None:
-        """Leaves the model as it is."""
-
-    def tensors(self) -> Weights:
-        """The noise image."""
-        return self._tensors
 
 
 def excess_margin(logits: Logits, labels: Labels, triggered: int) -> Tensor:

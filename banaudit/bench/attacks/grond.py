@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from banaudit.bench.attacks.base import (
     Batch,
+    BatchPoisoner,
     DataPoisoning,
     Poison,
     Shape,
@@ -87,31 +88,20 @@ class Grond(DataPoisoning, TrainingControl):
 
 
 @final
-class GrondPoisoner:
+class GrondPoisoner(BatchPoisoner):
     """Grond's part in training: adversarial backdoor injection."""
 
-    augments_first = True
-
     def __init__(self, outlier: float, tensors: Weights) -> None:
-        self._outlier, self._tensors = outlier, tensors
-
-    def prepare(self, pixels: Tensor) -> None:
-        """Nothing to learn."""
+        super().__init__(tensors)
+        self._outlier = outlier
 
     def poison(self, images: Images, labels: Labels) -> Batch:
         """The batch as it is."""
         return Batch(images, labels)
 
-    def step(self) -> None:
-        """Nothing to update."""
-
     def end_epoch(self, model: nn.Module) -> None:
         """Smooths the channels that stand out."""
         smooth_outliers(model, self._outlier)
-
-    def tensors(self) -> Weights:
-        """The perturbation."""
-        return self._tensors
 
 
 @torch.no_grad()

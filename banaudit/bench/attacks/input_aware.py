@@ -8,15 +8,14 @@ Source: Nguyen and Tran, "Input-Aware Dynamic Backdoor Attack", NeurIPS 2020, Se
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from typing import Annotated, Generic, TypeVar, final
+from typing import Annotated, Any, Generic, TypeVar, final
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
-from torch import Tensor, nn
+from torch import Tensor
 
-from banaudit.bench.attacks.base import Batch, Shape, TrainingControl
+from banaudit.bench.attacks.base import BatchPoisoner, Shape, TrainingControl
 from banaudit.bench.attacks.generators import (
     TriggerGenerator,
     apply_generators,
@@ -28,7 +27,7 @@ from banaudit.bench.attacks.generators import (
     stamp,
 )
 from banaudit.bench.datasets import to_float
-from banaudit.shapes import Images, Labels, Weights
+from banaudit.shapes import Images, Weights
 
 ADAM_BETAS = (0.5, 0.9)
 """Momentum terms of the generators' optimizer (paper)."""
@@ -68,7 +67,7 @@ class InputAware(TrainingControl):
 Settings = TypeVar("Settings", bound=InputAware)
 
 
-class InputAwarePoisoner(ABC, Generic[Settings]):
+class InputAwarePoisoner(BatchPoisoner, Generic[Settings]):
     """An input-aware attack's part in training; subclasses say how a batch is made up.
 
     Args:
@@ -78,22 +77,16 @@ class InputAwarePoisoner(ABC, Generic[Settings]):
         generator: Source of randomness, on the CPU.
     """
 
-    augments_first = True
-
     def __init__(self, attack: Settings, tensors: Weights, mapping: Tensor, generator: torch.Generator) -> None:
-        self._attack, self._tensors, self._mapping, self._generator = attack, tensors, mapping, generator
+        super().__init__(tensors)
+        self._attack, self._mapping, self._generator = attack, mapping, generator
         self._learner: TriggerLearner | None = None
-
-    @abstractmethod
-    def poison(self, images: Images, labels: Labels) -> Batch:
-        """Puts triggers on part of a batch of images in [0, 1]."""
 
     @final
     def prepare(self, pixels: Tensor) -> None:
         """Trains the mask generator alone and freezes it."""
         attack = self._attack
-        shape = (pixels.shape[1], pixels.shape[2], pixels.shape[3])
-        self._learner = TriggerLearner(self._tensors, shape, attack.width, attack.learning_rate)
+        self._learner = self._begin(pixels)
         self._learner.train_mask(
             pixels,
             epochs=attack.mask_epochs,
@@ -109,13 +102,24 @@ class InputAwarePoisoner(ABC, Generic[Settings]):
         self._ready().step()
 
     @final
-    def end_epoch(self, model: nn.Module) -> None:
-        """Leaves the model as it is."""
-
-    @final
     def tensors(self) -> Weights:
         """Weights of both generators."""
         return self._ready().tensors()
+
+    @final
+    def dump(self) -> dict[str, Any]:
+        """Both generators, and the pattern's optimizer."""
+        return self._ready().dump()
+
+    @final
+    def restore(self, pixels: Tensor, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`dump` gave; the mask is trained."""
+        self._learner = self._begin(pixels)
+        self._learner.restore(state)
+
+    def _begin(self, pixels: Tensor) -> TriggerLearner:
+        shape = (pixels.shape[1], pixels.shape[2], pixels.shape[3])
+        return TriggerLearner(self._tensors, shape, self._attack.width, self._attack.learning_rate)
 
     @final
     def _ready(self) -> TriggerLearner:
@@ -175,8 +179,7 @@ class TriggerLearner:
                 self._mask_optimizer.zero_grad()
                 torch.autograd.backward(loss)
                 self._mask_optimizer.step()
-        self._mask.eval().requires_grad_(False)
-        self._pattern.train()
+        self._freeze_mask()
 
     def patterns(self, images: Images) -> Tensor:
         """Patterns made for images, [B, C, H, W] in [0, 1], with gradients."""
@@ -195,6 +198,25 @@ class TriggerLearner:
     def tensors(self) -> Weights:
         """Weights of both generators."""
         return read_generators(self._pattern, self._mask)
+
+    def dump(self) -> dict[str, Any]:
+        """What :meth:`restore` needs once the mask is trained."""
+        return {
+            "pattern": self._pattern.state_dict(),
+            "mask": self._mask.state_dict(),
+            "optimizer": self._pattern_optimizer.state_dict(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`dump` gave, with a frozen mask."""
+        self._pattern.load_state_dict(state["pattern"])
+        self._mask.load_state_dict(state["mask"])
+        self._pattern_optimizer.load_state_dict(state["optimizer"])
+        self._freeze_mask()
+
+    def _freeze_mask(self) -> None:
+        self._mask.eval().requires_grad_(False)
+        self._pattern.train()
 
 
 def _adam(module: TriggerGenerator, learning_rate: float) -> torch.optim.Optimizer:

@@ -7,9 +7,9 @@ from typing import Annotated, Literal, final
 import torch
 import torch.nn.functional as F
 from pydantic import Field, PositiveFloat
-from torch import Tensor, nn
+from torch import Tensor
 
-from banaudit.bench.attacks.base import Batch, Shape, TrainingControl
+from banaudit.bench.attacks.base import Batch, BatchPoisoner, Shape, TrainingControl
 from banaudit.bench.attacks.labelling import Labelling
 from banaudit.shapes import Images, Labels, Weights
 
@@ -64,16 +64,14 @@ class WaNet(TrainingControl):
 
 
 @final
-class WaNetPoisoner:
+class WaNetPoisoner(BatchPoisoner):
     """WaNet's part in each training step."""
 
     augments_first = False
 
     def __init__(self, attack: WaNet, tensors: Weights, mapping: Tensor, generator: torch.Generator) -> None:
-        self._attack, self._tensors, self._mapping, self._generator = attack, tensors, mapping, generator
-
-    def prepare(self, pixels: Tensor) -> None:
-        """Nothing to learn."""
+        super().__init__(tensors)
+        self._attack, self._mapping, self._generator = attack, mapping, generator
 
     def poison(self, images: Images, labels: Labels) -> Batch:
         """Warped and relabelled, then jittered with their own labels, then clean images."""
@@ -83,16 +81,6 @@ class WaNetPoisoner:
         noisy = self._attack.jitter(images[backdoored:crossed], self._tensors, self._generator)
         wanted = self._mapping.to(labels.device)[labels[:backdoored]]
         return Batch(torch.cat((warped, noisy, images[crossed:])), torch.cat((wanted, labels[backdoored:])))
-
-    def step(self) -> None:
-        """Nothing to update."""
-
-    def end_epoch(self, model: nn.Module) -> None:
-        """Leaves the model as it is."""
-
-    def tensors(self) -> Weights:
-        """The sampling grid, as it was drawn."""
-        return self._tensors
 
 
 def _resample(images: Images, grid: Tensor) -> Images:
