@@ -16,7 +16,8 @@ from torch import Tensor
 from banaudit.architectures.base import SplitModel
 from banaudit.data import CleanData, passes
 from banaudit.meter import Meter
-from banaudit.neurons import BatchNorm, batch_norms, fast_precision
+from banaudit.neurons import BatchNorm, batch_norms
+from banaudit.precision import fast_precision
 
 LOOK_AT = 256
 """Images that are looked at, the first ones."""

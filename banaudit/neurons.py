@@ -9,9 +9,6 @@ before it are linear in the weight.  The final linear layer is never perturbed (
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
-from contextvars import ContextVar
 from typing import Literal
 
 import torch
@@ -22,6 +19,7 @@ from torch.func import functional_call
 from banaudit.architectures.base import SplitModel
 from banaudit.errors import UnsupportedModelError
 from banaudit.meter import Meter
+from banaudit.precision import fast_precision
 from banaudit.shapes import Features, Images, Labels, Logits
 
 Statistics = Literal["batch", "running"]
@@ -48,39 +46,6 @@ def require_batch_norm(model: nn.Module) -> None:
     """
     if not batch_norms(model):
         raise UnsupportedModelError("this method needs BatchNorm, and the network has none")
-
-
-_FULL_PRECISION: ContextVar[bool] = ContextVar("_FULL_PRECISION", default=False)
-
-
-@contextmanager
-def full_precision(wanted: bool) -> Iterator[None]:
-    """Where it is wanted, :func:`fast_precision` is full precision inside, for networks that rounding would change."""
-    token = _FULL_PRECISION.set(wanted)
-    try:
-        yield
-    finally:
-        _FULL_PRECISION.reset(token)
-
-
-def wants_full_precision() -> bool:
-    """Whether this runs inside :func:`full_precision`; other threads, such as that of a backward pass, do not know."""
-    return _FULL_PRECISION.get()
-
-
-def fast_precision(device: torch.device) -> AbstractContextManager[None]:
-    """Autocast to bfloat16 where the hardware multiplies it natively, else full precision.
-
-    Used only where a gradient's sign or a cross-entropy far from zero is wanted. Never where the weights get gradients.
-    """
-    if wants_full_precision():
-        native = False
-    elif device.type == "cpu":
-        capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-        native = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-    else:
-        native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.autocast(device.type, torch.bfloat16, enabled=native)
 
 
 Form = Literal["relative", "additive"]

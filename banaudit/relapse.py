@@ -24,6 +24,7 @@ from banaudit.data import CleanData, batches, images_of_a_pass
 from banaudit.meter import Meter
 from banaudit.pixel_changes import grow, step_length
 from banaudit.preflight import predictions
+from banaudit.randomness import isolated_random, seed_global
 from banaudit.results import Reading, RelapseProbe
 from banaudit.shapes import Images, Labels
 
@@ -136,7 +137,7 @@ def probe_relapse(
     threshold = THRESHOLDS.get(reading)
     other = _unsuspected(wanted, held_out.num_classes)
     held_out = _shuffled(held_out, seed)  # only the first images are read, and those given may be sorted by class
-    with torch.random.fork_rng(devices=[held_out.images.device] if held_out.images.is_cuda else []):
+    with isolated_random(held_out.images.device):
         shift, before_share, steps = _find_shift(
             before, training, held_out, wanted, most_steps=MAX_STEPS, seed=seed, meter=meter
         )
@@ -286,7 +287,7 @@ def _tune(
     meter: Meter,
 ) -> SplitModel:
     """A copy after a few steps on clean images and a handful of stamped ones with the wanted labels."""
-    torch.manual_seed(seed)
+    seed_global(seed, training.images.device)
     private = copy.deepcopy(model).eval().lay_out_for_training(training.images).train().requires_grad_(True)
     shuffled = _shuffled(training, seed)
     stamped, goal = _affected(shuffled, wanted, STAMPED)

@@ -23,6 +23,7 @@ from banaudit.data import CleanData
 from banaudit.errors import BanauditError
 from banaudit.meter import Meter
 from banaudit.preflight import predictions
+from banaudit.randomness import seed_global
 from banaudit.results import RepairEpoch
 from banaudit.resume import Progress
 from banaudit.shapes import Images, Labels, Weights
@@ -373,7 +374,7 @@ class _Run:
         # Each epoch draws from numbers of its own: one that is repeated after an interruption is the same epoch.
         seed = self._seed * EPOCH_SEEDS + number
         generator = torch.Generator().manual_seed(seed)
-        torch.manual_seed(seed)
+        seed_global(seed, training.images.device)
         self._model.train()
         order = torch.randperm(len(training), generator=generator).to(training.labels.device)
         # No batch of a single image: BatchNorm has no spread there.

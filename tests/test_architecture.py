@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1] / "banaudit"
 FILES = sorted(ROOT.rglob("*.py"))
 
 TIERS = (
-    ("errors", "shapes", "whole_files"),
+    ("errors", "shapes", "whole_files", "precision", "randomness"),
     ("results", "meter"),
     ("statistics", "data", "triggers", "method", "pixel_changes"),
     ("checkpoints",),

@@ -18,7 +18,8 @@ from banaudit.disguises import (
     usual_scale,
 )
 from banaudit.meter import Meter
-from banaudit.neurons import batch_norms, fast_precision, full_precision
+from banaudit.neurons import batch_norms
+from banaudit.precision import fast_precision, full_precision
 
 CPU = torch.device("cpu")
 

@@ -30,6 +30,7 @@ from banaudit.checkpoints import read_checkpoint
 from banaudit.data import CleanData
 from banaudit.demo import examples
 from banaudit.detectors import MMBD, Detector
+from banaudit.detectors.base import Found
 from banaudit.disguises import Told
 from banaudit.errors import BanauditError, DataError, UnsupportedModelError, UsageError
 from banaudit.mitigations import BANFineTuning, FeatureFlip, FineTuning
@@ -61,18 +62,20 @@ class Oracle(Detector):
 
     _answers: list[bool] = PrivateAttr(default_factory=list)
 
-    def score(self, model, samples, generator, meter):
+    def search(self, model, samples, generator, meter):
         fired = self._answers.pop(0)
-        return [
-            Evidence(
-                reading=Reading.ALL_TO_ONE,
-                measures="none",
-                score=float(fired),
-                threshold=0.5,
-                fired=fired,
-                target=TARGET if fired else None,
-            )
-        ]
+        return Found(
+            [
+                Evidence(
+                    reading=Reading.ALL_TO_ONE,
+                    measures="none",
+                    score=float(fired),
+                    threshold=0.5,
+                    fired=fired,
+                    target=TARGET if fired else None,
+                )
+            ]
+        )
 
     def planned_images(self, num_classes, images):
         return 0
@@ -221,11 +224,15 @@ class Mapped(Detector):
     title: ClassVar[str] = "a double for tests"
     misses: ClassVar[str] = "everything"
 
-    def score(self, model, samples, generator, meter):
+    def search(self, model, samples, generator, meter):
         mapping = {label: (label + 1) % samples.num_classes for label in range(samples.num_classes)}
-        return [
-            Evidence(reading=Reading.ALL_TO_ALL, measures="none", score=1.0, threshold=0.5, fired=True, mapping=mapping)
-        ]
+        return Found(
+            [
+                Evidence(
+                    reading=Reading.ALL_TO_ALL, measures="none", score=1.0, threshold=0.5, fired=True, mapping=mapping
+                )
+            ]
+        )
 
     def planned_images(self, num_classes, images):
         return 0

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch import nn
@@ -22,6 +23,11 @@ from banaudit.errors import UsageError
 def names_a_file(arch: str) -> bool:
     """Whether an ``--arch`` value names a file and a factory, not a known architecture."""
     return arch.rpartition(":")[0].endswith(".py") or arch.endswith(".py")
+
+
+_BESIDE: dict[str, str] = {}
+"""Name of a module that the user's code imported -> its folder. It stays imported, since a network may import it again
+when it runs; another folder's module of the same name must not be taken for it."""
 
 
 @contextmanager
@@ -37,6 +43,10 @@ def user_code(arch: str) -> Iterator[None]:
         UsageError: Instead of ``SystemExit``, which would pass for an exit code of banaudit's own.
     """
     folder = str(Path(arch.rpartition(":")[0]).expanduser().resolve().parent)
+    for name in [name for name, home in _BESIDE.items() if home != folder]:
+        sys.modules.pop(name, None)
+        del _BESIDE[name]
+    before = set(sys.modules)
     sys.path.append(folder)  # last, so that nothing there takes the place of a module that others import
     try:
         yield
@@ -49,6 +59,14 @@ def user_code(arch: str) -> Iterator[None]:
     finally:
         with suppress(ValueError):
             sys.path.remove(folder)
+        for name in set(sys.modules) - before:
+            if _lies_in(sys.modules[name], folder):
+                _BESIDE[name] = folder
+
+
+def _lies_in(module: ModuleType, folder: str) -> bool:
+    file = getattr(module, "__file__", None)
+    return isinstance(file, str) and Path(folder) in Path(file).resolve().parents
 
 
 @dataclass(frozen=True)

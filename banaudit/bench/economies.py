@@ -16,7 +16,8 @@ from banaudit.bench.cost import clock
 from banaudit.data import CleanData
 from banaudit.detectors import Detector
 from banaudit.detectors.ban import BAN
-from banaudit.neurons import decoupling_loss, fast_precision
+from banaudit.neurons import decoupling_loss
+from banaudit.precision import fast_precision
 from banaudit.results import Record
 from banaudit.shapes import Images, Labels
 

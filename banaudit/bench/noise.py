@@ -19,10 +19,11 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from banaudit.bench.code import CODE
 from banaudit.bench.conditions import draw_clean
 from banaudit.bench.embedding import tsne
 from banaudit.bench.results_files import read_results, update_results
-from banaudit.bench.runner import CODE, Truth, truth_of
+from banaudit.bench.runner import Truth, truth_of
 from banaudit.bench.strata import kind_of, setup_of, stratum_of
 from banaudit.bench.victims import Victim, VictimRecipe, is_trained, load_victim, victim_folder
 from banaudit.bench.workplace import Workplace

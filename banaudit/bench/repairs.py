@@ -22,6 +22,7 @@ from torch import Tensor
 
 import banaudit
 from banaudit.architectures.base import SplitModel
+from banaudit.bench.code import CODE
 from banaudit.bench.conditions import draw_clean
 from banaudit.bench.cost import device_name
 from banaudit.bench.datasets import load_split
@@ -38,7 +39,7 @@ from banaudit.bench.repair_results import (
     rounded,
 )
 from banaudit.bench.results_files import read_results, update_results
-from banaudit.bench.runner import CODE, ScanSettings, record_scan, truth_of
+from banaudit.bench.runner import ScanSettings, record_scan, truth_of
 from banaudit.bench.trigger import Trigger, attack_success, clean_accuracy
 from banaudit.bench.victims import Victim, VictimFacts, VictimRecipe, is_trained, load_victim, victim_folder
 from banaudit.bench.workplace import Workplace

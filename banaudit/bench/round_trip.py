@@ -21,8 +21,8 @@ from torch import Tensor
 import banaudit
 from banaudit.architectures import load_network
 from banaudit.audit import Subject
+from banaudit.bench.code import CODE
 from banaudit.bench.results_files import write_results
-from banaudit.bench.runner import CODE
 from banaudit.bench.workplace import Progress
 from banaudit.bench.zoo import DATA_FOLDERS, ManifestEntry, read_factories, read_manifests
 from banaudit.checkpoints import read_checkpoint

@@ -20,6 +20,7 @@ from pydantic import Field
 import banaudit
 from banaudit.audit import judge
 from banaudit.bench.attacks.labelling import AllToOne, SourceTarget
+from banaudit.bench.code import CODE
 from banaudit.bench.conditions import CleanSource, Condition, StudyName, draw_condition
 from banaudit.bench.cost import MethodCost
 from banaudit.bench.parallel import spread
@@ -36,9 +37,6 @@ MAPPING_SHARE = 0.8
 
 DIGITS = 6
 """Significant digits of a recorded score."""
-
-NOT_CODE_OF_A_SCAN = frozenset({"bench", "cli", "reports", "demo"})
-"""Parts of the package that change no verdict."""
 
 Number = float | None
 """A score; none where it was not finite."""
@@ -435,17 +433,3 @@ def describe(scan: ScanRecord, outcome: Outcome) -> str:
     """One line for a terminal."""
     target = "" if scan.target is None else f", target {scan.target}"
     return f"{scan.verdict.value}{target} ({outcome.value}), {scan.seconds:.0f} s"
-
-
-def _code_digest() -> str:
-    """A short name for the state of the code that decides verdicts: the same sources, the same name."""
-    package = Path(banaudit.__file__).parent
-    digest = hashlib.sha256()
-    for path in sorted(package.rglob("*.py")):
-        if path.relative_to(package).parts[0] not in NOT_CODE_OF_A_SCAN:
-            digest.update(path.read_bytes())
-    return digest.hexdigest()[:8]
-
-
-CODE = _code_digest()
-"""Taken when this module is read: what runs is what was there then, whatever is edited while scans are under way."""

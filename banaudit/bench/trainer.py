@@ -56,7 +56,7 @@ def train(
     poisoner: BatchPoisoner | None,
     generator: torch.Generator,
     listener: EpochListener | None = None,
-    progress: Progress | None = None,
+    state: Progress | None = None,
 ) -> None:
     """Trains a model in place and leaves it in evaluation mode.
 
@@ -71,7 +71,7 @@ def train(
         poisoner: An attacker who controls training; none: the batches stay as they are.
         generator: Source of randomness for order and augmentation, on the CPU.
         listener: Told of each epoch.
-        progress: Where the state is kept after each epoch; none: nowhere.
+        state: Where what an interrupted call needs is kept after each epoch; none: nowhere.
     """
 
     def change(images: Images) -> Images:
@@ -91,17 +91,17 @@ def train(
         pct_start=WARM_UP_SHARE,
         cycle_momentum=False,
     )
-    state = progress.load() if progress is not None else None
-    if state is not None:
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        schedule.load_state_dict(state["schedule"])
+    saved = state.load() if state is not None else None
+    if saved is not None:
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        schedule.load_state_dict(saved["schedule"])
         if poisoner is not None:
-            poisoner.restore(pixels, state["poisoner"])
-        _restore_random(device, generator, state["random"])
+            poisoner.restore(pixels, saved["poisoner"])
+        _restore_random(device, generator, saved["random"])
     elif poisoner is not None:
         poisoner.prepare(pixels)
-    for epoch in range(1 if state is None else state["epoch"] + 1, settings.epochs + 1):
+    for epoch in range(1 if saved is None else saved["epoch"] + 1, settings.epochs + 1):
         order = torch.randperm(len(labels), generator=generator).to(device)
         total = 0.0
         for index in torch.split(order[: steps_per_epoch * settings.batch_size], settings.batch_size):
@@ -128,8 +128,8 @@ def train(
             poisoner.end_epoch(model)
         if listener is not None:
             listener(epoch, total / steps_per_epoch)
-        if progress is not None and epoch < settings.epochs:
-            progress.save(
+        if state is not None and epoch < settings.epochs:
+            state.save(
                 {
                     "epoch": epoch,
                     "model": model.state_dict(),

@@ -18,12 +18,12 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, 
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-import banaudit
 from banaudit import resume
 from banaudit.architectures.base import SplitModel, SplitNetwork
 from banaudit.bench.attacks import AnyAttack
 from banaudit.bench.attacks.base import BatchPoisoner, DataPoisoning, TrainingControl, TrainingSet
 from banaudit.bench.attacks.labelling import AnyLabelling
+from banaudit.bench.code import ALL_CODE
 from banaudit.bench.datasets import PixelData, attacker_and_pool, dataset_spec, default_cache, load_split, to_pixels
 from banaudit.bench.networks import build_network
 from banaudit.bench.trainer import TrainingSettings, train
@@ -158,8 +158,9 @@ def train_victim(
         return train_victim(twin, root=root, cache=cache, device=device, progress=progress).model.to(device)
 
     folder.parent.mkdir(parents=True, exist_ok=True)
-    # Epochs of another version of torch or on another device would make it another victim.
-    identity = json.dumps([recipe.key, banaudit.__version__, torch.__version__, str(device)])
+    # Further epochs by other code, by another version of torch or on another device would make another victim.
+    made_by = [ALL_CODE, torch.__version__, str(device), torch.get_num_threads()]
+    identity = json.dumps([recipe.key, *made_by])
     state = resume.Progress(folder.with_name(f".{folder.name}.state"), identity, Meter())
     trained = _train(recipe, train_split, surrogate, device, progress, state)
     facts = _measure(recipe, trained, held_out, device)
@@ -274,7 +275,7 @@ def _train(
             poisoner=poisoner,
             generator=generator,
             listener=listen,
-            progress=state,
+            state=state,
         )
     trigger = None
     if recipe.attack is not None and recipe.labelling is not None:

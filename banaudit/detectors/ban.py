@@ -11,7 +11,7 @@ from torch import Tensor
 
 from banaudit.architectures.base import SplitModel
 from banaudit.data import CleanData
-from banaudit.detectors.base import MAPPING_AGREEMENT, Detector, Samples, agreement_of
+from banaudit.detectors.base import MAPPING_AGREEMENT, Detector, Found, Samples, agreement_of
 from banaudit.meter import Meter
 from banaudit.neurons import NoisyModel, Statistics, fit_feature_mask
 from banaudit.results import Evidence, Reading
@@ -38,7 +38,7 @@ class _Restart:
 
     Args:
         masked: [K, K] share of class k's images (row) sent to class j by the negative mask under noise (Eq. 6).
-        null: The same mask under random noise of the same size.
+        null: The same mask under random noise as large as the search may go.
         errors: [K] share of the mistakes under noise alone that fall in each class.
         errors_null: The same under random noise.
     """
@@ -95,9 +95,11 @@ class BAN(Detector):
     mask_steps: PositiveInt = 400
     """Steps of Adam on the mask (the paper: 20 epochs of 20 batches)."""
     mask_learning_rate: PositiveFloat = 0.01
+    """Step size of Adam on the mask."""
     mask_weight: NonNegativeFloat = 0.75
     """lambda_1, the weight of the mask's size."""
     mask_batch: PositiveInt = 128
+    """Samples of a step on the mask."""
     clamp_late: bool = False
     """Clamp the mask before its gradient is taken instead of after the step, as the authors' code does."""
     search_images: PositiveInt = 250
@@ -144,7 +146,7 @@ class BAN(Detector):
         noise = self.noise_steps * min(self.noise_images, half) * (1 + WARM_UP_BATCHES * self.drift)
         return self.restarts * (noise + min(self.search_images, half) + 2 * min(self.read_images, half))
 
-    def score(self, model: SplitModel, samples: Samples, generator: torch.Generator, meter: Meter) -> list[Evidence]:
+    def search(self, model: SplitModel, samples: Samples, generator: torch.Generator, meter: Meter) -> Found:
         """Noise, mask and readings for each restart.
 
         A reading has to fire after every restart, with what all of them gave so far: once none does, there are no
@@ -162,7 +164,12 @@ class BAN(Detector):
             ]
             if not any(item.fired for item in evidence):
                 break
-        return evidence
+        return Found(evidence)
+
+    @property
+    def radius(self) -> float:
+        """Largest absolute value of an entry of the noise: unclipped, random start and steps add up to 2 eps."""
+        return self.eps if self.clip else 2 * self.eps
 
     def _restart(
         self, model: SplitModel, samples: Samples, generator: torch.Generator, meter: Meter, what: str
@@ -178,7 +185,7 @@ class BAN(Detector):
         if self.drift:
             noisy.use_running_statistics()
         found = noisy_features(noisy, held_out.images, noise, what)
-        random = noisy_features(noisy, held_out.images, noisy.random_signs(self.eps, generator), what)
+        random = noisy_features(noisy, held_out.images, noisy.random_signs(self.radius, generator), what)
         return _Restart(
             masked=_confusion(model, found * (1 - mask), held_out.labels, samples.num_classes),
             null=_confusion(model, random * (1 - mask), held_out.labels, samples.num_classes),
@@ -218,10 +225,9 @@ class BAN(Detector):
         """
         batch = search.draw(self.noise_images, generator)
         noise = noisy.random_noise(self.eps, generator)
-        radius = self.eps if self.clip else 2 * self.eps
         for _ in range(self.noise_steps):
             step = self.eps / self.noise_steps
-            noise = noisy.ascend(batch.images, batch.labels, noise, step=step, radius=radius, what=what)
+            noise = noisy.ascend(batch.images, batch.labels, noise, step=step, radius=self.radius, what=what)
         return noise
 
     def _all_to_one(self, samples: Samples, restarts: list[_Restart]) -> Evidence:
@@ -320,7 +326,9 @@ class BAN(Detector):
 
 def noisy_features(noisy: NoisyModel, images: Images, noise: Tensor, what: str) -> Features:
     """Features [N, ...] of images [N, C, H, W] under noise [2, P], a batch at a time; ``what`` is for the meter."""
-    return torch.cat([noisy.features(batch, noise, what=what) for batch in torch.split(images, READ_BATCH)])
+    # Parts of one size: BatchNorm under batch statistics would see a small remainder otherwise, or a single image.
+    parts = torch.tensor_split(images, -(-len(images) // READ_BATCH))
+    return torch.cat([noisy.features(part, noise, what=what) for part in parts])
 
 
 def _confusion(model: SplitModel, features: Features, labels: Labels, classes: int) -> Tensor:

@@ -1,7 +1,7 @@
 """What every detector shares: settings in the constructor, a model and clean data in the call, a finding out.
 
 The base owns the protocol (private copy of the model, isolated random state, caveats, time limit); a detector's file
-owns the paper. A :class:`TriggerDetector` also hands out what it recovered, as pictures beside the finding.
+owns the paper. A :class:`Detector` also hands out what it recovered, as pictures beside the finding.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from torch import Tensor
 
 from banaudit.architectures.base import SplitModel
 from banaudit.data import CleanData
-from banaudit.errors import DataError, TimeLimitReached, UnsupportedModelError
+from banaudit.errors import BanauditError, DataError, TimeLimitReached, UnsupportedModelError
 from banaudit.meter import Meter
 from banaudit.method import Method
-from banaudit.neurons import full_precision
-from banaudit.results import ClassScore, Evidence, Finding, Verdict
+from banaudit.precision import full_precision
+from banaudit.randomness import isolated_random
+from banaudit.results import ClassScore, Evidence, Finding, Reading, Verdict
 from banaudit.triggers import RecoveredTrigger, TriggerSink
 
 SEARCH_SHARE = 0.5
@@ -95,7 +96,7 @@ def agreement_of(answers: Sequence[object], answer: object) -> float | None:
 class Detector(Method, ABC):
     """A detector is its hyperparameters and one method.
 
-    Subclasses are final, declare each hyperparameter once as a field with a default, and implement :meth:`score`.
+    Subclasses are final, declare each hyperparameter once as a field with a default, and implement :meth:`search`.
     """
 
     misses: ClassVar[str]
@@ -105,8 +106,11 @@ class Detector(Method, ABC):
     classes one has at least half of whatever is counted."""
 
     @abstractmethod
-    def score(self, model: SplitModel, samples: Samples, generator: torch.Generator, meter: Meter) -> list[Evidence]:
-        """Search and read: one :class:`Evidence` for each reading.
+    def search(self, model: SplitModel, samples: Samples, generator: torch.Generator, meter: Meter) -> Found:
+        """Search and read: one :class:`Evidence` for each reading, and the triggers that were recovered, if any.
+
+        The pictures take no pass through the audited network and no random number: with or without somebody to look at
+        them the finding is the same.
 
         Args:
             model: A private copy in eval mode; may be changed.
@@ -119,13 +123,9 @@ class Detector(Method, ABC):
             TimeLimitReached: From the meter.
         """
 
-    def search(self, model: SplitModel, samples: Samples, generator: torch.Generator, meter: Meter) -> Found:
-        """Search and read as :meth:`score`; a :class:`TriggerDetector` shows what it recovered besides."""
-        return Found(self.score(model, samples, generator, meter))
-
     @abstractmethod
     def planned_images(self, num_classes: int, images: int) -> int:
-        """Forward passes that :meth:`score` is expected to take, for the progress bar."""
+        """Forward passes that :meth:`search` is expected to take, for the progress bar."""
 
     @final
     def __call__(
@@ -156,10 +156,8 @@ class Detector(Method, ABC):
         forward, backward = meter.forward_images, meter.backward_images
         generator = torch.Generator().manual_seed(seed)
         outcome = Found([])
-        cuda = [clean.images.device] if clean.images.is_cuda else []
         try:
-            with torch.random.fork_rng(devices=cuda):
-                torch.manual_seed(seed)
+            with isolated_random(clean.images.device, seed):
                 self._require_classes(clean.num_classes)
                 private = copy.deepcopy(model).eval().lay_out_fast(clean.images)
                 samples = Samples(*clean.split(SEARCH_SHARE, generator))
@@ -170,8 +168,11 @@ class Detector(Method, ABC):
                 outcome = found
         except (UnsupportedModelError, TimeLimitReached, DataError) as problem:
             verdict, reason = Verdict.INCONCLUSIVE, str(problem)
-        except (RuntimeError, ValueError) as problem:
-            # Out of memory, a batch that the network cannot take: what the other methods find must not be lost with it.
+        except BanauditError:
+            raise
+        except Exception as problem:
+            # Out of memory, a batch that the network cannot take, whatever a user's network raises: what the other
+            # methods find must not be lost with it.
             first = str(problem).partition("\n")[0]
             verdict, reason = Verdict.INCONCLUSIVE, f"the method failed: {type(problem).__name__}: {first}"
         else:
@@ -198,23 +199,6 @@ class Detector(Method, ABC):
             raise UnsupportedModelError(
                 f"this method compares classes and needs at least {self.fewest_classes}; the network has {num_classes}"
             )
-
-
-class TriggerDetector(Detector, ABC):
-    """A detector whose search recovers triggers: it implements :meth:`search` instead of :meth:`score`."""
-
-    @abstractmethod
-    def search(self, model: SplitModel, samples: Samples, generator: torch.Generator, meter: Meter) -> Found:
-        """Search and read, as :meth:`Detector.score`; and show what was recovered.
-
-        The pictures take no pass through the audited network and no random number: with or without somebody to look at
-        them the finding is the same.
-        """
-
-    @final
-    def score(self, model: SplitModel, samples: Samples, generator: torch.Generator, meter: Meter) -> list[Evidence]:
-        """The evidence of :meth:`search` alone."""
-        return self.search(model, samples, generator, meter).evidence
 
 
 def _require_both(samples: Samples) -> None:
@@ -248,6 +232,7 @@ def _why(item: Evidence) -> str:
     above = f"{name} score {item.score:.3g} is above the threshold {item.threshold:.3g}"
     if item.fired:
         return above
-    if item.agreement is not None and item.agreement < 1:
+    wanted = MAPPING_AGREEMENT if item.reading is Reading.ALL_TO_ALL else 1.0
+    if item.agreement is not None and item.agreement < wanted:
         return f"{above}, but the restarts disagree"
     return f"{above}, but other conditions of the reading are not met"

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from banaudit.architectures.base import SplitModel
 from banaudit.data import CleanData, batches
-from banaudit.detectors.base import Found, Samples, TriggerDetector, freeze
+from banaudit.detectors.base import Detector, Found, Samples, freeze
 from banaudit.detectors.feature_inversion import features_of
 from banaudit.detectors.unet import UNet, largest_depth
 from banaudit.meter import Meter
-from banaudit.neurons import decoupling_loss, fast_precision
+from banaudit.neurons import decoupling_loss
+from banaudit.precision import fast_precision
 from banaudit.results import Evidence, Reading, TriggerFacts
 from banaudit.shapes import Features, Images, Labels
 from banaudit.triggers import RecoveredTrigger, change_pictures
@@ -49,7 +50,7 @@ def generator_loss(
     return torch.where(too_far, pixels, BENIGN_WEIGHT * benign - others)
 
 
-class DecoupledFeatures(TriggerDetector, ABC):
+class DecoupledFeatures(Detector, ABC):
     """Both BTI-DBF and its repair: they differ in the penalty on the feature mask.
 
     1. Mask m over the latent features g(x): minimise :func:`decoupling_loss`.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from banaudit.architectures.base import SplitModel
 from banaudit.data import CleanData
-from banaudit.detectors.base import Found, Samples, TriggerDetector, freeze
+from banaudit.detectors.base import Detector, Found, Samples, freeze
 from banaudit.detectors.feature_inversion import (
     bounded_loss,
     class_mean,
@@ -28,7 +28,7 @@ from banaudit.detectors.feature_inversion import (
 from banaudit.detectors.inversion import ADAM_BETAS, boxed
 from banaudit.detectors.unet import UNet, largest_depth
 from banaudit.meter import Meter
-from banaudit.neurons import fast_precision
+from banaudit.precision import fast_precision
 from banaudit.results import Evidence, Reading, TriggerFacts
 from banaudit.shapes import Features
 from banaudit.triggers import RecoveredTrigger, TriggerPicture, change_pictures
@@ -275,7 +275,7 @@ class FeatureInversion(BaseModel, ABC):
 
 
 @final
-class FeatureRE(FeatureInversion, TriggerDetector):
+class FeatureRE(FeatureInversion, Detector):
     """Inverts a trigger in feature space for each class: a generator G and a feature mask m.
 
     Features of generated images are pasted over clean ones where the mask is, ``m g(G(x)) + (1 - m) g(x_ref)``, and

@@ -10,7 +10,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from banaudit.architectures.base import SplitModel
-from banaudit.detectors.base import Detector, Samples, freeze
+from banaudit.detectors.base import Detector, Found, Samples, freeze
 from banaudit.detectors.tail import HEAD, Tail, find_tail
 from banaudit.errors import UnsupportedModelError
 from banaudit.meter import Meter
@@ -33,7 +33,7 @@ def fence_scores(values: Tensor, floor: float) -> Tensor:
     The quartiles are the sorted values at n/4 and 3n/4, rounded down, as in the official code.
 
     Args:
-        values: [n] float64, at least four.
+        values: [n] float64, at least five; of four the upper quartile is the largest.
         floor: Least interquartile range.
     """
     ranked = values.sort().values
@@ -108,6 +108,7 @@ class FreeEagle(Detector):
     misses: ClassVar[str] = (
         "most backdoors of the development models; targets that an empty representation goes to as well; all-to-all"
     )
+    fewest_classes: ClassVar[int] = 5
 
     depth: float = Field(default=0.5, ge=0, le=1)
     """Share of the layers with weights before the inner layer."""
@@ -125,11 +126,11 @@ class FreeEagle(Detector):
     """The same for the largest one-way affinity, of which there are K - 1 times as many to choose from."""
 
     def planned_images(self, num_classes: int, images: int) -> int:
-        """Forward passes that :meth:`score` is expected to take."""
+        """Forward passes that :meth:`search` is expected to take."""
         del images
         return num_classes * (self.steps + 1) + 2 * PROBE_IMAGES
 
-    def score(self, model: SplitModel, samples: Samples, generator: torch.Generator, meter: Meter) -> list[Evidence]:
+    def search(self, model: SplitModel, samples: Samples, generator: torch.Generator, meter: Meter) -> Found:
         """Invert every class, and hold the posteriors of the others against each other."""
         like = samples.search.images
         probes = torch.rand(PROBE_IMAGES, *like.shape[1:], generator=generator).to(like.device)
@@ -144,10 +145,12 @@ class FreeEagle(Detector):
         with torch.no_grad():
             empty = int(tail(torch.zeros(1, *tail.shape, device=like.device)).argmax())
         where = "the features" if tail.layer == HEAD else f"layer {tail.layer.removeprefix('network.')}"
-        return [
-            self.judge_classes(samples, log_posteriors, empty, where),
-            self.judge_pairs(samples, log_posteriors, where),
-        ]
+        return Found(
+            [
+                self.judge_classes(samples, log_posteriors, empty, where),
+                self.judge_pairs(samples, log_posteriors, where),
+            ]
+        )
 
     def invert(self, tail: Tail, num_classes: int, generator: torch.Generator, meter: Meter) -> Tensor:
         """Log posteriors [K, K], float64 on the CPU, of all classes (columns) for each class's representation (rows).

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from banaudit.architectures.base import SplitModel
 from banaudit.data import CleanData, batches, images_of_a_pass
-from banaudit.detectors.base import Found, Samples, TriggerDetector, freeze
+from banaudit.detectors.base import Detector, Found, Samples, freeze
 from banaudit.errors import DataError, UnsupportedModelError
 from banaudit.meter import Meter
-from banaudit.neurons import fast_precision
+from banaudit.precision import fast_precision
 from banaudit.results import Evidence, Reading, TriggerFacts
 from banaudit.shapes import Images, Labels
 from banaudit.statistics import outlier_scores
@@ -167,7 +167,7 @@ def success_rates(model: SplitModel, triggers: Triggers, clean: CleanData, meter
     return torch.stack(rates)
 
 
-class PatchInversion(TriggerDetector, ABC):
+class PatchInversion(Detector, ABC):
     """A detector that inverts a patch for each class and asks whether one class needs far less of it than the others.
 
     The search, for every target t at once (batched; each class has a batch of images of the other classes)::
@@ -230,7 +230,7 @@ class PatchInversion(TriggerDetector, ABC):
 
     @final
     def planned_images(self, num_classes: int, images: int) -> int:
-        """Forward passes that :meth:`score` is expected to take at most."""
+        """Forward passes that :meth:`search` is expected to take at most."""
         contenders = [self.contenders(step, num_classes) for step in range(self.steps)]
         searched = sum(count * (self.images_a_class(count) + self.penalty_passes) for count in contenders)
         return searched + self.contenders(self.steps, num_classes) * min(self.held_out_images, images // 2)

@@ -25,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 from banaudit.data import passes
 from banaudit.detectors.base import Samples
 from banaudit.detectors.targeted_paths import PATH_BATCH, Perturbation
-from banaudit.neurons import full_precision, wants_full_precision
+from banaudit.precision import full_precision, wants_full_precision
 from banaudit.shapes import Images, Labels, Logits
 
 FIRST_TEMPERATURE = 1.0

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from banaudit.architectures.base import SplitModel
 from banaudit.data import images_of_a_pass
-from banaudit.detectors.base import Found, Samples, TriggerDetector, freeze
+from banaudit.detectors.base import Detector, Found, Samples, freeze
 from banaudit.errors import UnsupportedModelError
 from banaudit.meter import Meter
-from banaudit.neurons import fast_precision
+from banaudit.precision import fast_precision
 from banaudit.results import Evidence, Reading, TriggerFacts
 from banaudit.shapes import Images, Labels, Logits
 from banaudit.statistics import median, outlier_scores
@@ -64,7 +64,7 @@ def gamma_p_value(largest: Tensor) -> float:
 
 
 @final
-class MMBD(TriggerDetector):
+class MMBD(Detector):
     """Maximises the margin of each class over all images, and looks for a margin large beyond the others'.
 
     ``r_t = max over x in [0, 1] of  z_t(x) - max over k != t of z_k(x)``, from several random images. A backdoor

@@ -53,6 +53,7 @@ class NeuralCleanse(PatchInversion):
     penalty_passes: ClassVar[int] = 0
 
     threshold: PositiveFloat = 4.9
+    """Robust standard deviations below the other classes at which the smallest mask is an outlier (paper: 2)."""
 
     def penalty(self, model: SplitModel, triggers: Triggers, meter: Meter) -> Tensor:
         """Nothing beyond the cost of the mask."""

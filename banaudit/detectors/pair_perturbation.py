@@ -30,14 +30,14 @@ from torch import Tensor
 
 from banaudit.architectures.base import SplitModel
 from banaudit.data import CleanData, images_of_a_pass, passes
-from banaudit.detectors.base import Found, Samples, TriggerDetector, agreement_of, freeze
+from banaudit.detectors.base import Detector, Found, Samples, agreement_of, freeze
 from banaudit.detectors.reference import beyond, natural_closeness
 from banaudit.detectors.targeted_paths import by_source_and_target, margins_towards
 from banaudit.detectors.universal_perturbation import shown_change
 from banaudit.errors import UnsupportedModelError
 from banaudit.meter import Meter
-from banaudit.neurons import fast_precision
 from banaudit.pixel_changes import grow, step_length
+from banaudit.precision import fast_precision
 from banaudit.results import Evidence, Reading
 from banaudit.shapes import Images
 from banaudit.statistics import mad, median
@@ -109,7 +109,7 @@ class _Margins:
 
 
 @final
-class PairPerturbation(TriggerDetector):
+class PairPerturbation(Detector):
     """Scores how far one (source, target) pair of classes is ahead of all others under a small change of the pixels.
 
     For each pair a change v, grown by steps of fixed L2 norm inside a ball whose radius rises with them, descends

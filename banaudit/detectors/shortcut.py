@@ -14,7 +14,7 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from banaudit.architectures.base import SplitModel
-from banaudit.detectors.base import MAPPING_AGREEMENT, Found, Samples, TriggerDetector, agreement_of
+from banaudit.detectors.base import MAPPING_AGREEMENT, Detector, Found, Samples, agreement_of
 from banaudit.detectors.mapping import Mapping, search_mapping
 from banaudit.detectors.targeted_paths import (
     Lead,
@@ -44,7 +44,7 @@ class _Followed:
     pair: PairLead
 
 
-class ShortcutDetector(TriggerDetector):
+class ShortcutDetector(Detector):
     """Detector that looks for a class, a map or a pair that one small common perturbation reaches too easily."""
 
     steps: PositiveInt = 8

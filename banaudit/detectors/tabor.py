@@ -11,7 +11,7 @@ from torch import Tensor
 from banaudit.architectures.base import SplitModel
 from banaudit.detectors.inversion import PatchInversion, Triggers
 from banaudit.meter import Meter
-from banaudit.neurons import fast_precision
+from banaudit.precision import fast_precision
 
 
 def size(parts: Tensor) -> Tensor:

@@ -63,7 +63,9 @@ class TargetedNoise(ShortcutDetector):
     step_size: PositiveFloat = 0.045
     """Growth of the noise with each step, relative to each channel's scale."""
     lead_threshold: PositiveFloat = 0.18
+    """Lead of one class above which the all-to-one reading fires."""
     pair_threshold: PositiveFloat = 0.5
+    """Lead of one (source, target) pair above which the source-target reading fires."""
     statistics: Statistics = "batch"
     """Statistics that BatchNorm uses under noise."""
 

@@ -14,7 +14,7 @@ from torch.func import functional_call
 
 from banaudit.architectures.base import SplitModel
 from banaudit.data import CleanData
-from banaudit.detectors.base import Found, Samples, TriggerDetector, freeze
+from banaudit.detectors.base import Detector, Found, Samples, freeze
 from banaudit.detectors.feature_inversion import (
     BOUND_WEIGHT,
     bounded_loss,
@@ -29,7 +29,7 @@ from banaudit.detectors.feature_inversion import (
 from banaudit.detectors.inversion import ADAM_BETAS, MASK_START, Triggers, boxed, field_size, images_of_other_classes
 from banaudit.detectors.unet import UNet, largest_depth
 from banaudit.meter import Meter
-from banaudit.neurons import fast_precision
+from banaudit.precision import fast_precision
 from banaudit.results import Evidence, Reading, TriggerFacts
 from banaudit.shapes import Features, Images, Labels
 from banaudit.triggers import RecoveredTrigger, change_pictures
@@ -242,7 +242,7 @@ def shares(masks: Tensor) -> Tensor:
 
 
 @final
-class Unicorn(TriggerDetector):
+class Unicorn(Detector):
     """Inverts a trigger for each class in a space of its own: generators P and Q, Q nearly the inverse of P.
 
     Between them sits a patch, ``x' = Q((1 - m) P(x) + m p)``, that can become a patch, a blend, a filter or a warp of

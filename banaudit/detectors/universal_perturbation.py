@@ -13,8 +13,8 @@ from banaudit.detectors.base import Samples
 from banaudit.detectors.shortcut import ShortcutDetector
 from banaudit.detectors.targeted_paths import Leader
 from banaudit.meter import Meter
-from banaudit.neurons import fast_precision
 from banaudit.pixel_changes import grow, step_length
+from banaudit.precision import fast_precision
 from banaudit.results import TriggerFacts
 from banaudit.shapes import Images, Logits
 from banaudit.triggers import RecoveredTrigger, before_and_after, picture_of_change

@@ -14,6 +14,7 @@ from banaudit.architectures.base import SplitModel
 from banaudit.errors import BanauditError, UnsupportedModelError
 from banaudit.mitigations.base import Mitigation, RepairJob
 from banaudit.neurons import batch_norms, count_neurons, require_batch_norm, train_under_noise, worst_noise
+from banaudit.randomness import seed_global
 from banaudit.shapes import Images, Labels, Weights
 from banaudit.training import EPOCH_SEEDS, Tuned, private_copy, try_candidates
 
@@ -163,7 +164,7 @@ class ANP(Mitigation):
             # Each part draws from numbers of its own: one that is repeated after an interruption is the same.
             seed = job.seed * EPOCH_SEEDS + done
             generator = torch.Generator().manual_seed(seed)
-            torch.manual_seed(seed)
+            seed_global(seed, job.training.images.device)
             end = min(done + STEPS_SAVED, self.iterations)
             for step in range(done + 1, end + 1):
                 job.meter.spend(f"mask {step}/{self.iterations}{told}", forward=passed, backward=passed)

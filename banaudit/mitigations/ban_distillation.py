@@ -92,7 +92,8 @@ class BANDistillation(NoiseTraining):
     How strong a repair a network affords differs by far: what takes a backdoor from a digit network at almost no cost
     takes much of a small CIFAR network's accuracy. So the strongest of :data:`STRENGTHS` comes first. One that is
     stronger than the settings is given up if its last epoch cost more than ``stronger_drop`` on the images that
-    choose; any other only if no epoch was within the budget.
+    choose; any other only if no epoch was within the budget. Where that is so of all, an earlier epoch of a stronger
+    one will do.
 
     Source:
         Ours, on top of Xu et al., "BAN", NeurIPS 2024, Eq. 8. Unlearning a reversed patch: Wang et al., "Neural
@@ -131,15 +132,17 @@ class BANDistillation(NoiseTraining):
     def repair(self, job: RepairJob) -> Tuned:
         """Repair as strongly as the accuracy allows, from the weights as they came each time."""
         strengths = self.strengths()
+        tried: list[Tuned] = []
         for number, settings in enumerate(strengths, start=1):
             last = number == len(strengths)
             own = job if last else replace(job, model=private_copy(job.model))
             # Of a strength that an interrupted call had tried to the end, the state says all.
             tuned = settings.repair_once(replace(own, progress=job.progress.run(f"strength {number}")), job.model)
             stronger = number <= len(STRONGER)
-            if last or (self.accepts(tuned) if stronger else tuned.within_budget):
-                break
-        return tuned if self.gentle else _told(tuned, f"strength {number} of {len(strengths)}")
+            tried.append(tuned if self.gentle else _told(tuned, f"strength {number} of {len(strengths)}"))
+            if self.accepts(tuned) if stronger else tuned.within_budget:
+                return tried[-1]
+        return next((tuned for tuned in tried if tuned.within_budget), tried[-1])
 
     def strengths(self) -> tuple[BANDistillation, ...]:
         """These settings at each strength that is tried, the strongest first."""

@@ -23,7 +23,8 @@ from banaudit.data import CleanData
 from banaudit.errors import BanauditError, DataError, TimeLimitReached, UsageError
 from banaudit.meter import Meter
 from banaudit.method import Method
-from banaudit.neurons import full_precision
+from banaudit.precision import full_precision
+from banaudit.randomness import isolated_random
 from banaudit.results import RepairEpoch
 from banaudit.resume import Progress, identify
 from banaudit.shapes import Images, Labels
@@ -185,9 +186,7 @@ class Mitigation(Method, ABC):
         meter = meter if meter is not None else Meter()
         started = time.monotonic()
         spent = meter.forward_images, meter.backward_images
-        device = clean.images.device
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(seed)
+        with isolated_random(clean.images.device, seed):
             training, selection = self._part(clean, seed)
             private = private_copy(model)
             scale = FoldedScale(private, clean.images)

@@ -15,6 +15,7 @@ from banaudit.detectors.base import freeze
 from banaudit.detectors.bti_dbf import BTIDBF
 from banaudit.detectors.feature_inversion import features_of
 from banaudit.mitigations.base import RepairJob, SGDMitigation, TargetedMitigation
+from banaudit.randomness import seed_global
 from banaudit.shapes import Images, Labels
 from banaudit.training import EPOCH_SEEDS, Tuned
 
@@ -169,7 +170,8 @@ class InvertedTrigger:
         if epoch - 1 not in {epochs * number // rounds for number in range(rounds)}:
             return
         seed = self._job.seed * EPOCH_SEEDS + epoch
-        torch.manual_seed(seed)  # the generator's first weights come from the global state, which is a private one
+        # The generator's first weights come from the global state, which is a private one.
+        seed_global(seed, self._job.training.images.device)
         draws = torch.Generator().manual_seed(seed)
         inversion, meter = self._inversion, self._job.meter
         frozen = freeze(copy.deepcopy(model))

@@ -26,6 +26,7 @@ from banaudit.architectures.preact_resnet import PreActResNet
 from banaudit.architectures.resnet import ResNet
 from banaudit.architectures.resnet_thin import pad_shortcut
 from banaudit.architectures.torchvision_models import _TENSORS, FeatureMapSplit
+from banaudit.architectures.user_code import factory_from_file
 from banaudit.architectures.vgg import VGG
 from banaudit.architectures.wideresnet import WideResNet
 from banaudit.errors import ArchitectureError, UnsupportedModelError, UsageError
@@ -387,6 +388,17 @@ def test_a_factory_finds_the_modules_beside_its_file(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="lazy layers, whose shapes only a first batch decides"):
         load_network(tiny(), arch=f"{tmp_path}/net.py:lazy")
     assert sys.path == before
+
+
+def test_modules_of_one_folder_are_not_taken_for_those_of_another(tmp_path: Path) -> None:
+    for width in (4, 6):
+        folder = tmp_path / str(width)
+        folder.mkdir()
+        (folder / "net.py").write_text(BESIDE)
+        (folder / "widths_beside_the_file.py").write_text(f"WIDTH = {width}")
+        factory = factory_from_file(f"{folder}/net.py:Net")
+        assert factory.make(None).conv.out_channels == width
+    assert "widths_beside_the_file" in sys.modules  # a network may import it again when it runs
 
 
 def test_whole_numbers_in_the_place_of_others_are_refused() -> None:

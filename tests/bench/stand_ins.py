@@ -10,7 +10,7 @@ from PIL import Image
 from torch import nn
 
 from banaudit.architectures.base import SplitNetwork
-from banaudit.detectors.base import Detector
+from banaudit.detectors.base import Detector, Found
 from banaudit.results import Evidence, Reading
 
 CLASSES = 10
@@ -82,18 +82,22 @@ class Accuser(Detector):
     def planned_images(self, num_classes, images):
         return images
 
-    def score(self, model, samples, generator, meter):
+    def search(self, model, samples, generator, meter):
         meter.spend("accusing", forward=len(samples.held_out), backward=2)
         fired = self.threshold < 1
-        return [
-            Evidence(
-                reading=Reading.ALL_TO_ONE,
-                measures="certainty",
-                score=1.0,
-                threshold=self.threshold,
-                fired=fired,
-                target=self.target,
-                per_class=samples.per_class(torch.arange(samples.num_classes) / 7),
-            ),
-            Evidence(reading=Reading.ALL_TO_ONE, measures="doubt", score=1 / 3, threshold=2.0, fired=False, target=1),
-        ]
+        return Found(
+            [
+                Evidence(
+                    reading=Reading.ALL_TO_ONE,
+                    measures="certainty",
+                    score=1.0,
+                    threshold=self.threshold,
+                    fired=fired,
+                    target=self.target,
+                    per_class=samples.per_class(torch.arange(samples.num_classes) / 7),
+                ),
+                Evidence(
+                    reading=Reading.ALL_TO_ONE, measures="doubt", score=1 / 3, threshold=2.0, fired=False, target=1
+                ),
+            ]
+        )

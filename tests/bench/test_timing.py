@@ -45,7 +45,7 @@ class Slow(Detector):
     def planned_images(self, num_classes, images):
         return num_classes * self.batches_a_class * BATCH
 
-    def score(self, model, samples, generator, meter):
+    def search(self, model, samples, generator, meter):
         for _ in range(samples.num_classes * self.batches_a_class):
             meter.spend("waiting", forward=BATCH, backward=BATCH // 2)
             time.sleep(self.seconds_a_batch)

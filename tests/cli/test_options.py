@@ -7,7 +7,7 @@ from pydantic import PositiveFloat
 
 import banaudit.detectors
 from banaudit.cli.options import choose_detectors, parse_settings
-from banaudit.detectors.base import Detector
+from banaudit.detectors.base import Detector, Found
 from banaudit.errors import UsageError
 
 
@@ -17,8 +17,8 @@ class Quiet(Detector):
     eps: PositiveFloat = 0.3
     steps: int = 10
 
-    def score(self, model, samples, generator, meter):
-        return []
+    def search(self, model, samples, generator, meter):
+        return Found([])
 
     def planned_images(self, num_classes, images):
         return 0

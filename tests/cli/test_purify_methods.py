@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from banaudit import audit as pipeline
 from banaudit.demo import examples
 from banaudit.detectors import Detector
+from banaudit.detectors.base import Found
 from banaudit.results import Evidence, Reading, Repair
 
 SETTINGS = {
@@ -42,8 +43,8 @@ class Silent(Detector):
     title: ClassVar[str] = "a double for tests"
     misses: ClassVar[str] = "everything"
 
-    def score(self, model, samples, generator, meter):
-        return [Evidence(reading=Reading.ALL_TO_ONE, measures="none", score=0.0, threshold=0.5, fired=False)]
+    def search(self, model, samples, generator, meter):
+        return Found([Evidence(reading=Reading.ALL_TO_ONE, measures="none", score=0.0, threshold=0.5, fired=False)])
 
     def planned_images(self, num_classes, images):
         return 0

@@ -6,6 +6,7 @@ from banaudit.architectures.base import SplitModel, SplitNetwork
 from banaudit.detectors import ban
 from banaudit.detectors.ban import BAN, FEWEST_MISTAKES, WARM_UP_BATCHES
 from banaudit.meter import Meter
+from banaudit.neurons import NoisyModel
 from banaudit.results import Reading, Verdict
 
 
@@ -105,7 +106,7 @@ def test_statistics_drift_only_where_asked(sleeping, tiled_data):
         model = sleeping
         before = model.network.norm.running_mean.clone()
         detector = BAN(drift=drift, mask_steps=1, noise_steps=2)
-        detector.score(model, halves(tiled_data), torch.Generator().manual_seed(0), Meter())
+        detector.search(model, halves(tiled_data), torch.Generator().manual_seed(0), Meter())
         assert torch.equal(model.network.norm.running_mean, before) is not drift
 
 
@@ -200,3 +201,32 @@ def test_one_class_must_clear_threshold_and_null(detector, shares, null, fired, 
     assert evidence.target == 0
     assert evidence.score == pytest.approx(min(shares))
     assert evidence.null == pytest.approx(null)
+
+
+@pytest.mark.parametrize("clip", [True, False])
+def test_null_is_random_noise_as_large_as_the_search_may_go(clip, sleeping, tiled_data, monkeypatch):
+    read = []
+    plain = ban.noisy_features
+
+    def spy(noisy, images, noise, what):
+        read.append(noise)
+        return plain(noisy, images, noise, what)
+
+    monkeypatch.setattr(ban, "noisy_features", spy)
+    detector = BAN(clip=clip, noise_steps=2, mask_steps=2, restarts=1)
+    detector(sleeping, tiled_data)
+    nothing, found, random = read
+    assert not nothing.any()
+    assert float(found.abs().max()) <= detector.radius + 1e-6
+    assert random.abs().unique().tolist() == pytest.approx([0.3 if clip else 0.6])
+    assert 0.3 < float((random > 0).double().mean()) < 0.7
+
+
+def test_a_small_last_batch_has_no_statistics_of_its_own(sleeping, tiled_data):
+    sizes = []
+    noisy = NoisyModel(sleeping, form="relative")
+    plain = noisy.features
+    noisy.features = lambda images, noise, what: sizes.append(len(images)) or plain(images, noise, what=what)
+    images = tiled_data.images[:1].expand(257, -1, -1, -1)
+    assert len(ban.noisy_features(noisy, images, noisy.no_noise(), "test")) == 257
+    assert sizes == [129, 128]

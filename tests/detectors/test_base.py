@@ -7,8 +7,8 @@ import torch
 import toys
 
 from banaudit.data import CleanData
-from banaudit.detectors.base import Detector, Samples
-from banaudit.errors import DataError, UnsupportedModelError
+from banaudit.detectors.base import Detector, Found, Samples, conclude
+from banaudit.errors import DataError, UnsupportedModelError, UsageError
 from banaudit.meter import Meter
 from banaudit.results import Evidence, Reading, Verdict
 
@@ -29,13 +29,13 @@ class Scripted(Detector):
     def planned_images(self, num_classes, images):
         return 0
 
-    def score(self, model, samples, generator, meter):
+    def search(self, model, samples, generator, meter):
         Scripted.seen = {"model": model, "samples": samples, "drawn": torch.rand(1, generator=generator).item()}
         Scripted.seen["global"] = torch.rand(1).item()
         meter.spend("work", forward=7, backward=3)
         if isinstance(Scripted.answer, Exception):
             raise Scripted.answer
-        return Scripted.answer
+        return Found(Scripted.answer)
 
 
 def run(answer, model=None, **given):
@@ -77,6 +77,7 @@ def test_what_cannot_be_judged_is_inconclusive_and_never_clean():
     [
         (DataError("the images are unusable"), "the images are unusable"),
         (RuntimeError("out of memory\nat length"), "the method failed: RuntimeError: out of memory"),
+        (AssertionError("no more than 64 images"), "the method failed: AssertionError: no more than 64 images"),
     ],
 )
 def test_one_method_that_fails_does_not_end_the_audit(problem, reason):
@@ -85,9 +86,19 @@ def test_one_method_that_fails_does_not_end_the_audit(problem, reason):
     assert finding.reason == reason
 
 
-def test_a_mistake_in_the_code_is_not_swallowed():
-    with pytest.raises(AssertionError):
-        run(AssertionError("this cannot be"))
+def test_a_wrong_call_is_not_swallowed():
+    with pytest.raises(UsageError):
+        run(UsageError("there is no such class"))
+
+
+@pytest.mark.parametrize(
+    ("agreement", "why"), [(0.7, "the restarts disagree"), (0.9, "other conditions of the reading")]
+)
+def test_reason_of_a_map_that_did_not_fire(agreement, why):
+    item = Evidence(
+        reading=Reading.ALL_TO_ALL, measures="none", score=1.0, threshold=0.5, fired=False, agreement=agreement
+    )
+    assert why in conclude([item])[1]
 
 
 @pytest.mark.parametrize("score", [float("nan"), float("inf")])

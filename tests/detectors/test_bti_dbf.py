@@ -1,3 +1,4 @@
+import copy
 import math
 
 import pytest
@@ -6,7 +7,10 @@ from torch import nn
 from toys import TARGET
 
 from banaudit.architectures.base import SplitModel, SplitNetwork
+from banaudit.data import CleanData
+from banaudit.detectors.base import freeze
 from banaudit.detectors.bti_dbf import BTIDBF, BTIDBFStar, generator_loss
+from banaudit.meter import Meter
 from banaudit.neurons import decoupling_loss
 from banaudit.results import Verdict
 
@@ -110,3 +114,35 @@ def test_the_penalty_shrinks_the_mask():
         for method in (BTIDBF, BTIDBFStar)
     }
     assert means["bti-dbf-star"] < 0.1 < 0.4 < means["bti-dbf"]
+
+
+def test_shares_are_of_images_of_other_classes():
+    # Three of class 0, one of class 1; the generator leaves all as they are, and the network says class 1 to three.
+    images = torch.zeros(4, 2, 1, 1)
+    images[:, 1] = torch.tensor([1.0, 1.0, -1.0, 1.0]).view(4, 1, 1)
+    held_out = CleanData(images, torch.tensor([0, 0, 0, 1]), ("a", "b"))
+    shares = BTIDBF().shares(identity(), nn.Identity(), held_out, Meter())
+    assert shares.tolist() == pytest.approx([0.0, 2 / 3])
+
+
+def test_a_named_target_is_what_generated_images_reach(untinted, tiled_data):
+    settings = BTIDBF(**SMALL | {"pixel_bound": 1.0})
+    features = untinted.features(tiled_data.images).detach()
+    model = freeze(copy.deepcopy(untinted))
+
+    def shares(target):
+        torch.manual_seed(0)
+        network = settings.fit_generator(
+            model,
+            tiled_data,
+            features,
+            torch.ones(features.shape[1:]),
+            generator=torch.Generator().manual_seed(0),
+            meter=Meter(),
+            target=target,
+        )
+        return settings.shares(model, network, tiled_data, Meter())
+
+    without = shares(None)
+    for target in (0, 3):
+        assert shares(target)[target] > without[target] + 0.2

@@ -1,11 +1,17 @@
+import copy
 import math
 
 import pytest
 import torch
 from toys import TARGET
 
+from banaudit.data import CleanData
+from banaudit.detectors import feature_re
+from banaudit.detectors.base import freeze
 from banaudit.detectors.feature_inversion import class_mean, likeness, mixed, spread, violation
 from banaudit.detectors.feature_re import FeatureRE
+from banaudit.detectors.unet import UNet
+from banaudit.meter import Meter
 from banaudit.results import Verdict
 
 
@@ -66,3 +72,39 @@ def test_finds_the_planted_backdoor(tinted, tiled_data):
 
 def test_does_not_accuse_the_clean_twin(untinted, tiled_data):
     assert SMALL(untinted, tiled_data).verdict is Verdict.NO_EVIDENCE
+
+
+def test_searches_use_no_image_of_the_class(tinted, tiled_data, monkeypatch):
+    seen = []
+
+    class Recording(UNet):
+        def forward(self, images):
+            seen.append(images.detach().clone())
+            return super().forward(images)
+
+    monkeypatch.setattr(feature_re, "UNet", Recording)
+    data = tiled_data.subset(torch.arange(60))
+    marked = data.images.clone()
+    marked[data.labels == 2] = 0.123
+    marked = CleanData(marked, data.labels, data.class_names)
+    settings, model = FeatureRE(warm_up=3, steps=3, width=4, depth=1), freeze(copy.deepcopy(tinted))
+    features = model.features(marked.images)
+    settings.invert(model, marked, features, 2, generator=torch.Generator().manual_seed(0), meter=Meter())
+    assert len(seen) == 6
+    assert not any((images == 0.123).flatten(1).all(1).any() for images in seen)
+
+
+def test_the_warm_up_stays_near_the_images(tinted, tiled_data):
+    model = freeze(copy.deepcopy(tinted))
+    features = model.features(tiled_data.images)
+
+    def change(bound):
+        torch.manual_seed(0)
+        settings = FeatureRE(warm_up=60, steps=1, width=4, depth=1, learning_rate=1e-2, pixel_bound=bound)
+        network, _ = settings.invert(
+            model, tiled_data, features, TARGET, generator=torch.Generator().manual_seed(0), meter=Meter()
+        )
+        with torch.no_grad():
+            return float((network(tiled_data.images) - tiled_data.images).square().mean())
+
+    assert change(1e-6) < change(1e6) / 2

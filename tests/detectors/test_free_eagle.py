@@ -158,8 +158,8 @@ def test_does_not_accuse_its_clean_twin(clean_twin, clean_data):
 def test_images_play_no_part(planted, clean_data):
     other = CleanData(torch.rand_like(clean_data.images), clean_data.labels, NAMES)
     samples = [Samples(data, data) for data in (clean_data, other)]
-    found = [FreeEagle(steps=20).score(planted, part, torch.Generator().manual_seed(0), Meter()) for part in samples]
-    assert found[0] == found[1]
+    found = [FreeEagle(steps=20).search(planted, part, torch.Generator().manual_seed(0), Meter()) for part in samples]
+    assert found[0].evidence == found[1].evidence
 
 
 def test_logits_that_never_move_are_no_verdict(planted, clean_data):

@@ -5,10 +5,11 @@ import torch
 import toys
 
 from banaudit.data import batching
+from banaudit.detectors import mapping
 from banaudit.detectors.base import Samples
 from banaudit.detectors.mapping import _logits, pair_margins, search_mapping, sinkhorn
 from banaudit.detectors.universal_perturbation import UniversalPerturbation
-from banaudit.neurons import full_precision, wants_full_precision
+from banaudit.precision import full_precision, wants_full_precision
 from banaudit.results import Reading, Verdict
 
 from .test_targeted_paths import LogitShift, labelled
@@ -155,3 +156,28 @@ def test_parts_are_computed_again_in_the_same_precision_in_another_thread(monkey
     assert len(asked) > 2
     assert all(asked)
     assert variable.grad is not None
+
+
+def test_the_map_hardens_as_the_search_goes_on(monkeypatch):
+    class Still:
+        """Logits that no perturbation changes."""
+
+        def zero(self):
+            return torch.zeros(1)
+
+        def random(self, step, generator):
+            return torch.zeros(1)
+
+        def logits(self, images, perturbation, what):
+            labels = images.flatten().long()
+            return 4 * torch.nn.functional.one_hot(labels % 5, 5) + torch.arange(5.0) + 0 * perturbation
+
+        def descend(self, perturbation, gradient, step):
+            return perturbation
+
+    asked = []
+    plain = mapping.sinkhorn
+    monkeypatch.setattr(mapping, "sinkhorn", lambda scores: asked.append(scores) or plain(scores))
+    searched(Still(), labelled(5, 10), steps=4, search_images=20, read_images=20)
+    sharper = asked[-1].nan_to_num(0).abs().max() / asked[0].nan_to_num(0).abs().max()
+    assert float(sharper) == pytest.approx(mapping.FIRST_TEMPERATURE / mapping.LAST_TEMPERATURE, rel=1e-4)

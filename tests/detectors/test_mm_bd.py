@@ -3,6 +3,7 @@ import torch
 from scipy import stats
 from toys import TARGET
 
+from banaudit.detectors import mm_bd
 from banaudit.detectors.mm_bd import MMBD, gamma_p_value, margins
 from banaudit.meter import Meter
 from banaudit.results import Verdict
@@ -56,3 +57,10 @@ def test_logits_that_never_move_are_no_verdict(planted, clean_data):
     finding = MMBD(images=2, steps=3)(quiet, clean_data)
     assert finding.verdict is Verdict.INCONCLUSIVE
     assert "the search failed" in finding.reason
+
+
+def test_an_outlier_that_the_gamma_test_finds_likely_is_not_accused(tinted, tiled_data, monkeypatch):
+    monkeypatch.setattr(mm_bd, "gamma_p_value", lambda margins: 0.06)
+    finding = MMBD()(tinted, tiled_data)
+    assert finding.evidence[0].score > finding.evidence[0].threshold
+    assert finding.verdict is Verdict.NO_EVIDENCE

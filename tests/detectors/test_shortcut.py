@@ -50,7 +50,8 @@ class Shifts(ShortcutDetector):
 def read(detector, meter=None):
     samples = labelled(len(detector.gain), 20)
     meter = meter if meter is not None else Meter()
-    return {item.reading: item for item in detector.score(None, samples, torch.Generator().manual_seed(0), meter)}
+    found = detector.search(None, samples, torch.Generator().manual_seed(0), meter)
+    return {item.reading: item for item in found.evidence}
 
 
 def test_an_easy_class_leads_and_the_others_do_not():
@@ -153,5 +154,5 @@ def test_one_pair_far_ahead_is_a_source_and_its_target(monkeypatch):
 def test_bars_carry_the_names():
     data = labelled(4, 10).search
     named = CleanData(data.images, data.labels, ("ape", "bee", "cat", "dog"))
-    evidence = Shifts().score(None, Samples(named, named), torch.Generator().manual_seed(0), Meter())
+    evidence = Shifts().search(None, Samples(named, named), torch.Generator().manual_seed(0), Meter()).evidence
     assert [bar.name for bar in evidence[0].per_class] == ["ape", "bee", "cat", "dog"]

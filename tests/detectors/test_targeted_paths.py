@@ -96,6 +96,17 @@ def test_pair_lead_by_hand():
     assert found.score == pytest.approx(6 / 4)
 
 
+def test_what_a_source_gives_to_all_targets_is_no_lead_of_a_pair():
+    start = torch.full((6, 6), -4.0)
+    gain = torch.full((6, 6), 4.0)
+    gain[:, 1] += 1
+    gain[3, 1] += 6
+    gain[2, 0] += 3  # the runner-up is of another source
+    found = pair_lead(Paths((start + gain).fill_diagonal_(NAN), start.fill_diagonal_(NAN), reach=1.0, steps=8))
+    assert (found.source, found.target) == (1, 3)
+    assert found.score == pytest.approx((6 - 3) / 4)
+
+
 class LogitShift:
     """One number for each class, added to the logits ``gain`` times over; a step is one up or down by sign."""
 

@@ -110,6 +110,35 @@ def test_the_patch_is_searched_at_the_start_and_once_again():
     assert [epoch for epoch in range(1, 2) if BANDistillation(epochs=1).searched_before(epoch)] == [1]
 
 
+def test_a_later_patch_takes_the_place_of_an_earlier_one(monkeypatch):
+    found = iter(((1.0, 9.0, 8.0, 7.0), (9.0, 8.0, 7.0, 1.0), (9.0, 9.0, 9.0, 9.0)))
+    monkeypatch.setattr(NeuralCleanse, "invert", lambda self, *rest: recovered(next(found)))
+    job = make_job(data=CleanData(torch.zeros(4, 3, 8, 8), torch.arange(4), tuple("abcd")))
+    patch = SmallestPatch(BANDistillation(epochs=10), job)
+    seen = []
+    for epoch in (1, 5, 1):
+        patch.before_epoch(epoch, make_model())
+        seen.append(float(patch.stamp(torch.zeros(1, 3, 8, 8))[0, 0, 0, 0]))
+    assert seen == [0.25, 1.0, 1.0]  # classes 0 and 3; where none stands out any more the last one stays
+
+
+def test_the_patch_is_unlearned(monkeypatch):
+    """CE of the stamped share, with the labels of the images, enters with its weight."""
+    monkeypatch.setattr(NeuralCleanse, "fewest_classes", 1)
+    monkeypatch.setattr(NeuralCleanse, "invert", lambda self, *rest: recovered((9.0, 9.0, 1.0)))
+    monkeypatch.setattr(BANDistillation, "loss", lambda self, model, *rest: 0 * model.network.linear.bias.sum())
+    data = make_data()
+    stamped = data.images.clone()
+    stamped[:, :, :2, :2] = 1.0
+
+    def entropy(weight):
+        settings = BANDistillation(epochs=3, batch_size=16, gentle=True, patch_weight=weight, patch_share=0.5)
+        model = settings(make_model(), data, max_drop=1.0).model.train()
+        return float(F.cross_entropy(model(stamped), data.labels))
+
+    assert entropy(1.0) < entropy(0.0) - 0.1
+
+
 def test_stamped_images_leave_the_running_statistics_alone(monkeypatch):
     monkeypatch.setattr(NeuralCleanse, "fewest_classes", 1)
 
@@ -165,6 +194,19 @@ def test_the_strongest_repair_that_is_accepted_is_made(monkeypatch, kept, accura
     assert [same for _, same in seen] == [False, False, False, False, True][:tried]
     assert tuned.kept_epoch == kept[tried - 1]
     assert tuned.epochs[0].what.startswith(f"strength {tried} of 5, epoch ")
+
+
+def test_where_no_strength_will_do_an_affordable_epoch_of_a_stronger_one_does(monkeypatch):
+    within = iter((False, True, False, False, False))
+
+    def once(self, job, original):
+        last = RepairEpoch(epoch=self.epochs, loss=0.0, accuracy=0.5, seconds=0.0)
+        return Tuned({}, (last,), 1, within_budget=next(within), accuracy_before=0.9)
+
+    monkeypatch.setattr(BANDistillation, "repair_once", once)
+    tuned = BANDistillation().repair(make_job())
+    assert tuned.within_budget
+    assert tuned.epochs[0].what.startswith("strength 2 of 5, epoch ")
 
 
 @pytest.mark.parametrize(
