@@ -106,7 +106,10 @@ def joint_evidence(findings: Sequence[Finding]) -> Finding | None:
     named = ", ".join(f"{method} {_share(item, place):.2f}" for method, item in held.items())
     evidence = Evidence(
         reading=Reading.ALL_TO_ONE,
-        measures="root of the summed squares of score / threshold, over the all-to-one readings of the methods",
+        measures=(
+            "root of the summed squares of score / threshold, over the all-to-one readings of the methods; one that "
+            f"did not fire counts {HELD_BACK:g} at most"
+        ),
         score=scores[place],
         threshold=JOINT_THRESHOLD,
         fired=scores[place] > JOINT_THRESHOLD,

@@ -67,7 +67,8 @@ class Subject:
         std: Of each channel.
         size: Side of the network's input, pixels.
         max_images: Most images used, though two for each class are never too many; none: all.
-        accuracy_floor: Clean accuracy below which no verdict is given; none: five times chance, at least 20 %.
+        accuracy_floor: Clean accuracy below which no verdict is given; none: five times chance, held between 20 % and
+            60 %.
     """
 
     model: Path
@@ -267,6 +268,11 @@ def facts_of(prepared: Prepared) -> Facts:
     inconclusive: list[str] = []
     if prepared.misread:
         inconclusive.append(prepared.misread)
+    if architecture.classes < Detector.fewest_classes:
+        inconclusive.append(
+            f"the network has {architecture.classes} classes, and all methods compare classes with each other: they "
+            f"need at least {Detector.fewest_classes}"
+        )
     shortfall = prepared.images.shortfall()
     if shortfall is not None:
         inconclusive.append(shortfall)
@@ -338,7 +344,7 @@ def judge(
         detectors: Methods to run; none: the default ones.
         accuracy: Clean accuracy, if known already.
         accuracy_floor: Clean accuracy below which no verdict is given, where ``accuracy`` is not known; none: five
-            times chance, at least 20 %.
+            times chance, held between 20 % and 60 %.
         facts: Origin of model and images; reasons for which there can be no verdict.
         seed: Of every method.
         meter: Counts passes, tells progress, keeps the time limit.

@@ -135,7 +135,7 @@ def distance(
         f"{classes} classes": classes not in CLASSES,
         f"no images of {classes - present} classes": present < classes,
         f"inputs of {side} pixels": side not in SIDES,
-        f"only {images} clean images": images < IMAGES / 2,
+        f"only {images} clean images, {IMAGES // 2} are needed": images < IMAGES / 2,
         f"a clean accuracy of {accuracy:.0%}": accuracy < LEAST_ACCURACY,
         f"a network of another family ({network or 'unknown'})": network is None or not FAMILIES.fullmatch(network),
         f"{parameters:,} weights" if parameters else "an unknown number of weights": parameters not in PARAMETERS,

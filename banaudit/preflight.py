@@ -192,13 +192,13 @@ def likely_cause(found: CleanAccuracy, predicted: Labels, class_names: tuple[str
     top = int(answers.argmax())
     if answers[top] >= ONE_CLASS_SHARE * len(predicted):
         return (
-            f"{int(answers[top]) / len(predicted):.0%} of all answers are {top} {class_names[top]}: the preprocessing "
+            f"{int(answers[top]) / len(predicted):.0%} of all answers are {_told(top, class_names)}: the preprocessing "
             "looks wrong (--preset, --mean, --std, --size), or the network was never trained on such images"
         )
     if min(found.accuracy, found.averaged) < 2 / len(class_names):
         return (
-            "the answers are near chance and no renaming of the classes helps: other images than the network was "
-            "trained on, or wrong preprocessing (--preset, --mean, --std, --size)"
+            "the answers are near chance, and no renaming of the classes helps under this preprocessing: other images "
+            "than the network was trained on, or wrong preprocessing (--preset, --mean, --std, --size)"
         )
     return (
         "better than chance, but low: the preprocessing may be wrong (--preset, --mean, --std, --size), the images "
@@ -211,20 +211,25 @@ def _recorded_cause(found: CleanAccuracy, class_names: tuple[str, ...]) -> str:
     if found.label_permutation is not None:
         moved = [(label, to) for label, to in found.label_permutation.items() if label != to]
         pairs = ", ".join(
-            f"images of {label} {class_names[label]!r} are answered {to} {class_names[to]!r}"
-            for label, to in moved[:12]
+            f"images of {_told(label, class_names)} are answered {_told(to, class_names)}" for label, to in moved[:12]
         )
         more = f", and {len(moved) - 12} more" if len(moved) > 12 else ""
         return (
             f"the class order looks wrong: {pairs}{more}; in the network's order the accuracy is "
-            f"{found.permuted_accuracy:.0%} instead of {found.accuracy:.0%}; name that order with --classes"
+            f"{found.permuted_accuracy:.1%} instead of {found.accuracy:.1%}; name that order with --classes"
         )
     if found.one_answer is not None:
         return (
-            f"nearly all answers are {found.one_answer} {class_names[found.one_answer]}, whatever the images show: the "
+            f"nearly all answers are {_told(found.one_answer, class_names)}, whatever the images show: the "
             "preprocessing looks wrong, or the network was never trained on such images"
         )
     return ""
+
+
+def _told(label: int, class_names: tuple[str, ...]) -> str:
+    """A class by number and name; the number alone where that is its name."""
+    name = class_names[label]
+    return str(label) if name == str(label) else f"{label} {name!r}"
 
 
 def _share(right: Tensor) -> float:

@@ -19,8 +19,9 @@ from banaudit.architectures.base import SplitModel, SplitNetwork
 from banaudit.data import CleanData, ImageSet
 from banaudit.errors import BanauditError, UnsupportedModelError, UsageError
 from banaudit.meter import Meter
-from banaudit.preflight import predictions
+from banaudit.preflight import judge_predictions, predictions
 from banaudit.results import PreprocessingFacts
+from banaudit.shapes import Labels
 
 MAX_TRIED_IMAGES = 250
 """Images on which the promising candidates are compared."""
@@ -142,7 +143,8 @@ def choose(
     :data:`MAX_GUESSED_SIZE`; failing both, ``usual_size`` and the :data:`COMMON_SIZES` member nearest to the images'
     median side. ``usual_size`` is also tried where all others are poor. A size that the network cannot take drops out.
     Every candidate sees :data:`SCREENING_IMAGES` images, the best also see up to :data:`MAX_TRIED_IMAGES`. Of equal
-    ones the first in the order of :func:`candidates` is taken.
+    ones the first in the order of :func:`candidates` is taken. Where all are poor, one that is right in another order
+    of the classes goes before.
 
     Args:
         network: The classifier, on its device.
@@ -169,53 +171,79 @@ def choose(
     other = usual_size if size is None and usual_size not in sizes else None
     if len(tried) == 1 and other is None:
         one = {tried[0].size: images.decode(tried[0].size, channels, 1)}
-        _count_hits(network, one, tried, slice(1), meter)  # refuses a size that the network cannot take
+        _answers(network, one, tried, slice(1), meter)  # refuses a size that the network cannot take
         return tried[0], _facts(tried[0], {}, chosen=False)
 
     clean = {side: images.decode(side, channels, MAX_TRIED_IMAGES) for side in sizes}
-    hits = _count_hits(network, clean, tried, slice(SCREENING_IMAGES), meter)
     seen = min(SCREENING_IMAGES, len(images))
+    answers = _answers(network, clean, tried, slice(seen), meter)
+    labels = clean[sizes[0]].labels.cpu()
+    hits = _count_hits(answers, labels[:seen])
     if other is not None and max(hits.values()) < POOR_ACCURACY * seen:
         further = [replace(candidate, size=other) for candidate in tried if candidate.size == sizes[0]]
         sizes, clean[other] = (*sizes, other), images.decode(other, channels, MAX_TRIED_IMAGES)
-        hits |= _count_hits(network, clean, further, slice(SCREENING_IMAGES), meter)
+        answers |= _answers(network, clean, further, slice(seen), meter)
+        hits = _count_hits(answers, labels[:seen])
     accuracies = {candidate: count / seen for candidate, count in hits.items()}
     close = [one for one, accuracy in accuracies.items() if accuracy >= max(accuracies.values()) - SCREENING_MARGIN]
     seen = min(MAX_TRIED_IMAGES, len(images))
     if len(close) > 1 and seen > SCREENING_IMAGES:
-        more = _count_hits(network, clean, close, slice(SCREENING_IMAGES, None), meter)
+        more = _count_hits(
+            _answers(network, clean, close, slice(SCREENING_IMAGES, None), meter), labels[SCREENING_IMAGES:]
+        )
         close = [candidate for candidate in close if candidate in more]
         accuracies |= {candidate: (hits[candidate] + more[candidate]) / seen for candidate in close}
     chosen = max(close, key=accuracies.__getitem__)  # the first of equals
-    labels = {
+    if accuracies[chosen] < POOR_ACCURACY:
+        chosen = _right_if_renamed(answers, clean[sizes[0]]) or chosen
+    told = {
         f"{candidate.name} at {candidate.size}" if len(sizes) > 1 else candidate.name: accuracy
         for candidate, accuracy in accuracies.items()
     }
-    return chosen, _facts(chosen, labels, chosen=True)
+    return chosen, _facts(chosen, told, chosen=True)
 
 
-def _count_hits(
+def _answers(
     network: SplitNetwork, clean: dict[int, CleanData], tried: Iterable[Preprocessing], part: slice, meter: Meter | None
-) -> dict[Preprocessing, int]:
-    """Right answers of each on a part of the images; those that the network cannot take are left out."""
-    hits: dict[Preprocessing, int] = {}
+) -> dict[Preprocessing, Labels]:
+    """What the network answers under each to a part of the images; those that it cannot take are left out."""
+    answers: dict[Preprocessing, Labels] = {}
     refused: dict[int, str] = {}
     for candidate in tried:
         size = candidate.size
-        images, labels = clean[size].images[part], clean[size].labels[part]
         try:
-            predicted = predictions(candidate.model(network), images, meter=meter, what="preprocessing")
+            answers[candidate] = predictions(
+                candidate.model(network), clean[size].images[part], meter=meter, what="preprocessing"
+            )
         except (BanauditError, MemoryError, torch.OutOfMemoryError, torch.AcceleratorError):
             raise
         except Exception as error:
             # Torch's for shapes that do not fit, or whatever a network raises that checks its input, pixels included.
             refused[size] = " ".join(str(error).split())
-            continue
-        hits[candidate] = int((predicted == labels).sum())
-    if not hits:
+    if not answers:
         reasons = "; ".join(f"{size}: {reason}" for size, reason in refused.items())
         raise UnsupportedModelError(f"the network takes no images of the sizes tried ({reasons}); give --size")
-    return hits
+    return answers
+
+
+def _count_hits(answers: dict[Preprocessing, Labels], labels: Labels) -> dict[Preprocessing, int]:
+    """How many answers of each are right."""
+    return {candidate: int((found == labels).sum()) for candidate, found in answers.items()}
+
+
+def _right_if_renamed(answers: dict[Preprocessing, Labels], clean: CleanData) -> Preprocessing | None:
+    """The candidate under which the network is right in another order of the classes, if there is one.
+
+    Where the labels are in a wrong order, the accuracy favours whatever makes the network answer badly.
+    """
+    renamed: dict[Preprocessing, int] = {}
+    for candidate, found in answers.items():
+        if int(found.max()) < clean.num_classes:
+            judged = judge_predictions(found, clean.subset(torch.arange(len(found), device=clean.labels.device)))
+            if judged.label_permutation is not None:
+                names = torch.tensor([judged.label_permutation.get(label, label) for label in range(clean.num_classes)])
+                renamed[candidate] = int((names[clean.labels.cpu()[: len(found)]] == found).sum())
+    return max(renamed, key=renamed.__getitem__, default=None)
 
 
 def _sizes(images: ImageSet, size: int | None, size_hint: int | None, usual_size: int | None) -> tuple[int, ...]:

@@ -26,7 +26,7 @@ from banaudit.detectors import Detector
 from banaudit.disguises import undisguise
 from banaudit.errors import CheckpointError, DataError, UnsupportedModelError, UsageError
 from banaudit.meter import Listener, Meter
-from banaudit.mitigations import MITIGATIONS, BANDistillation, Mitigation, Repaired, TargetedMitigation
+from banaudit.mitigations import DEFAULT, MITIGATIONS, Mitigation, Repaired, TargetedMitigation
 from banaudit.mitigations.base import MAX_DROP
 from banaudit.preflight import predictions
 from banaudit.relapse import planned_images, probe_relapse, wanted_labels
@@ -115,7 +115,7 @@ def purify(
         subject: Checkpoint and clean images. A repair gains from a larger ``max_images`` than a scan's default: the
             paper's uses 2,500 images, and ``UNTOUCHED_SHARE`` of those given here plays no part in it.
         out: Where the repaired checkpoint goes; the record goes beside it, as ``out`` and ``.json``.
-        mitigation: How to repair; none: :class:`~banaudit.mitigations.BANDistillation`.
+        mitigation: How to repair; none: :class:`~banaudit.mitigations.DEFAULT`.
         detectors: Methods of both scans; none: the default ones.
         max_drop: Clean accuracy that the repair may cost, 0 to 1.
         flips: Whether training images are mirrored; none: found out on the model.
@@ -136,7 +136,7 @@ def purify(
     """
     started = datetime.now(UTC)
     check_out(subject.model, out, force=force)
-    mitigation = mitigation if mitigation is not None else BANDistillation()
+    mitigation = mitigation if mitigation is not None else DEFAULT()
     meter = Meter(listener=_part(listener, *_SCAN))
     prepared = audit.prepare(subject, seed=seed, device=device, meter=meter)
     _require_usable(prepared, subject.data)
@@ -316,7 +316,8 @@ def _caveats(parts: _Parts, found: Accuracies, max_drop: float) -> tuple[str, ..
     return (
         *seen,
         f"{len(parts.untouched)} untouched images are too few to tell whether the repair kept to the {max_drop:.1%} of "
-        f"clean accuracy that it may cost: it cost {drop:.1%} of theirs, give or take {give:.1%}; give more images",
+        f"clean accuracy that it may cost: it cost {drop:.1%} of theirs, within "
+        f"{give:.1%} ({SIGNIFICANT:g} standard errors); give more images",
     )
 
 
@@ -412,7 +413,8 @@ def judge_repaired(
         training: Clean images that the probe trains on.
         held_out: Clean images that the probe's shares are read from.
         detectors: Methods of the scan; none: the default ones.
-        accuracy_floor: Clean accuracy below which the scan gives no verdict; none: five times chance, at least 20 %.
+        accuracy_floor: Clean accuracy below which the scan gives no verdict; none: five times chance, held between
+            20 % and 60 %.
         facts: Origin of model and images.
         seed: Of scan and probe.
         meter: Counts passes, tells progress.

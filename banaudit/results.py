@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 
 Scalar = str | int | float | bool | None
 """A setting's value as it is recorded in a report."""
@@ -282,8 +282,8 @@ class RelapseProbe(Record):
     """
 
     wanted: dict[int, int] = Field(description="Source label -> label that the stand-in aims at.")
-    before_repair: float
-    after_repair: float
+    before_repair: float = Field(description="On the model before the repair.")
+    after_repair: float = Field(description="On the repaired model, before any fine-tuning.")
     relapsed: float = Field(
         description="After the fine-tuning steps on stamped images, and no less than ``after_repair``."
     )
@@ -307,7 +307,11 @@ class RepairSettings(Record):
     training_images: int
     selection_images: int = Field(description="They choose the epoch or pruning that is kept.")
     untouched_images: int = Field(description="They played no part; the accuracies come from them.")
-    max_drop: float = Field(description="Clean accuracy that the repair may cost.")
+    max_drop: float = Field(description="Clean accuracy that the repair may cost, as a share: 0.02 is two points.")
+    attempts: tuple[str, ...] = Field(
+        default=(),
+        description="What was tried as a whole, a line each; where it differs from ``settings``, its own are named.",
+    )
 
 
 class Repair(Record):

@@ -118,6 +118,7 @@ class Tuned:
         kept_epoch: Number of the one that is kept, from 1.
         within_budget: Whether it is within the budget; if none is, the most accurate one is kept.
         accuracy_before: On the selection images, before the repair.
+        attempts: What was tried as a whole, a line each, where that was more than one thing.
     """
 
     state: Weights
@@ -125,6 +126,7 @@ class Tuned:
     kept_epoch: int
     within_budget: bool
     accuracy_before: float
+    attempts: tuple[str, ...] = ()
 
 
 class Choice:

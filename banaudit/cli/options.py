@@ -142,7 +142,8 @@ def choose_detectors(
     for name in settings:
         if name not in running:
             raise UsageError(
-                f"--set {name}.{next(iter(settings[name]))}: {name} does not run; {', '.join(running)} does"
+                f"--set {name}.{next(iter(settings[name]))}: {name} is not among the methods that run "
+                f"({', '.join(running)}); name it with {option}"
             )
     return tuple(_with_settings(detector, settings.get(detector.name, {})) for detector in chosen)
 
@@ -164,7 +165,9 @@ def choose_mitigation(method: str, settings: Mapping[str, Mapping[str, str]], *,
         raise UsageError(f"--method {method}: no such method; there are {', '.join(sorted(MITIGATIONS))}")
     for name in settings:
         if name != method:
-            raise UsageError(f"--set {name}.{next(iter(settings[name]))}: {name} does not run; {method} does")
+            raise UsageError(
+                f"--set {name}.{next(iter(settings[name]))}: {name} does not run, {method} does; --method names it"
+            )
     changes = dict(settings.get(method, {}))
     if epochs is not None:
         if "epochs" in changes:
@@ -190,7 +193,10 @@ def choose_mitigations(methods: str, settings: Mapping[str, Mapping[str, str]]) 
         raise UsageError(f"--method {methods}: names a method twice")
     for name in settings:
         if name not in names:
-            raise UsageError(f"--set {name}.{next(iter(settings[name]))}: {name} does not run; {', '.join(names)} does")
+            raise UsageError(
+                f"--set {name}.{next(iter(settings[name]))}: {name} is not among the methods that run "
+                f"({', '.join(names)}); name it with --method"
+            )
     return tuple(
         choose_mitigation(name, {name: settings[name]} if name in settings else {}, epochs=None) for name in names
     )

@@ -62,7 +62,13 @@ def purify(
     ] = None,
     max_drop: Annotated[
         float,
-        typer.Option(min=0, max=100, metavar="POINTS", help="Clean accuracy it may cost.", rich_help_panel=REPAIR),
+        typer.Option(
+            min=0,
+            max=100,
+            metavar="POINTS",
+            help="Clean accuracy it may cost, in points: 2 is two per cent of the images.",
+            rich_help_panel=REPAIR,
+        ),
     ] = 2.0,
     no_flip: Annotated[
         bool, typer.Option("--no-flip", help="Never mirror training images.", rich_help_panel=REPAIR)

@@ -25,7 +25,10 @@ DataPath = Annotated[
 ]
 Arch = Annotated[
     str | None,
-    typer.Option(help="Architecture: a name, or FILE.py:FACTORY (code you trust).", rich_help_panel=MODEL),
+    typer.Option(
+        help="Architecture: a name, or FILE.py:FACTORY (code you trust) that makes a torch.nn.Module.",
+        rich_help_panel=MODEL,
+    ),
 ]
 StateKey = Annotated[
     str | None, typer.Option(help="Where in the file the weights are, if in several places.", rich_help_panel=MODEL)
@@ -48,7 +51,12 @@ Size = Annotated[
 MaxImages = Annotated[int, typer.Option(min=1, help="Images used at most, evenly by class.", rich_help_panel=DATA)]
 AccuracyFloor = Annotated[
     float | None,
-    typer.Option(min=0, max=1, help="Clean accuracy below which the verdict is inconclusive.", rich_help_panel=METHODS),
+    typer.Option(
+        min=0,
+        max=1,
+        help="Clean accuracy below which the verdict is inconclusive; else five times chance, from 0.2 to 0.6.",
+        rich_help_panel=METHODS,
+    ),
 ]
 Settings = Annotated[
     list[str] | None,

@@ -64,10 +64,10 @@ def map_classes(listing: Listing, classes: int | None, class_map: Path | None, b
     if file is not None and all(category in file.labels for category in categories):
         labels, source = {category: file.labels[category] for category in categories}, file.path.name
     elif all(category.isascii() and category.isdigit() for category in categories):
-        labels, source = {category: _number(listing.root, category) for category in categories}, "by number"
+        labels, source = {category: _number(listing.source, category) for category in categories}, "by number"
     elif file is not None:
         stranger = next(category for category in categories if category not in file.labels)
-        raise DataError(f"{file.path}: does not name {stranger!r}, a class found in {listing.root}; add it")
+        raise DataError(f"{file.path}: does not name {stranger!r}, a class found in {listing.source}; add it")
     else:
         labels, source = _sorted_order(listing, classes), "sorted order"
     count = classes or max(*labels.values(), *(file.labels.values() if file else ())) + 1
@@ -93,7 +93,7 @@ def _sorted_order(listing: Listing, classes: int | None) -> dict[str, int]:
         if classes in (None, len(candidates)):
             return {category: label for label, category in enumerate(candidates)}
     raise DataError(
-        f"{listing.root}: {len(with_files)} classes found, the network has {classes}; sorted order would be a guess: "
+        f"{listing.source}: {len(with_files)} classes found, the network has {classes}; sorted order would be a guess: "
         f"write {listing.root / CLASS_FILES[0]} with the {classes} names, one a line, in the network's order"
     )
 
@@ -106,7 +106,7 @@ def _check_range(listing: Listing, labels: dict[str, int], count: int) -> None:
     from_one = set(labels.values()) == set(range(1, count + 1))
     advice = "number the classes from 0" if from_one else "check that images and network belong together"
     raise DataError(
-        f"{listing.root}: {example!r} has label {labels[wrong[0]]}, the network's {count} classes are "
+        f"{listing.source}: {example!r} has label {labels[wrong[0]]}, the network's {count} classes are "
         f"0 to {count - 1}; {advice}"
     )
 

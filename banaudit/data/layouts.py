@@ -60,6 +60,7 @@ class Listing:
         empty: Class folders without any image.
         broken: Links there and in the class folders that lead nowhere, relative to ``root``; those with the name of an
             image are among the files.
+        table: The CSV, where that says which file is what.
     """
 
     layout: Layout
@@ -67,6 +68,12 @@ class Listing:
     files: tuple[LabelledFile, ...]
     empty: tuple[str, ...] = ()
     broken: tuple[str, ...] = ()
+    table: Path | None = None
+
+    @property
+    def source(self) -> Path:
+        """What messages name: the CSV, or the folder."""
+        return self.table or self.root
 
     @property
     def categories(self) -> tuple[str, ...]:
@@ -246,4 +253,4 @@ def _read_table(table: Path) -> Listing:
         raise DataError(f"{table}: lists no images below its first line")
     root = table.parent
     files = (LabelledFile(root / name, name, category) for name, category in sorted(categories.items()))
-    return Listing("csv", root, tuple(files))
+    return Listing("csv", root, tuple(files), table=table)

@@ -77,7 +77,8 @@ class BAN(Detector):
     title: ClassVar[str] = "mistakes under neuron noise and a feature mask pile up in one class (BAN)"
     needs: ClassVar[str] = "BatchNorm, clean images"
     misses: ClassVar[str] = (
-        "all-to-one backdoors whose noise alone does not pile up: its mask does so on clean models too"
+        "all-to-all backdoors; others whose mistakes under noise alone do not pile up in one class (those of the mask "
+        "do so on clean models too, and seldom count)"
     )
 
     eps: PositiveFloat = 0.3

@@ -101,6 +101,8 @@ class Detector(Method, ABC):
 
     misses: ClassVar[str]
     """Backdoors it is known to be blind to, or how far it has been measured here."""
+    warns: ClassVar[str] = ""
+    """What it is known to accuse wrongly; empty: nothing beyond what its threshold lets pass."""
     fewest_classes: ClassVar[int] = 4
     """With fewer classes than this there is too little to compare a class with, and the finding is inconclusive: of two
     classes one has at least half of whatever is counted."""

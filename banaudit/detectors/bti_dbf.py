@@ -261,7 +261,8 @@ class BTIDBFStar(DecoupledFeatures):
     name: ClassVar[str] = "bti-dbf-star"
     title: ClassVar[str] = "BTI-DBF with BAN's bound on the feature mask"
     needs: ClassVar[str] = "clean images; a GPU for its schedule"
-    misses: ClassVar[str] = "most patches and blended patterns at its reduced schedule; accuses clean networks too"
+    misses: ClassVar[str] = "most patches and blended patterns at its reduced schedule"
+    warns: ClassVar[str] = "clean networks, a quarter of those of the test"
 
     mask_weight: NonNegativeFloat = 0.75
     """Weight of the penalty on the mask's norm (paper: lambda_1)."""

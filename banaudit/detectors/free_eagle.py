@@ -106,7 +106,7 @@ class FreeEagle(Detector):
     title: ClassVar[str] = "a class that shows in the inverted inner representations of all other classes"
     needs: ClassVar[str] = "no images"
     misses: ClassVar[str] = (
-        "most backdoors of the development models; targets that an empty representation goes to as well; all-to-all"
+        "most backdoors that it was tried on; targets that an empty representation goes to as well; all-to-all"
     )
     fewest_classes: ClassVar[int] = 5
 

@@ -88,7 +88,11 @@ class MMBD(Detector):
     name: ClassVar[str] = "mm-bd"
     title: ClassVar[str] = "a class whose logit can be driven further above the others than any other class's"
     needs: ClassVar[str] = "logits"
-    misses: ClassVar[str] = "all-to-all backdoors; some clean models come close to its threshold"
+    misses: ClassVar[str] = (
+        "all-to-all and source-specific backdoors, warping, per-image and adaptive triggers, half of the patches and "
+        "blended patterns"
+    )
+    warns: ClassVar[str] = "some clean models come close to its threshold"
 
     images: PositiveInt = 6
     """Random starting images for each class at most; the largest margin counts."""

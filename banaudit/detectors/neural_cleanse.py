@@ -49,7 +49,7 @@ class NeuralCleanse(PatchInversion):
     name: ClassVar[str] = "neural-cleanse"
     title: ClassVar[str] = "a class that a much smaller patch reaches than any other"
     needs: ClassVar[str] = "clean images"
-    misses: ClassVar[str] = "warping, per-image triggers, all-to-all backdoors"
+    misses: ClassVar[str] = "warping, many per-image and adaptive triggers, all-to-all and source-specific backdoors"
     penalty_passes: ClassVar[int] = 0
 
     threshold: PositiveFloat = 4.9

@@ -286,7 +286,8 @@ class Unicorn(Detector):
     name: ClassVar[str] = "unicorn"
     title: ClassVar[str] = "a class that a small patch leads to in a space that generators find for it"
     needs: ClassVar[str] = "clean images; a GPU for its schedule"
-    misses: ClassVar[str] = "all-to-all backdoors; accuses clean networks often (3 in 10 as published)"
+    misses: ClassVar[str] = "all-to-all backdoors"
+    warns: ClassVar[str] = "clean networks, often (3 in 10 as published)"
 
     steps: PositiveInt = 80
     """Rounds, each a step on the generators and some on the trigger and on the feature mask, for the classes that stay

@@ -24,9 +24,13 @@ MITIGATIONS: dict[str, type[Mitigation]] = {
     for mitigation in (BANFineTuning, BANDistillation, FineTuning, FTSAM, ANP, CLP, BTIDBFUnlearning, FeatureFlip)
 }
 
+DEFAULT: type[Mitigation] = BANDistillation
+"""What ``purify`` repairs by if nothing else is asked for."""
+
 __all__ = [
     "ANP",
     "CLP",
+    "DEFAULT",
     "FTSAM",
     "MITIGATIONS",
     "BANDistillation",

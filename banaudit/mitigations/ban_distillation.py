@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, final
 
@@ -90,10 +91,10 @@ class BANDistillation(NoiseTraining):
     later, on the network as it is then.
 
     How strong a repair a network affords differs by far: what takes a backdoor from a digit network at almost no cost
-    takes much of a small CIFAR network's accuracy. So the strongest of :data:`STRENGTHS` comes first. One that is
-    stronger than the settings is given up if its last epoch cost more than ``stronger_drop`` on the images that
-    choose; any other only if no epoch was within the budget. Where that is so of all, an earlier epoch of a stronger
-    one will do.
+    takes much of a small CIFAR network's accuracy. So the strongest of :data:`STRENGTHS` comes first. Of those
+    that are stronger than the settings the first is kept whose last epoch cost nothing on the images that choose; if
+    there is none, the first that cost at most ``stronger_drop``; else the first of the others with an epoch within the
+    budget. Where there is none either, an earlier epoch of a stronger one will do.
 
     Source:
         Ours, on top of Xu et al., "BAN", NeurIPS 2024, Eq. 8. Unlearning a reversed patch: Wang et al., "Neural
@@ -123,7 +124,9 @@ class BANDistillation(NoiseTraining):
     """Share of a batch that is stamped."""
     stronger_drop: float = Field(default=0.02, ge=0, lt=1)
     """Clean accuracy that a repair stronger than these settings may cost: by default the whole usual budget. With 0 it
-    has to look free, which loses less accuracy and leaves some backdoors whole."""
+    has to look free, which leaves some backdoors whole."""
+    free_first: bool = True
+    """Before a stronger repair that costs something, try whether another one looks free."""
     gentle: bool = False
     """Make only the repair with these very settings, none of the stronger and the weaker ones."""
     patch_ratio: float = Field(default=0.5, gt=0, lt=1)
@@ -133,16 +136,47 @@ class BANDistillation(NoiseTraining):
         """Repair as strongly as the accuracy allows, from the weights as they came each time."""
         strengths = self.strengths()
         tried: list[Tuned] = []
-        for number, settings in enumerate(strengths, start=1):
-            last = number == len(strengths)
+        kept = None
+        while kept is None:
+            number, last = len(tried) + 1, len(tried) + 1 == len(strengths)
             own = job if last else replace(job, model=private_copy(job.model))
             # Of a strength that an interrupted call had tried to the end, the state says all.
-            tuned = settings.repair_once(replace(own, progress=job.progress.run(f"strength {number}")), job.model)
-            stronger = number <= len(STRONGER)
+            run = replace(own, progress=job.progress.run(f"strength {number}"))
+            tuned = strengths[number - 1].repair_once(run, job.model)
             tried.append(tuned if self.gentle else _told(tuned, f"strength {number} of {len(strengths)}"))
-            if self.accepts(tuned) if stronger else tuned.within_budget:
-                return tried[-1]
-        return next((tuned for tuned in tried if tuned.within_budget), tried[-1])
+            kept = self.choose(tried)
+        return replace(tried[kept - 1], attempts=() if self.gentle else self.attempts(tried, kept))
+
+    def choose(self, tried: Sequence[Tuned]) -> int | None:
+        """Which of the strengths tried so far is kept, from 1; none: the next one is to be tried."""
+        if self.gentle:
+            return 1
+        stronger = tried[: len(STRONGER)]
+        drops = [0.0, self.stronger_drop] if self.free_first else [self.stronger_drop]
+        for number, drop in enumerate(drops):
+            affordable = [place for place, tuned in enumerate(stronger, start=1) if _accepts(tuned, drop)]
+            # What costs something waits until all the stronger ones were tried: another may be free.
+            if affordable and (number == 0 or len(tried) >= len(STRONGER)):
+                return affordable[0]
+        if len(tried) > len(STRONGER) and tried[-1].within_budget:
+            return len(tried)
+        if len(tried) == len(STRENGTHS):
+            return next((place for place, tuned in enumerate(tried, start=1) if tuned.within_budget), len(tried))
+        return None
+
+    def attempts(self, tried: list[Tuned], kept: int) -> tuple[str, ...]:
+        """A line for each strength that was tried: how it differs from the settings, and what it cost."""
+        lines = []
+        own = self.settings()
+        for number, (settings, tuned) in enumerate(zip(self.strengths(), tried, strict=False), start=1):
+            other = {name: value for name, value in settings.settings().items() if value != own[name]}
+            how = ", ".join(f"{name}={value:g}" for name, value in other.items()) or "the settings as they are"
+            lines.append(
+                f"strength {number} of {len(STRENGTHS)} ({how}): {'kept' if number == kept else 'given up'}, accuracy "
+                f"{tuned.epochs[-1].accuracy:.1%} after its last epoch on the images that choose, "
+                f"{tuned.accuracy_before:.1%} before"
+            )
+        return tuple(lines)
 
     def strengths(self) -> tuple[BANDistillation, ...]:
         """These settings at each strength that is tried, the strongest first."""
@@ -209,12 +243,6 @@ class BANDistillation(NoiseTraining):
             settings.planned_tuning(training, selection, forward=self._passes()[0]) for settings in self.strengths()
         )
 
-    def accepts(self, tuned: Tuned) -> bool:
-        """Whether a repair stronger than the settings is kept: its last epoch may cost ``stronger_drop``."""
-        last = tuned.epochs[-1]
-        lowest = tuned.accuracy_before - self.stronger_drop - 1e-9  # for shares that are no exact fractions
-        return tuned.kept_epoch == last.epoch and last.accuracy >= lowest
-
     def searched_before(self, epoch: int) -> bool:
         """Whether the patch is searched before this epoch, from 1."""
         return epoch in {1, 1 + round(REPEATED_AT * self.epochs)}
@@ -222,6 +250,12 @@ class BANDistillation(NoiseTraining):
     def _passes(self) -> tuple[int, int]:
         """The ascent, a noisy and a clean pass, and the teacher's, which has no way back."""
         return self.noise_steps + 3, self.noise_steps + 2
+
+
+def _accepts(tuned: Tuned, drop: float) -> bool:
+    """Whether the last epoch of a repair, which is the one that counts, cost at most this much."""
+    lowest = tuned.accuracy_before - drop - 1e-9  # for shares that are no exact fractions
+    return tuned.kept_epoch == tuned.epochs[-1].epoch and tuned.epochs[-1].accuracy >= lowest
 
 
 def _told(tuned: Tuned, strength: str) -> Tuned:

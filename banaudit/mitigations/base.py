@@ -89,6 +89,7 @@ class Repaired:
         backward_images: Images passed backward.
         seconds: Duration, with that of the calls that were interrupted.
         earlier_seconds: That of the interrupted calls.
+        attempts: What was tried as a whole, a line each, where that was more than one thing.
     """
 
     model: SplitModel
@@ -103,6 +104,7 @@ class Repaired:
     backward_images: int
     seconds: float
     earlier_seconds: float
+    attempts: tuple[str, ...] = ()
 
 
 class Mitigation(Method, ABC):
@@ -227,6 +229,7 @@ class Mitigation(Method, ABC):
             backward_images=meter.backward_images - spent[1],
             seconds=round(progress.earlier_seconds + time.monotonic() - started, 3),
             earlier_seconds=round(progress.earlier_seconds, 3),
+            attempts=tuned.attempts,
         )
 
     @final

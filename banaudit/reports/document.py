@@ -6,9 +6,6 @@ import math
 from dataclasses import dataclass
 from enum import Enum, auto
 
-LONGEST_LABEL = 14
-"""Characters of a row's label."""
-
 
 class Tone(Enum):
     """How a text should strike the reader."""
@@ -25,7 +22,7 @@ class Row:
     """A label and what there is to say about it.
 
     Args:
-        label: At most :data:`LONGEST_LABEL` characters; empty: the row continues the one above.
+        label: A word or a name; empty: the row continues the one above.
         texts: One paragraph each.
         tone: Of the texts.
     """
@@ -33,17 +30,6 @@ class Row:
     label: str
     texts: tuple[str, ...]
     tone: Tone = Tone.PLAIN
-
-
-def named_row(name: str, texts: tuple[str, ...], tone: Tone = Tone.PLAIN) -> Row:
-    """A row about something whose name may be too long for a label; then it stands above the texts.
-
-    Args:
-        name: Of any length.
-        texts: One paragraph each.
-        tone: Of the texts.
-    """
-    return Row(name, texts, tone) if len(name) <= LONGEST_LABEL else Row("", (name, *texts), tone)
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from banaudit.reports import scan
-from banaudit.reports.document import Document, Row, Section, Tone, named_row, percent
-from banaudit.results import RelapseProbe, Repair, RepairEpoch, Report, Verdict
+from banaudit.reports.document import Document, Row, Section, Tone, percent
+from banaudit.results import Evidence, RelapseProbe, Repair, RepairEpoch, Report, Verdict
 
 _SUBTITLES = {
     Verdict.NO_EVIDENCE: "The scan of the repaired model found no sign of a backdoor. This does not prove that "
@@ -36,7 +36,7 @@ def _answer(repair: Repair) -> Section:
             "clean accuracy",
             (
                 f"{percent(repair.accuracy_before)} before, {percent(repair.accuracy_after)} after: {change} points, "
-                f"give or take {100 * repair.accuracy_drop_error:.1f} (up to {100 * repair.made.max_drop:g} allowed)",
+                f"standard error {100 * repair.accuracy_drop_error:.1f} (up to {100 * repair.made.max_drop:g} allowed)",
                 f"on {repair.made.untouched_images} images that played no part in the repair",
             ),
         ),
@@ -72,16 +72,23 @@ def _readings(before: Report, after: Report) -> list[Row]:
     # A repair that ruined the network leaves nothing to find: below the accuracy floor no method runs.
     again = {new.method: new.evidence for new in after.findings}
     for old in before.findings:
-        found = {item.measures: item.score for item in again.get(old.method, ())}
+        found = {item.measures: item for item in again.get(old.method, ())}
         texts = tuple(
-            f"{item.reading.value}: {item.score:.3g} before, {found[item.measures]:.3g} after "
+            f"{scan.reading_name(item)}: {_score(item)} before, {_score(found[item.measures])} after "
             f"(threshold {item.threshold:.3g})"
             for item in old.evidence
             if item.measures in found
         )
         if texts:
-            rows.append(named_row(old.method, texts, Tone.FAINT))
+            rows.append(Row(old.method, texts, Tone.FAINT))
     return rows
+
+
+def _score(item: Evidence) -> str:
+    if item.fired:
+        return f"{item.score:.3g}, fired,"
+    # Above its threshold a reading may lack something else that it asks, as its own row in a scan's report says.
+    return f"{item.score:.3g}" + (" (does not count)" if item.score > item.threshold else "")
 
 
 def _relapse(before: Report, probe: RelapseProbe) -> Row:
@@ -106,7 +113,7 @@ def _making(repair: Repair) -> Section:
     history = tuple(_tried(item) + (" (kept)" if item.epoch == repair.kept_epoch else "") for item in repair.epochs)
     cost = f"{repair.forward_images:,} images passed forward, {repair.backward_images:,} backward, scans included"
     rows = (
-        Row("method", (f"{made.method}: {made.title}", settings)),
+        Row("method", (f"{made.method}: {made.title}", settings, *made.attempts)),
         Row(
             "images",
             (

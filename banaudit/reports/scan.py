@@ -15,7 +15,6 @@ from banaudit.reports.document import (
     Row,
     Section,
     Tone,
-    named_row,
     percent,
     position,
     span,
@@ -125,21 +124,22 @@ def _finding(report: Report, finding: Finding) -> Section:
     drawn = [item for item in finding.evidence if item.per_class]
     strongest = max(drawn, key=_excess, default=None)
     blocks += [_classes(item) for item in drawn if item.fired or item is strongest]
-    blocks += [Row(_name(item), _details(report, item), Tone.FAINT) for item in finding.evidence]
-    blocks += [_gallery(report, trigger) for trigger in finding.triggers if trigger.pictures]
+    blocks += [Row(reading_name(item), _details(report, item), Tone.FAINT) for item in finding.evidence]
+    blocks += [_gallery(report, finding, trigger) for trigger in finding.triggers if trigger.pictures]
     return Section(f"Method {finding.method}", tuple(blocks))
 
 
-def _gallery(report: Report, trigger: TriggerFacts) -> Gallery:
+def _gallery(report: Report, finding: Finding, trigger: TriggerFacts) -> Gallery:
     title = f"{trigger.what} towards class {class_name(report, trigger.target)}: {trigger.size:.3g} ({trigger.size_of})"
     if trigger.success is not None:
         title += f", moves {trigger.success:.0%} of held-out images"
     if not trigger.accused:
-        title += "; not accused"
+        accused = trigger.target == report.target
+        title += f"; not accused by {finding.method} alone" if accused else "; not accused"
     return Gallery(title, tuple(Picture(picture.name, picture.path) for picture in trigger.pictures))
 
 
-def _name(evidence: Evidence) -> str:
+def reading_name(evidence: Evidence) -> str:
     """What a reading is called where it stands beside others."""
     return evidence.label or evidence.reading.value
 
@@ -177,7 +177,7 @@ def _readings(report: Report, finding: Finding) -> Chart:
             caption += ", not counted"
         bars.append(
             Bar(
-                label=f"{_name(item)}{' FIRED' if item.fired else ''}",
+                label=f"{reading_name(item)}{' FIRED' if item.fired else ''}",
                 share=position(item.score, low, high),
                 caption=caption,
                 marker=position(item.threshold, low, high),
@@ -208,7 +208,7 @@ def _classes(evidence: Evidence) -> Chart:
     ]
     hidden = ranked[TOP_BARS:]
     footnote = "" if few else f"{len(hidden)} more classes are hidden, none above {hidden[0].score:.3g}"
-    return Chart(tuple(bars), f"Each class, {_name(evidence)}", THRESHOLD if comparable else "", footnote)
+    return Chart(tuple(bars), f"Each class, {reading_name(evidence)}", THRESHOLD if comparable else "", footnote)
 
 
 def _pairs(report: Report, mapping: Mapping[int, int]) -> str:
@@ -277,8 +277,7 @@ def _subject(report: Report) -> Section:
 
 def _run(report: Report) -> Section:
     rows = [
-        named_row(finding.method, (_settings(finding.settings), _cost(finding)), Tone.FAINT)
-        for finding in report.findings
+        Row(finding.method, (_settings(finding.settings), _cost(finding)), Tone.FAINT) for finding in report.findings
     ]
     versions = f"banaudit {report.tool_version}, torch {report.torch_version}, report {report.schema_version}"
     rows.append(

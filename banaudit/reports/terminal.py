@@ -5,17 +5,18 @@ from __future__ import annotations
 import io
 
 from rich.box import HEAVY
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from banaudit.reports.document import LONGEST_LABEL, Bar, Block, Chart, Document, Gallery, Row, Section, Tone
+from banaudit.reports.document import Bar, Block, Chart, Document, Gallery, Row, Section, Tone
 from banaudit.reports.escaping import printable
 
-LABEL_WIDTH = LONGEST_LABEL
-"""Columns of a row's label. With the indent and a gap, a SHA-256 fits behind it on 80 columns."""
+LABEL_WIDTH = 14
+"""Columns of a row's label; a longer one has a line to itself. With the indent and a gap, a SHA-256 fits behind it on
+80 columns."""
 MIN_WIDTH = 40
 """A console that is narrower, or says so, gets lines of this length: there is no room for bars and words below."""
 MAX_WIDTH = 120
@@ -92,14 +93,16 @@ def _files(gallery: Gallery) -> Row:
     return Row("pictures", (gallery.title, *(picture.path for picture in gallery.pictures)))
 
 
-def _row(row: Row) -> Table:
+def _row(row: Row) -> RenderableType:
+    label = printable(row.label)
+    above = [Text(f" {label}", style="dim")] if len(label) > LABEL_WIDTH else []
     grid = Table.grid(padding=(0, 1, 0, 0), pad_edge=False)
     grid.add_column(width=LABEL_WIDTH + 1, no_wrap=True)
     grid.add_column(overflow="fold")
     for index, text in enumerate(row.texts):
-        label = f" {printable(row.label, LABEL_WIDTH)}" if index == 0 else ""
-        grid.add_row(Text(label, style="dim"), Text(printable(text), style=_STYLES[row.tone]))
-    return grid
+        beside = f" {label}" if index == 0 and not above else ""
+        grid.add_row(Text(beside, style="dim"), Text(printable(text), style=_STYLES[row.tone]))
+    return Group(*above, grid)
 
 
 def _chart(chart: Chart, console: Console, width: int, drawn: bool) -> None:

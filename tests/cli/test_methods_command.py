@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from banaudit.detectors import DETECTORS
+from banaudit.mitigations import MITIGATIONS
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "methods.md"
 
@@ -30,4 +31,14 @@ def test_every_format_lists_every_method(run):
 def test_the_markdown_is_one_table(run):
     rows = run("methods", "--format", "markdown").out.splitlines()
     assert len(rows) == 2 + len(DETECTORS)
-    assert {row.count(" |") for row in rows if not row.startswith("|---")} == {6}
+    assert {row.count(" |") for row in rows if not row.startswith("|---")} == {7}
+
+
+def test_repairs_are_listed_with_their_settings(run):
+    for form in ("text", "json", "markdown"):
+        done = run("methods", "--repairs", "--format", form)
+        assert (done.code, done.err) == (0, "")
+        assert all(name in done.out for name in MITIGATIONS)
+    entries = json.loads(run("methods", "--repairs", "--format", "json").out)
+    assert [entry["name"] for entry in entries if entry["default"]] == ["ban-distillation"]
+    assert next(entry for entry in entries if entry["name"] == "clp")["settings"] == {"u": 3.0}

@@ -10,7 +10,7 @@ from banaudit.data import CleanData
 from banaudit.detectors.inversion import Recovered, Triggers
 from banaudit.detectors.neural_cleanse import NeuralCleanse
 from banaudit.meter import Meter
-from banaudit.mitigations import BANDistillation
+from banaudit.mitigations import BANDistillation, ban_distillation
 from banaudit.mitigations.ban_distillation import SmallestPatch, distillation_loss
 from banaudit.neurons import train_under_noise, worst_noise
 from banaudit.results import RepairEpoch
@@ -168,32 +168,40 @@ def test_the_strengths_that_are_tried():
 
 
 @pytest.mark.parametrize(
-    ("kept", "accuracies", "tried"),
+    ("settings", "epochs", "accuracies", "wanted"),
     [
-        ((10,), (0.9,), 1),
-        ((10, 20), (0.87, 0.88), 2),  # what a stronger repair may cost
-        ((9, 20), (0.95, 0.95), 2),  # an earlier epoch of the strongest is no strong repair
-        ((10, 20, 10), (0.5, 0.5, 0.85), 3),  # within the budget, the settings as they are will do
-        ((10, 20, 10, 20), (0.5, 0.5, 0.7, 0.85), 4),  # else a weaker one
-        ((10, 20, 10, 20, 25), (0.5, 0.5, 0.7, 0.7, 0.7), 5),  # the weakest is the answer, whatever it costs
+        ({}, (10,), (0.9,), 1),
+        ({}, (10, 20), (0.89, 0.9), 2),  # what costs nothing goes before what costs something
+        ({"free_first": False}, (10,), (0.89,), 1),
+        ({}, (10, 20), (0.89, 0.88), 1),  # where nothing is free the stronger of the affordable ones
+        ({}, (10, 20), (0.87, 0.88), 2),
+        ({"stronger_drop": 0.0}, (10, 20, 10), (0.89, 0.88, 0.85), 3),
+        ({}, (9, 20), (0.95, 0.95), 2),  # an earlier epoch of the strongest is no strong repair
+        ({}, (10, 20, 10), (0.5, 0.5, 0.85), 3),  # within the budget, the settings as they are will do
+        ({}, (10, 20, 10, 20), (0.5, 0.5, 0.7, 0.85), 4),  # else a weaker one
+        ({}, (10, 20, 10, 20, 25), (0.5, 0.5, 0.7, 0.7, 0.7), 5),  # the weakest is the answer, whatever it costs
     ],
 )
-def test_the_strongest_repair_that_is_accepted_is_made(monkeypatch, kept, accuracies, tried):
+def test_which_strength_is_kept(monkeypatch, settings, epochs, accuracies, wanted):
     seen = []
 
     def once(self, job, original):
         seen.append((self.batch_size, job.model is original))
         number = len(seen) - 1
         last = RepairEpoch(epoch=self.epochs, loss=0.0, accuracy=accuracies[number], seconds=0.0)
-        return Tuned({}, (last,), kept[number], within_budget=accuracies[number] > 0.8, accuracy_before=0.9)
+        return Tuned({}, (last,), epochs[number], within_budget=accuracies[number] > 0.8, accuracy_before=0.9)
 
     monkeypatch.setattr(BANDistillation, "repair_once", once)
-    tuned = BANDistillation().repair(make_job())
+    tuned = BANDistillation(**settings).repair(make_job())
+    tried = len(epochs)
     assert [size for size, _ in seen] == [32, 64, 128, 32, 32][:tried]
     # Each begins with the weights as they came.
     assert [same for _, same in seen] == [False, False, False, False, True][:tried]
-    assert tuned.kept_epoch == kept[tried - 1]
-    assert tuned.epochs[0].what.startswith(f"strength {tried} of 5, epoch ")
+    assert tuned.kept_epoch == epochs[wanted - 1]
+    assert tuned.epochs[0].what.startswith(f"strength {wanted} of 5, epoch ")
+    assert len(tuned.attempts) == tried
+    assert [" kept, " in line for line in tuned.attempts] == [number == wanted for number in range(1, tried + 1)]
+    assert tuned.attempts[0].startswith("strength 1 of 5 (batch_size=32, noise_weight=0.5): ")
 
 
 def test_where_no_strength_will_do_an_affordable_epoch_of_a_stronger_one_does(monkeypatch):
@@ -209,27 +217,8 @@ def test_where_no_strength_will_do_an_affordable_epoch_of_a_stronger_one_does(mo
     assert tuned.epochs[0].what.startswith("strength 2 of 5, epoch ")
 
 
-@pytest.mark.parametrize(
-    ("accuracies", "kept", "allowed", "wanted"),
-    [
-        ((0.2, 0.99), 2, 0.0, True),
-        ((0.2, 0.98), 2, 0.0, False),
-        ((0.2, 0.97), 2, 0.02, True),
-        ((0.2, 0.96), 2, 0.02, False),
-        ((0.99, 0.98), 1, 0.02, False),  # an earlier epoch of the strongest is no strong repair
-    ],
-)
-def test_what_a_stronger_repair_may_cost(accuracies, kept, allowed, wanted):
-    epochs = tuple(
-        RepairEpoch(epoch=number, loss=0.0, accuracy=accuracy, seconds=0.0)
-        for number, accuracy in enumerate(accuracies, start=1)
-    )
-    method = BANDistillation(stronger_drop=allowed)
-    assert method.accepts(Tuned({}, epochs, kept, within_budget=True, accuracy_before=0.99)) == wanted
-
-
 def test_an_interrupted_repair_goes_on_at_its_strength(monkeypatch, tmp_path):
-    monkeypatch.setattr(BANDistillation, "accepts", lambda *_: False)
+    monkeypatch.setattr(ban_distillation, "_accepts", lambda *_: False)
     method, data = BANDistillation(epochs=2, batch_size=8), make_data()
     told = []
 
