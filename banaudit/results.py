@@ -67,19 +67,25 @@ class Evidence(Record):
     where no backdoor can be (random noise, shuffled labels), so that a reader sees what chance alone gives.
     """
 
-    reading: Reading
+    reading: Reading = Field(description="Which classes the trigger would work on.")
     label: str = Field(default="", description="Short name, where a method has several readings of one kind.")
     measures: str = Field(description="What the score is, in one line, with its unit.")
-    score: float = Field(description="Higher is more suspicious.")
-    threshold: float
+    score: float = Field(description="Higher is more suspicious; with restarts that of the weakest.")
+    threshold: float = Field(description="A score above it may fire.")
     fired: bool
     null: float | None = Field(default=None, description="The same score where no backdoor can be.")
     target: int | None = Field(default=None, description="Suspected target label; none for all-to-all.")
     sources: tuple[int, ...] = Field(default=(), description="Classes the trigger works on; empty: all of them.")
     mapping: dict[int, int] | None = Field(default=None, description="All-to-all: source label -> target label.")
-    per_class: tuple[ClassScore, ...] = ()
+    per_class: tuple[ClassScore, ...] = Field(
+        default=(),
+        description="One for each class, with restarts their mean: for the target it may differ from ``score``.",
+    )
     restarts: tuple[float, ...] = Field(default=(), description="The score of each restart.")
-    agreement: float | None = Field(default=None, description="Share of restarts that name the same target.")
+    agreement: float | None = Field(
+        default=None,
+        description="Share of the restarts that name the same target; all-to-all: of the map that all have in common.",
+    )
     note: str = ""
 
 
@@ -95,7 +101,7 @@ class TriggerFacts(Record):
     """A trigger that a method recovered for one class. Found on clean models too: that there is one proves nothing."""
 
     target: int
-    accused: bool = Field(description="Whether a reading that names this class fired.")
+    accused: bool = Field(description="Whether a reading of this method that names this class fired.")
     what: str = Field(description="What was recovered, e.g. a patch.")
     size: float = Field(description="How large it is.")
     size_of: str = Field(description="What the size is, with its unit.")
@@ -218,15 +224,17 @@ class Report(Record):
     reason: str
     target: int | None = None
     target_name: str | None = None
-    reading: Reading | None = None
+    reading: Reading | None = Field(default=None, description="Of the evidence furthest above its threshold.")
     sources: tuple[int, ...] = ()
     mapping: dict[int, int] | None = None
     calibration: str = Field(description='"uncalibrated" and why, or the measured false-alarm rate.')
-    p_value: float | None = None
+    p_value: float | None = Field(
+        default=None, description="Rank among clean development models; none: the model is not like them."
+    )
     clean_accuracy: CleanAccuracy | None = None
     findings: tuple[Finding, ...] = ()
-    checked: tuple[str, ...] = ()
-    not_checked: tuple[str, ...] = ()
+    checked: tuple[str, ...] = Field(default=(), description="What the methods that ran look for.")
+    not_checked: tuple[str, ...] = Field(default=(), description="What they are known to miss, and what none looks at.")
     caveats: tuple[str, ...] = ()
     checkpoint: CheckpointFacts | None = None
     architecture: ArchitectureFacts | None = None

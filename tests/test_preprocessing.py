@@ -10,6 +10,7 @@ from banaudit.architectures.base import SplitNetwork
 from banaudit.data import ImageSet, read_clean_folder
 from banaudit.errors import UnsupportedModelError, UsageError
 from banaudit.meter import Meter
+from banaudit.preflight import judge_predictions, predictions
 from banaudit.preprocessing import PRESETS, Preprocessing, candidates, choose, named
 
 LEVELS = (40, 90, 130, 200)
@@ -102,6 +103,23 @@ def test_the_size_that_fits_is_chosen(images, refusal):
     chosen, facts = choose(network, images, channels=3, size_hint=16)
     assert (chosen.name, chosen.size) == ("half", 16)
     assert all(name.endswith(" at 16") for name in facts.tried)
+
+
+def test_labels_in_a_wrong_order_do_not_choose_a_wrong_normalisation(folder, tmp_path):
+    for file in folder.rglob("*.png"):
+        label = len(LEVELS) - 1 - int(file.parent.name)
+        target = tmp_path / str(label) / file.name
+        target.parent.mkdir(exist_ok=True)
+        target.write_bytes(file.read_bytes())
+    turned = read_clean_folder(tmp_path, classes=len(LEVELS), limit=None, seed=0)
+    for wanted in ("imagenet", "half", "none"):
+        chosen, facts = choose(_Brightness(named(wanted, size=12, channels=3)), turned, channels=3)
+        assert facts.tried[chosen.name] < 0.6
+        found = judge_predictions(
+            predictions(chosen.model(_Brightness(named(wanted, size=12, channels=3))), turned.decode(12, 3).images),
+            turned.decode(12, 3),
+        )
+        assert found.permuted_accuracy > 0.95
 
 
 def test_a_network_that_refuses_other_pixels(images):

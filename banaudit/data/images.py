@@ -111,7 +111,10 @@ class ImageSet:
         """Why these images are too few for a verdict, in one line; none: they are enough."""
         needed = max(MIN_FOR_VERDICT, MIN_PER_CLASS * self.num_classes)
         if len(self) < needed:
-            return f"{len(self)} clean images for {self.num_classes} classes; a verdict needs at least {needed}"
+            return (
+                f"{len(self)} clean images for {self.num_classes} classes; a verdict needs at least {needed} "
+                "(--max-images sets how many are read at most)"
+            )
         if self.facts.per_class_min < MIN_PER_CLASS:
             return "a class has a single clean image; a verdict needs two of each class that is there"
         return None

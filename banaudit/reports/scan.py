@@ -102,7 +102,7 @@ def _accuracy(report: Report, found: CleanAccuracy) -> list[Row]:
     tone = Tone.PLAIN
     if min(found.accuracy, found.averaged) < found.floor:
         tone = Tone.WARNING
-        texts.append("below the floor: model, images and preprocessing do not fit together, so nothing can be judged")
+        texts.append("below the floor, so nothing can be judged")
     elif found.is_low:
         tone = Tone.WARNING
         texts.append("low: check preprocessing and class order before the verdict is relied on")

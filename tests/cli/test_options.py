@@ -67,7 +67,7 @@ def test_default_and_all_stand_for_methods():
         (None, ("first.eps",), "--set first.eps: expected METHOD.SETTING=VALUE, e.g. --set ban.eps=0.2"),
         (None, ("eps=1",), "--set eps=1: expected METHOD.SETTING=VALUE, e.g. --set ban.eps=0.2"),
         (None, ("first.eps=1", "first.eps=2"), "--set first.eps=2: first.eps is set twice; keep one of them"),
-        (None, ("second.eps=1",), "--set second.eps: second does not run; first does"),
+        (None, ("second.eps=1",), "--set second.eps: second is not among the methods that run (first)"),
         (None, ("first.mask=1",), "--set first.mask: no such setting; there are eps, steps"),
         (None, ("first.eps=-1",), "--set first.eps=-1: input should be greater than 0"),
         (None, ("first.steps=few",), "--set first.steps=few: input should be a valid integer"),

@@ -103,7 +103,7 @@ def test_json_is_the_record(asked, run):
         (("--method", "magic"), "--method magic: no such method; there are anp, ban, "),
         (
             ("--set", "fine-tuning.epochs=2"),
-            "--set fine-tuning.epochs: fine-tuning does not run; ban-distillation does",
+            "--set fine-tuning.epochs: fine-tuning does not run, ban-distillation does",
         ),
         (("--method", "ban", "--set", "ban.magic=2"), "--set ban.magic: no such setting"),
         (("--set", "ban-distillation.epochs=2", "--epochs", "3"), "--epochs is given too"),
