@@ -138,6 +138,84 @@ def purify(
     check_out(subject.model, out, force=force)
     mitigation = mitigation if mitigation is not None else DEFAULT()
     meter = Meter(listener=_part(listener, *_SCAN))
+    scanned = _scan(subject, mitigation, detectors, force=force, seed=seed, device=device, meter=meter)
+    prepared, parts = scanned.prepared, scanned.parts
+    mitigation = _aimed(mitigation, scanned, force=force)
+    meter = _next(meter, _part(listener, *_REPAIR))
+    state = state_of(out)
+    repaired = mitigation(
+        prepared.model, parts.repair, max_drop=max_drop, flips=flips, seed=seed, meter=meter, state=state
+    )
+    with _no_way_on(state):
+        weights = _as_stored(prepared, repaired)
+    accuracies = compare(prepared.model, repaired.model, parts.untouched, meter)
+    account = _Account(started, scanned, mitigation, repaired, accuracies, max_drop, seed)
+    missed = missed_budget(repaired, accuracies, max_drop)
+    if missed:
+        state.unlink(missing_ok=True)
+        return account.record(Verdict.INCONCLUSIVE, missed, meter, written=False)
+    meter = _next(meter, _part(listener, *_RESCAN))
+    with _no_way_on(state):
+        rewritten = rewrite(
+            subject.model,
+            prepared.checkpoint,
+            weights,
+            state_key=subject.state_key,
+            provenance=account.provenance(),
+        )
+    before = scanned.before
+    judged = judge_repaired(
+        prepared.model,
+        repaired.model,
+        wanted_labels(parts.scan.num_classes, before.target, before.sources, before.mapping),
+        before.reading,
+        scan=parts.scan,
+        training=parts.repair,
+        held_out=parts.untouched,
+        detectors=detectors,
+        accuracy_floor=subject.accuracy_floor,
+        facts=scanned.facts,
+        seed=seed,
+        meter=meter,
+    )
+    result = account.record(
+        judged.verdict,
+        judged.reason,
+        meter,
+        written=True,
+        path=str(out),
+        sha256=rewritten.sha256,
+        replaced=rewritten.replaced,
+        dropped=rewritten.dropped,
+        after=judged.report.model_copy(update={"checkpoint": _written_facts(prepared, out, rewritten)}),
+        relapse=judged.relapse,
+    )
+    write_checkpoint(out, rewritten, json_text.render(result), force=force)
+    state.unlink(missing_ok=True)
+    return result
+
+
+@dataclass(frozen=True)
+class _Scanned:
+    """A checkpoint ready to be repaired, and what the scan says of it."""
+
+    prepared: audit.Prepared
+    facts: audit.Facts
+    parts: _Parts
+    before: Report
+
+
+def _scan(
+    subject: audit.Subject,
+    mitigation: Mitigation,
+    detectors: Sequence[Detector] | None,
+    *,
+    force: bool,
+    seed: int,
+    device: str,
+    meter: Meter,
+) -> _Scanned:
+    """Prepare a checkpoint and scan it; refuse what cannot be repaired or, without force, need not be."""
     prepared = audit.prepare(subject, seed=seed, device=device, meter=meter)
     _require_usable(prepared, subject.data)
     _require_fit(mitigation, prepared.model, prepared.checkpoint.facts.path)
@@ -156,97 +234,95 @@ def purify(
     )
     if not force:
         _require_suspicion(before, prepared.checkpoint.facts.path)
-    meter = _next(meter, _part(listener, *_REPAIR))
-    state = state_of(out)
-    if isinstance(mitigation, TargetedMitigation):
-        if before.target is not None:
-            mitigation = mitigation.aimed_at(before.target)
-        elif before.mapping is not None and mitigation.target is None and not force:
-            raise UsageError(
-                f"{prepared.checkpoint.facts.path}: {mitigation.name} repairs a backdoor that leads to one class, and "
-                f"the scan accuses one with a target for each; use another method, or name a class with --set "
-                f"{mitigation.name}.target"
-            )
-    repaired = mitigation(
-        prepared.model, parts.repair, max_drop=max_drop, flips=flips, seed=seed, meter=meter, state=state
-    )
-    with _no_way_on(state):
-        weights = _as_stored(prepared, repaired)
-    accuracies = compare(prepared.model, repaired.model, parts.untouched, meter)
-    made = RepairSettings(
-        method=mitigation.name,
-        title=mitigation.title,
-        settings=mitigation.settings(),
-        augmentation=str(repaired.augmentation),
-        training_images=repaired.training_images,
-        selection_images=repaired.selection_images,
-        untouched_images=len(parts.untouched),
-        max_drop=max_drop,
-    )
-    record: dict[str, Any] = {
-        "parent": prepared.checkpoint.facts,
-        "accuracy_before": accuracies.before,
-        "accuracy_after": accuracies.after,
-        "accuracy_drop_error": accuracies.drop_error,
-        "epochs": repaired.epochs,
-        "kept_epoch": repaired.kept_epoch,
-        "made": made,
-        "before": before,
-        "caveats": _caveats(parts, accuracies, max_drop),
-        "seed": seed,
-        "device": str(prepared.device),
-        "tool_version": banaudit.__version__,
-        "torch_version": str(torch.__version__),
-        "started": started.isoformat(timespec="seconds"),
-    }
+    return _Scanned(prepared, facts, parts, before)
 
-    def finish(verdict: Verdict, reason: str, **more: Any) -> Repair:
-        spent = {"forward_images": meter.forward_images, "backward_images": meter.backward_images}
-        seconds = round(repaired.earlier_seconds + (datetime.now(UTC) - started).total_seconds(), 3)
-        return Repair(verdict=verdict, reason=reason, seconds=seconds, **spent, **record, **more)
 
-    missed = missed_budget(repaired, accuracies, max_drop)
-    if missed:
-        state.unlink(missing_ok=True)
-        return finish(Verdict.INCONCLUSIVE, missed, written=False)
-    meter = _next(meter, _part(listener, *_RESCAN))
-    with _no_way_on(state):
-        rewritten = rewrite(
-            subject.model,
-            prepared.checkpoint,
-            weights,
-            state_key=subject.state_key,
-            provenance=_provenance(prepared, made, accuracies, seed),
+def _aimed(mitigation: Mitigation, scanned: _Scanned, *, force: bool) -> Mitigation:
+    """A mitigation of one class's backdoor, aimed at the class that the scan accuses; any other as it is."""
+    before = scanned.before
+    if not isinstance(mitigation, TargetedMitigation):
+        return mitigation
+    if before.target is None and before.mapping is not None and mitigation.target is None and not force:
+        raise UsageError(
+            f"{scanned.prepared.checkpoint.facts.path}: {mitigation.name} repairs a backdoor that leads to one class, "
+            f"and the scan accuses one with a target for each; use another method, or name a class with --set "
+            f"{mitigation.name}.target"
         )
-    judged = judge_repaired(
-        prepared.model,
-        repaired.model,
-        wanted_labels(parts.scan.num_classes, before.target, before.sources, before.mapping),
-        before.reading,
-        scan=parts.scan,
-        training=parts.repair,
-        held_out=parts.untouched,
-        detectors=detectors,
-        accuracy_floor=subject.accuracy_floor,
-        facts=facts,
-        seed=seed,
-        meter=meter,
-    )
-    after = judged.report.model_copy(update={"checkpoint": _written_facts(prepared, out, rewritten)})
-    result = finish(
-        judged.verdict,
-        judged.reason,
-        written=True,
-        path=str(out),
-        sha256=rewritten.sha256,
-        replaced=rewritten.replaced,
-        dropped=rewritten.dropped,
-        after=after,
-        relapse=judged.relapse,
-    )
-    write_checkpoint(out, rewritten, json_text.render(result), force=force)
-    state.unlink(missing_ok=True)
-    return result
+    return mitigation if before.target is None else mitigation.aimed_at(before.target)
+
+
+@dataclass(frozen=True)
+class _Account:
+    """What a record says whatever the repair led to."""
+
+    started: datetime
+    scanned: _Scanned
+    mitigation: Mitigation
+    repaired: Repaired
+    accuracies: Accuracies
+    max_drop: float
+    seed: int
+
+    @property
+    def made(self) -> RepairSettings:
+        """How the repair was made."""
+        return RepairSettings(
+            method=self.mitigation.name,
+            title=self.mitigation.title,
+            settings=self.mitigation.settings(),
+            augmentation=str(self.repaired.augmentation),
+            training_images=self.repaired.training_images,
+            selection_images=self.repaired.selection_images,
+            untouched_images=len(self.scanned.parts.untouched),
+            max_drop=self.max_drop,
+            attempts=self.repaired.attempts,
+        )
+
+    def provenance(self) -> dict[str, Any]:
+        """What goes into the file itself, where its format has a place for it."""
+        return {
+            "parent_sha256": self.scanned.prepared.checkpoint.facts.sha256,
+            "tool": f"banaudit {banaudit.__version__}",
+            "method": self.made.method,
+            "settings": self.made.settings,
+            "attempts": self.made.attempts,
+            "seed": self.seed,
+            "accuracy_before": self.accuracies.before,
+            "accuracy_after": self.accuracies.after,
+        }
+
+    def record(self, verdict: Verdict, reason: str, meter: Meter, **more: Any) -> Repair:
+        """The whole record.
+
+        Args:
+            verdict: On the repaired model.
+            reason: One line.
+            meter: Has counted all passes so far.
+            more: The fields that only a written file has.
+        """
+        seconds = self.repaired.earlier_seconds + (datetime.now(UTC) - self.started).total_seconds()
+        return Repair(
+            verdict=verdict,
+            reason=reason,
+            parent=self.scanned.prepared.checkpoint.facts,
+            accuracy_before=self.accuracies.before,
+            accuracy_after=self.accuracies.after,
+            accuracy_drop_error=self.accuracies.drop_error,
+            epochs=self.repaired.epochs,
+            kept_epoch=self.repaired.kept_epoch,
+            made=self.made,
+            before=self.scanned.before,
+            caveats=_caveats(self.scanned.parts, self.accuracies, self.max_drop),
+            seed=self.seed,
+            device=str(self.scanned.prepared.device),
+            tool_version=banaudit.__version__,
+            torch_version=str(torch.__version__),
+            started=self.started.isoformat(timespec="seconds"),
+            seconds=round(seconds, 3),
+            forward_images=meter.forward_images,
+            backward_images=meter.backward_images,
+            **more,
+        )
 
 
 @contextlib.contextmanager
@@ -449,18 +525,6 @@ def _verdict(after: Report, relapse: RelapseProbe | None) -> tuple[Verdict, str]
 def _written_facts(prepared: audit.Prepared, out: Path, rewritten: Rewritten) -> CheckpointFacts:
     update = {"path": str(out), "sha256": rewritten.sha256, "bytes": len(rewritten.content)}
     return prepared.checkpoint.facts.model_copy(update=update)
-
-
-def _provenance(prepared: audit.Prepared, made: RepairSettings, found: Accuracies, seed: int) -> dict[str, Any]:
-    return {
-        "parent_sha256": prepared.checkpoint.facts.sha256,
-        "tool": f"banaudit {banaudit.__version__}",
-        "method": made.method,
-        "settings": made.settings,
-        "seed": seed,
-        "accuracy_before": found.before,
-        "accuracy_after": found.after,
-    }
 
 
 def _next(meter: Meter, listener: Listener | None) -> Meter:

@@ -19,6 +19,9 @@ from banaudit.randomness import seed_global
 from banaudit.shapes import Images, Labels
 from banaudit.training import EPOCH_SEEDS, Tuned
 
+INVERSION = BTIDBF()
+"""Whose defaults those of the inversion are."""
+
 
 def triggered_images(count: int, share: float) -> int:
     """How many images of a batch of ``count`` are replaced by generated ones: a share, and one more."""
@@ -82,23 +85,23 @@ class BTIDBFUnlearning(SGDMitigation, TargetedMitigation):
     """Share of a batch that is replaced by generated images, rounded down; one more is."""
     feature_weight: NonNegativeFloat = 1.0
     """Weight of the distance of the features."""
-    mask_weight: NonNegativeFloat = 0.0
+    mask_weight: NonNegativeFloat = INVERSION.mask_weight
     """Weight of the penalty on the feature mask's norm; 0: none, as published; BAN's repair of the step: 0.75."""
-    mask_steps: PositiveInt = 400
+    mask_steps: PositiveInt = INVERSION.mask_steps
     """Adam steps on the mask in a round; they pass through the head alone."""
-    search_images: PositiveInt = 1000
+    search_images: PositiveInt = INVERSION.search_images
     """Images, at most, that a round inverts on."""
-    generator_steps: PositiveInt = 150
+    generator_steps: PositiveInt = INVERSION.steps
     """Adam steps on the generator in a round."""
-    generator_batch: PositiveInt = 32
+    generator_batch: PositiveInt = INVERSION.batch_size
     """Images in a step on the generator."""
-    generator_rate: PositiveFloat = 1e-3
+    generator_rate: PositiveFloat = INVERSION.learning_rate
     """Step size of Adam on the generator."""
-    width: PositiveInt = 16
+    width: PositiveInt = INVERSION.width
     """Channels of the generator's first level."""
-    depth: PositiveInt = 3
+    depth: PositiveInt = INVERSION.depth
     """Halvings in the generator."""
-    pixel_bound: PositiveFloat = 0.012
+    pixel_bound: PositiveFloat = INVERSION.pixel_bound
     """Largest mean squared change of a pixel in [0, 1]."""
 
     def check(self, model: SplitModel) -> None:

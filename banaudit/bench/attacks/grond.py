@@ -21,6 +21,7 @@ from banaudit.bench.attacks.base import (
 )
 from banaudit.bench.attacks.labelling import Labelling
 from banaudit.bench.datasets import to_float
+from banaudit.mitigations.clp import channel_bounds
 from banaudit.shapes import Images, Labels, Weights
 
 SEARCH_BATCH = 128
@@ -126,9 +127,7 @@ def smooth_outliers(model: nn.Module, outlier: float) -> int:
             convolution = module
         elif isinstance(module, nn.BatchNorm2d) and convolution is not None:
             if convolution.out_channels == module.num_features and module.running_var is not None:
-                kernels = convolution.weight.flatten(2)
-                deviation = (module.running_var + module.eps).sqrt()
-                bounds = torch.linalg.matrix_norm(kernels, ord=2) * (module.weight / deviation).abs()
+                bounds = channel_bounds(convolution, module.weight / (module.running_var + module.eps).sqrt())
                 stands_out = bounds > bounds.mean() + outlier * bounds.std()
                 module.weight[stands_out] = module.weight.mean()
                 module.bias[stands_out] = module.bias.mean()
