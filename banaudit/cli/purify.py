@@ -20,6 +20,9 @@ REPAIR = "Repair"
 MAX_IMAGES = 4000
 """More than a scan uses: the paper repairs with 2,500, and a share of these plays no part in the training."""
 
+ODD_POINTS = 0.1
+"""A smaller budget than this many points was perhaps meant as a share."""
+
 
 def purify(
     model: subject.ModelPath,
@@ -98,6 +101,8 @@ def purify(
 
     if not out.name:
         raise UsageError(f"--output {out}: is a folder; name a file in it")
+    if 0 < max_drop < ODD_POINTS and not quiet:
+        say(f"--max-drop {max_drop:g} is {max_drop:g} points of clean accuracy; 2 means two points")
     for path in (out, beside(out)):
         refuse_inputs(path, input_files(model, data, classes=classes, arch=arch), f"--output {out}")
     with progress_bar(wanted=not (quiet or no_progress)) as listener, reports_alone():

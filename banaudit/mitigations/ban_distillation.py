@@ -253,9 +253,13 @@ class BANDistillation(NoiseTraining):
 
 
 def _accepts(tuned: Tuned, drop: float) -> bool:
-    """Whether the last epoch of a repair, which is the one that counts, cost at most this much."""
+    """Whether the last epoch of a repair cost at most this much, and no more than the budget.
+
+    It is the one that counts: an earlier epoch of a strong repair is no strong repair.
+    """
+    last = tuned.epochs[-1]
     lowest = tuned.accuracy_before - drop - 1e-9  # for shares that are no exact fractions
-    return tuned.kept_epoch == tuned.epochs[-1].epoch and tuned.epochs[-1].accuracy >= lowest
+    return tuned.within_budget and tuned.kept_epoch == last.epoch and last.accuracy >= lowest
 
 
 def _told(tuned: Tuned, strength: str) -> Tuned:

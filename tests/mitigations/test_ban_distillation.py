@@ -204,6 +204,20 @@ def test_which_strength_is_kept(monkeypatch, settings, epochs, accuracies, wante
     assert tuned.attempts[0].startswith("strength 1 of 5 (batch_size=32, noise_weight=0.5): ")
 
 
+def test_a_smaller_budget_than_a_stronger_repairs_holds(monkeypatch):
+    accuracies = iter((0.89, 0.89, 0.9))
+
+    def once(self, job, original):
+        accuracy = next(accuracies)
+        last = RepairEpoch(epoch=self.epochs, loss=0.0, accuracy=accuracy, seconds=0.0)
+        return Tuned({}, (last,), self.epochs, within_budget=accuracy >= 0.9, accuracy_before=0.9)
+
+    monkeypatch.setattr(BANDistillation, "repair_once", once)
+    tuned = BANDistillation().repair(make_job())
+    assert tuned.within_budget
+    assert tuned.epochs[0].what.startswith("strength 3 of 5, epoch ")
+
+
 def test_where_no_strength_will_do_an_affordable_epoch_of_a_stronger_one_does(monkeypatch):
     within = iter((False, True, False, False, False))
 
