@@ -302,7 +302,20 @@ def test_verdict_is_that_of_the_second_scan(demo, tmp_path, answers, expected):
     assert record.written
     shown = terminal.render(repair.document(record), terminal.plain_console())
     assert expected.value.upper() in shown
+    assert f"all-to-one: 1 (fired) before, {'1 (fired)' if answers[1] else '0'} after (threshold 0.5)" in shown
     assert "safe" not in shown.lower().replace("safetensors", "")
+
+
+def test_the_report_says_what_does_not_count_and_what_was_tried(demo, tmp_path):
+    record = run(demo, tmp_path / "out", True, False)
+    (finding,) = (item for item in record.before.findings if item.evidence and item.evidence[0].fired)
+    held_back = finding.evidence[0].model_copy(update={"fired": False, "label": "by the mask"})
+    before = record.before.model_copy(update={"findings": (finding.model_copy(update={"evidence": (held_back,)}),)})
+    made = record.made.model_copy(update={"attempts": ("strength 1 of 5: given up", "strength 2 of 5: kept")})
+    told = record.model_copy(update={"before": before, "made": made})
+    shown = " ".join(terminal.render(repair.document(told), terminal.plain_console()).split())
+    assert "by the mask: 1 (does not count) before, 0 after (threshold 0.5)" in shown
+    assert "attempts strength 1 of 5: given up strength 2 of 5: kept" in shown
 
 
 def test_no_evidence_needs_force(demo, tmp_path):

@@ -86,7 +86,7 @@ def _readings(before: Report, after: Report) -> list[Row]:
 
 def _score(item: Evidence) -> str:
     if item.fired:
-        return f"{item.score:.3g}, fired,"
+        return f"{item.score:.3g} (fired)"
     # Above its threshold a reading may lack something else that it asks, as its own row in a scan's report says.
     return f"{item.score:.3g}" + (" (does not count)" if item.score > item.threshold else "")
 
@@ -113,7 +113,8 @@ def _making(repair: Repair) -> Section:
     history = tuple(_tried(item) + (" (kept)" if item.epoch == repair.kept_epoch else "") for item in repair.epochs)
     cost = f"{repair.forward_images:,} images passed forward, {repair.backward_images:,} backward, scans included"
     rows = (
-        Row("method", (f"{made.method}: {made.title}", settings, *made.attempts)),
+        Row("method", (f"{made.method}: {made.title}", settings)),
+        *([Row("attempts", made.attempts)] if made.attempts else []),
         Row(
             "images",
             (
