@@ -101,7 +101,7 @@ def test_wrong_class_order_is_found_and_printed():
     cause = likely_cause(found, torch.tensor(renaming).repeat(20), clean.class_names)
     assert "class order looks wrong: images of 0 'c0' are answered 1 'c1', images of 1 'c1' are answered 0" in cause
     assert "'c2'" not in cause
-    assert "100% instead of 20%" in cause
+    assert "100.0% instead of 20.0%" in cause
     assert "--classes" in cause
     assert "\n" not in cause
 
@@ -135,7 +135,7 @@ def test_a_network_that_gives_one_answer():
     labels = torch.arange(10).repeat(10)
     predicted = torch.full((100,), 3)
     found = judge_predictions(predicted, _labels_only(labels, 10))
-    assert "100% of all answers are 3 c3" in likely_cause(found, predicted, _labels_only(labels, 10).class_names)
+    assert "100% of all answers are 3 'c3'" in likely_cause(found, predicted, _labels_only(labels, 10).class_names)
 
 
 def test_a_weak_network():
@@ -233,7 +233,7 @@ def test_a_class_that_hides_behind_a_larger_one_is_weighed_like_it():
     assert found.accuracy > found.floor
     told = misreading(found, clean.class_names, predicted)
     assert told.startswith("clean accuracy averaged over the classes, 20.0%, is below the floor of 60% (78.9% of all")
-    assert "100% of all answers are 0 c0" in told
+    assert "100% of all answers are 0 'c0'" in told
 
 
 def test_one_answer_to_everything_is_a_reason_at_any_floor():
@@ -242,7 +242,7 @@ def test_one_answer_to_everything_is_a_reason_at_any_floor():
     clean = _labels_only(labels, 4)
     found = judge_predictions(predicted, clean, floor=0.0)
     assert found.one_answer == 2
-    assert misreading(found, clean.class_names).startswith("nearly all answers are 2 c2, whatever the images show")
+    assert misreading(found, clean.class_names).startswith("nearly all answers are 2 'c2', whatever the images show")
 
 
 def test_one_answer_is_right_where_nearly_all_images_are_of_one_class():

@@ -283,7 +283,7 @@ def test_an_empty_file_gives_tables_all_the_same(results, tmp_path):
         (["--images", "many"], "expected a number of images or a share"),
         (["--images", "5%,5%"], "names an amount twice"),
         (["--method", "ban,ban"], "names a method twice"),
-        (["--method", "ban", "--set", "fine-tuning.epochs=3"], "fine-tuning does not run; ban does"),
+        (["--method", "ban", "--set", "fine-tuning.epochs=3"], "fine-tuning is not among the methods that run (ban)"),
         (["--set", "ban.epochs=0"], "--set ban.epochs=0:"),
         ([], "none of these victims is trained"),
     ],

@@ -26,7 +26,7 @@ __all__ = ["joined", "repair_tables", "upper_percentile"]
 _TEST = "test"
 """In the name of a split on whose victims no constant of a repair was chosen."""
 
-_NOT_BLIND = "No setting of a repair was chosen on these victims, but for the default's, which was also tried on {}."
+_NOT_BLIND = "No setting of a repair was chosen on these victims, but for some of the default's, on {}."
 
 _DEVELOPMENT = (
     "{} are development models: constants of the repairs were chosen on them, so the tables show what works and "
