@@ -309,7 +309,7 @@ class FeatureRE(FeatureInversion, Detector):
     mask_by_channel: ClassVar[bool] = False
 
     def planned_images(self, num_classes: int, images: int) -> int:
-        """Forward passes through the audited network that :meth:`score` is expected to take."""
+        """Forward passes through the audited network that :meth:`search` is expected to take."""
         half = images // 2
         return self.planned_inversion(num_classes, half, half)
 
