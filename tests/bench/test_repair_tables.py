@@ -195,8 +195,8 @@ def test_victims_that_chose_settings_are_named():
     known = RepairResults(
         split="whole-test", setups={BAN.digest: BAN}, victims=(facts(BADNETS), facts(chose)), entries=entries
     )
-    assert f"also tried on {chose.key}." in repair_tables(known)
-    assert "also tried on" not in repair_tables(known.model_copy(update={"entries": entries[:1]}))
+    assert f"some of the default's, on {chose.key}." in repair_tables(known)
+    assert "some of the default's" not in repair_tables(known.model_copy(update={"entries": entries[:1]}))
 
 
 def test_what_is_left_and_what_it_cost(results):
