@@ -140,4 +140,5 @@ def _making(repair: Repair) -> Section:
 
 def _tried(item: RepairEpoch) -> str:
     loss = "" if item.loss is None else f"loss {item.loss:.3f}, "
-    return f"{item.what or f'epoch {item.epoch}'}: {loss}accuracy {percent(item.accuracy)}"
+    earlier = ", before an interruption" if item.earlier else ""
+    return f"{item.what or f'epoch {item.epoch}'}: {loss}accuracy {percent(item.accuracy)}{earlier}"
