@@ -17,17 +17,20 @@ PERCENTILE = 0.95
 
 
 def relapse_probe(view: View) -> list[str]:
-    """What the probe finds on clean victims, on cured ones and where a backdoor is left."""
+    """What the probe finds on clean victims, on cured ones and where a backdoor is left.
+
+    Of other settings than the usual ones, those by which clean victims were repaired: thresholds may rest on them.
+    """
     rows: list[tuple[str, ...]] = []
-    for method in view.methods:
+    groups = {method: [case for case in view.usual if case.method == method] for method in view.methods}
+    for case in view.cases:
+        if case.entry.setup not in view.main and case.entry.amount == view.amount and case.victim.recipe.attack is None:
+            groups.setdefault(view.labels[case.entry.setup], []).append(case)
+    for method, cases in groups.items():
         for reading in Reading:
             clean, cured, left = (
-                _shares(cases, method, reading)
-                for cases in (
-                    view.clean,
-                    [case for case in view.backdoored if case.success < CURED],
-                    [case for case in view.backdoored if case.success >= CURED],
-                )
+                _shares((case for case in cases if wanted(case)), reading)
+                for wanted in (_is_clean, _is_cured, _is_left)
             )
             if not (clean or cured or left):
                 continue
@@ -79,11 +82,23 @@ def relapses(rescan: Rescan) -> bool:
     return any(comes_back(found.reading, found.relapsed) for found in rescan.relapse)
 
 
-def _shares(cases: Iterable[Case], method: str, reading: Reading) -> list[float]:
+def _is_clean(case: Case) -> bool:
+    return case.victim.recipe.attack is None
+
+
+def _is_cured(case: Case) -> bool:
+    return case.repair.after.attack_success is not None and case.success < CURED
+
+
+def _is_left(case: Case) -> bool:
+    return case.repair.after.attack_success is not None and case.success >= CURED
+
+
+def _shares(cases: Iterable[Case], reading: Reading) -> list[float]:
     return [
         found.relapsed
         for case in cases
-        if case.method == method and case.entry.rescan is not None
+        if case.entry.rescan is not None
         for found in case.entry.rescan.relapse
         if found.reading is reading
     ]
