@@ -7,7 +7,7 @@ import io
 import json
 from argparse import Namespace
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,8 @@ PAIR = 2
 
 MAX_DEPTH = 50
 """Levels of nesting below which everything is dropped unseen."""
+
+_CONTAINERS = (dict, Namespace, list, tuple, set, frozenset)
 
 METADATA_KEY = "banaudit"
 """Where safetensors keep the provenance."""
@@ -405,12 +407,13 @@ class _Cleaning:
     def _drop_the_largest(self, node: object, path: tuple[str, ...]) -> None:
         """Of the entries of a mapping, until the rest is small enough; the way to new weights stays."""
         new = self._written.get(id(node), set())
-        sizes = {key: _size(key) + self._loose(value) for key, value in _items(node) if key not in new}
+        values = {key: value for key, value in _items(node) if key not in new}
+        sizes = {key: self._loose(key) + self._loose(value) for key, value in values.items()}
         total = sum(sizes.values())
         for key in sorted(sizes, key=lambda key: -sizes[key]):
             if total <= LOOSE_TOTAL:
                 break
-            if not self._holds_weights(dict(_items(node))[key]):
+            if not self._holds_weights(values[key]):
                 self._drop(node, key, (*path, str(key)))
                 total -= sizes[key]
 
@@ -426,22 +429,34 @@ class _Cleaning:
         _delete(node, key)
         self._dropped.append(printable(".".join(place)))
 
-    def _holds_weights(self, node: object, seen: frozenset[int] = frozenset()) -> bool:
-        if id(node) in self._written:
-            return True
-        return id(node) not in seen and any(self._holds_weights(value, seen | {id(node)}) for _, value in _items(node))
+    def _holds_weights(self, node: object) -> bool:
+        return any(id(part) in self._written for part in self._parts(node))
 
-    def _loose(self, node: object, seen: frozenset[int] = frozenset()) -> int:
+    def _loose(self, node: object) -> int:
         """How many numbers and characters are in it, the new weights not counted."""
-        if isinstance(node, set | frozenset):
-            return sum(self._loose(value) for value in node)
-        if id(node) in seen:
-            return 0
-        new = self._written.get(id(node), set())
-        inside = ((key, value) for key, value in _items(node) if key not in new)
-        below = seen | {id(node)}
-        named = not isinstance(node, list | tuple)
-        return _size(node) + sum((_size(key) if named else 0) + self._loose(value, below) for key, value in inside)
+        return sum(map(_size, self._parts(node)))
+
+    def _parts(self, node: object) -> Iterator[object]:
+        """Everything in it with its keys, itself first, the new weights left out; what it holds twice comes once.
+
+        Else lists that hold the same list twice, level upon level, would take for ever.
+        """
+        seen: set[int] = set()
+        waiting = [node]
+        while waiting:
+            part = waiting.pop()
+            if isinstance(part, _CONTAINERS):
+                if id(part) in seen:
+                    continue
+                seen.add(id(part))
+            yield part
+            if isinstance(part, set | frozenset):
+                waiting += part
+                continue
+            new = self._written.get(id(part), set())
+            for key, value in _items(part):
+                if key not in new:
+                    waiting += [value] if isinstance(part, list | tuple) else [key, value]
 
 
 def _is_of_versions(metadata: object, weights: Mapping[Any, Any]) -> bool:

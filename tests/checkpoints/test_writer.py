@@ -270,6 +270,16 @@ def test_copies_in_other_forms_are_dropped(tmp_path):
     assert not any(loaded.get(key) for key in beside)
 
 
+@pytest.mark.parametrize("leaf", [[], {"n": 1}])
+def test_what_is_held_twice_on_every_level_is_looked_at_once(tmp_path, leaf):
+    for _ in range(40):
+        leaf = [leaf, leaf] if isinstance(leaf, list) else {"a": leaf, "b": leaf}
+    torch.save({"net": network().state_dict(), "deep": leaf}, tmp_path / "m.pt")
+    out, _, result = repair(tmp_path / "m.pt")
+    assert plain_load(out).keys() == {"net", "deep"}
+    assert result.dropped == ()
+
+
 def test_attributes_of_a_state_dict_are_no_hiding_place(tmp_path):
     state = network().state_dict()
     state.old = torch.rand(1000)
