@@ -22,13 +22,20 @@ def methods(
 ) -> None:
     """List the methods with what each needs, misses, and can be set to."""
     del verbose  # read by main, which prints the traceback
-    if repairs:
-        _list_repairs(format_)
-        return
+    listed = _repairs() if repairs else _detectors()
+    if format_ == "json":
+        write_stdout(json.dumps(listed, indent=2) + "\n")
+    elif format_ == "markdown":
+        write_stdout(_table(listed, _REPAIR_COLUMNS if repairs else _DETECTOR_COLUMNS))
+    else:
+        write_stdout("".join(_paragraph(entry) for entry in listed))
+
+
+def _detectors() -> list[dict[str, Any]]:
     from banaudit.detectors import DETECTORS, default_detectors
 
     default = {detector.name for detector in default_detectors()}
-    listed: list[dict[str, Any]] = [
+    return [
         {
             "name": name,
             "default": name in default,
@@ -41,29 +48,12 @@ def methods(
         }
         for name, method in DETECTORS.items()
     ]
-    if format_ == "json":
-        write_stdout(json.dumps(listed, indent=2) + "\n")
-        return
-    if format_ == "markdown":
-        write_stdout(_table(listed))
-        return
-    for entry in listed:
-        mark = " (default)" if entry["default"] else ""
-        settings = _told(entry["settings"])
-        warning = f"  beware     accuses wrongly: {entry['accuses_wrongly']}\n" if entry["accuses_wrongly"] else ""
-        write_stdout(
-            f"{entry['name']}{mark}\n  looks for  {entry['looks_for']}\n  needs      {entry['needs']}\n"
-            f"  misses     {entry['misses']}\n"
-            f"{warning}"
-            f"  costs      {entry['passes']:,} {COST}\n"
-            f"  settings   {settings}\n\n"
-        )
 
 
-def _list_repairs(format_: Literal["text", "json", "markdown"]) -> None:
+def _repairs() -> list[dict[str, Any]]:
     from banaudit.mitigations import DEFAULT, MITIGATIONS
 
-    listed: list[dict[str, Any]] = [
+    return [
         {
             "name": name,
             "default": method is DEFAULT,
@@ -73,34 +63,56 @@ def _list_repairs(format_: Literal["text", "json", "markdown"]) -> None:
         }
         for name, method in MITIGATIONS.items()
     ]
-    if format_ == "json":
-        write_stdout(json.dumps(listed, indent=2) + "\n")
-        return
-    if format_ == "markdown":
-        lines = ["| method | does | needs |", "|---|---|---|"]
-        lines += [f"| `{entry['name']}` | {markdown(entry['does'])} | {markdown(entry['needs'])} |" for entry in listed]
-        write_stdout("\n".join(lines) + "\n")
-        return
-    for entry in listed:
-        write_stdout(
-            f"{entry['name']}{' (default)' if entry['default'] else ''}\n  does       {entry['does']}\n"
-            f"  needs      {entry['needs']}\n  settings   {_told(entry['settings'])}\n\n"
-        )
 
 
-def _told(settings: dict[str, Any]) -> str:
-    return ", ".join(f"{key}={value}" for key, value in settings.items())
+_DETECTOR_COLUMNS = {
+    "name": "method",
+    "default": "default",
+    "looks_for": "looks for",
+    "needs": "needs",
+    "misses": "known to miss",
+    "accuses_wrongly": "known to accuse wrongly",
+    "passes": COST,
+}
+_REPAIR_COLUMNS = {"name": "method", "does": "does", "needs": "needs"}
+"""Entry -> heading, of the tables."""
+
+_LINES = {
+    "looks_for": "looks for",
+    "does": "does",
+    "needs": "needs",
+    "misses": "misses",
+    "accuses_wrongly": "beware",
+    "passes": "costs",
+    "settings": "settings",
+}
+"""Entry -> word in front of it, in the text; what is empty has no line."""
 
 
-def _table(listed: list[dict[str, Any]]) -> str:
-    """The table in ``docs/methods.md``."""
-    lines = [
-        f"| method | default | looks for | needs | known to miss | known to accuse wrongly | {COST} |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for entry in listed:
-        texts = [markdown(entry[key]) for key in ("looks_for", "needs", "misses", "accuses_wrongly")]
-        lines.append(
-            f"| `{entry['name']}` | {'yes' if entry['default'] else ''} | {' | '.join(texts)} | {entry['passes']:,} |"
-        )
-    return "\n".join(lines) + "\n"
+def _told(key: str, value: Any) -> str:
+    """An entry in words."""
+    if key == "settings":
+        return ", ".join(f"{name}={setting}" for name, setting in value.items())
+    if key == "accuses_wrongly":
+        return f"accuses wrongly: {value}"
+    return f"{value:,} {COST}" if key == "passes" else str(value)
+
+
+def _paragraph(entry: dict[str, Any]) -> str:
+    lines = [f"  {word:<11}{_told(key, entry[key])}\n" for key, word in _LINES.items() if entry.get(key)]
+    return f"{entry['name']}{' (default)' if entry['default'] else ''}\n{''.join(lines)}\n"
+
+
+def _table(listed: list[dict[str, Any]], columns: dict[str, str]) -> str:
+    """That of the detectors stands in ``docs/methods.md``."""
+    rows = [list(columns.values()), *([_cell(key, entry[key]) for key in columns] for entry in listed)]
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([lines[0], f"|{'---|' * len(columns)}", *lines[1:]]) + "\n"
+
+
+def _cell(key: str, value: Any) -> str:
+    if key == "name":
+        return f"`{value}`"
+    if key == "default":
+        return "yes" if value else ""
+    return f"{value:,}" if key == "passes" else markdown(value)

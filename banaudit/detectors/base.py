@@ -1,7 +1,7 @@
 """What every detector shares: settings in the constructor, a model and clean data in the call, a finding out.
 
 The base owns the protocol (private copy of the model, isolated random state, caveats, time limit); a detector's file
-owns the paper. A :class:`Detector` also hands out what it recovered, as pictures beside the finding.
+owns the paper. It also hands out what it recovered, as pictures beside the finding.
 """
 
 from __future__ import annotations

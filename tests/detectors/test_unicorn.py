@@ -226,6 +226,18 @@ def test_does_not_accuse_the_clean_twin(untinted, tiled_data):
     assert SMALL(untinted, tiled_data).verdict is Verdict.NO_EVIDENCE
 
 
+def improved(settings, tinted, clean, rounds):
+    """Two classes after some rounds: how they are kept, and their values."""
+    torch.manual_seed(0)
+    network = UNet(3, width=4, depth=1)
+    model = freeze(copy.deepcopy(tinted))
+    features = model.features(clean.images)
+    field = Inversions.start(6, network, network, clean.images[0], features[0]).take(torch.tensor([1, 4]))
+    return settings.improve(
+        model, network, field, clean, features, rounds=rounds, generator=torch.Generator().manual_seed(0), meter=Meter()
+    )
+
+
 def test_each_class_is_kept_as_it_was_in_its_best_round(tinted, tiled_data, monkeypatch):
     values = iter(([1.0, 3.0], [5.0, 2.0], [4.0, 2.0]))
     plain, seen = Unicorn.look, []
@@ -235,21 +247,8 @@ def test_each_class_is_kept_as_it_was_in_its_best_round(tinted, tiled_data, monk
         return replace(plain(self, model, batch, generated, trigger, mask), value=torch.tensor(next(values)))
 
     monkeypatch.setattr(Unicorn, "look", scripted)
-    torch.manual_seed(0)
-    network = UNet(3, width=4, depth=1)
-    model = freeze(copy.deepcopy(tinted))
-    features = model.features(tiled_data.images)
-    field = Inversions.start(6, network, network, tiled_data.images[0], features[0]).take(torch.tensor([1, 4]))
-    best, value = SMALL.model_copy(update={"trigger_steps": 1, "trigger_rate": 0.1}).improve(
-        model,
-        network,
-        field,
-        tiled_data,
-        features,
-        rounds=3,
-        generator=torch.Generator().manual_seed(0),
-        meter=Meter(),
-    )
+    settings = SMALL.model_copy(update={"trigger_steps": 1, "trigger_rate": 0.1})
+    best, value = improved(settings, tinted, tiled_data, rounds=3)
     assert value.tolist() == [5.0, 3.0]
     kept = best.triggers().masks
     assert torch.equal(kept[0], seen[1][0])
@@ -265,14 +264,6 @@ def test_a_round_takes_its_trigger_steps(tinted, tiled_data, monkeypatch):
         return plain(self, model, batch, generated, trigger, mask)
 
     monkeypatch.setattr(Unicorn, "look", spy)
-    torch.manual_seed(0)
-    network = UNet(3, width=4, depth=1)
-    model = freeze(copy.deepcopy(tinted))
-    features = model.features(tiled_data.images)
-    field = Inversions.start(6, network, network, tiled_data.images[0], features[0]).take(torch.tensor([1, 4]))
-    settings = SMALL.model_copy(update={"trigger_steps": 3})
-    settings.improve(
-        model, network, field, tiled_data, features, rounds=1, generator=torch.Generator().manual_seed(0), meter=Meter()
-    )
+    improved(SMALL.model_copy(update={"trigger_steps": 3}), tinted, tiled_data, rounds=1)
     assert len(seen) == 3
     assert not torch.equal(seen[1], seen[2])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from banaudit.bench.repair_results import RepairEntry, RepairMeasured, RepairResults, RepairSetup
 from banaudit.bench.victims import VictimFacts
@@ -40,6 +41,13 @@ class Case:
         """Attack success that is left; only of backdoored victims."""
         assert self.repair.after.attack_success is not None
         return self.repair.after.attack_success
+
+    @property
+    def group(self) -> Literal["clean", "cured", "left"]:
+        """A victim without a backdoor, one that has lost it, or one that has not."""
+        if self.repair.after.attack_success is None:
+            return "clean"
+        return "cured" if self.success < CURED else "left"
 
     @property
     def lost(self) -> float:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from banaudit.bench.repair_results import Rescan
 from banaudit.bench.tables.markdown import NOTHING, table
-from banaudit.bench.tables.repairs.cases import CURED, Case, View
+from banaudit.bench.tables.repairs.cases import Case, View
 from banaudit.relapse import THRESHOLDS, comes_back
 from banaudit.results import Reading
 
@@ -24,13 +24,13 @@ def relapse_probe(view: View) -> list[str]:
     rows: list[tuple[str, ...]] = []
     groups = {method: [case for case in view.usual if case.method == method] for method in view.methods}
     for case in view.cases:
-        if case.entry.setup not in view.main and case.entry.amount == view.amount and case.victim.recipe.attack is None:
+        if case.entry.setup not in view.main and case.entry.amount == view.amount and case.group == "clean":
             groups.setdefault(view.labels[case.entry.setup], []).append(case)
     for method, cases in groups.items():
         for reading in Reading:
             clean, cured, left = (
-                _shares((case for case in cases if wanted(case)), reading)
-                for wanted in (_is_clean, _is_cured, _is_left)
+                _shares((case for case in cases if case.group == group), reading)
+                for group in ("clean", "cured", "left")
             )
             if not (clean or cured or left):
                 continue
@@ -80,18 +80,6 @@ def _above(values: Sequence[float], reading: Reading) -> str:
 def relapses(rescan: Rescan) -> bool:
     """Whether the probe alone would have said that the backdoor comes back."""
     return any(comes_back(found.reading, found.relapsed) for found in rescan.relapse)
-
-
-def _is_clean(case: Case) -> bool:
-    return case.victim.recipe.attack is None
-
-
-def _is_cured(case: Case) -> bool:
-    return case.repair.after.attack_success is not None and case.success < CURED
-
-
-def _is_left(case: Case) -> bool:
-    return case.repair.after.attack_success is not None and case.success >= CURED
 
 
 def _shares(cases: Iterable[Case], reading: Reading) -> list[float]:
