@@ -195,7 +195,10 @@ def choose(
         accuracies |= {candidate: (hits[candidate] + more[candidate]) / seen for candidate in close}
     chosen = max(close, key=accuracies.__getitem__)  # the first of equals
     if accuracies[chosen] < POOR_ACCURACY:
-        chosen = _right_if_renamed(answers, clean[sizes[0]]) or chosen
+        renamed = _right_if_renamed(answers, clean[sizes[0]])
+        best = max(renamed, key=renamed.__getitem__, default=chosen)
+        if renamed.get(best, 0.0) >= max(POOR_ACCURACY, accuracies[chosen] + SCREENING_MARGIN):
+            chosen = best
     told = {
         f"{candidate.name} at {candidate.size}" if len(sizes) > 1 else candidate.name: accuracy
         for candidate, accuracy in accuracies.items()
@@ -231,19 +234,19 @@ def _count_hits(answers: dict[Preprocessing, Labels], labels: Labels) -> dict[Pr
     return {candidate: int((found == labels).sum()) for candidate, found in answers.items()}
 
 
-def _right_if_renamed(answers: dict[Preprocessing, Labels], clean: CleanData) -> Preprocessing | None:
-    """The candidate under which the network is right in another order of the classes, if there is one.
+def _right_if_renamed(answers: dict[Preprocessing, Labels], clean: CleanData) -> dict[Preprocessing, float]:
+    """Accuracy in another order of the classes, of the candidates for which there is a convincing one.
 
     Where the labels are in a wrong order, the accuracy favours whatever makes the network answer badly.
     """
-    renamed: dict[Preprocessing, int] = {}
+    renamed: dict[Preprocessing, float] = {}
     for candidate, found in answers.items():
         if int(found.max()) < clean.num_classes:
             judged = judge_predictions(found, clean.subset(torch.arange(len(found), device=clean.labels.device)))
             if judged.label_permutation is not None:
                 names = torch.tensor([judged.label_permutation.get(label, label) for label in range(clean.num_classes)])
-                renamed[candidate] = int((names[clean.labels.cpu()[: len(found)]] == found).sum())
-    return max(renamed, key=renamed.__getitem__, default=None)
+                renamed[candidate] = float((names[clean.labels.cpu()[: len(found)]] == found).double().mean())
+    return renamed
 
 
 def _sizes(images: ImageSet, size: int | None, size_hint: int | None, usual_size: int | None) -> tuple[int, ...]:

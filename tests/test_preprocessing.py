@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from banaudit import preprocessing
 from banaudit.architectures.base import SplitNetwork
 from banaudit.data import ImageSet, read_clean_folder
 from banaudit.errors import UnsupportedModelError, UsageError
@@ -120,6 +121,18 @@ def test_labels_in_a_wrong_order_do_not_choose_a_wrong_normalisation(folder, tmp
             turned.decode(12, 3),
         )
         assert found.permuted_accuracy > 0.95
+
+
+def test_a_poor_network_is_not_read_in_another_order_for_one_exchanged_pair(monkeypatch, images):
+    answers = {named("half", size=12, channels=3): 0.54, named("none", size=12, channels=3): 0.53}
+    monkeypatch.setattr(preprocessing, "_right_if_renamed", lambda *_: {named("none", size=12, channels=3): 0.53})
+    monkeypatch.setattr(
+        preprocessing,
+        "_count_hits",
+        lambda found, labels: {one: int(len(labels) * answers.get(one, 0.1)) for one in found},
+    )
+    chosen, _ = choose(_Brightness(named("half", size=12, channels=3)), images, channels=3)
+    assert chosen.name == "half"
 
 
 def test_a_network_that_refuses_other_pixels(images):

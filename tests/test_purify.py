@@ -303,7 +303,8 @@ def test_verdict_is_that_of_the_second_scan(demo, tmp_path, answers, expected):
     shown = terminal.render(repair.document(record), terminal.plain_console())
     assert expected.value.upper() in shown
     assert f"all-to-one: 1 (fired) before, {'1 (fired)' if answers[1] else '0'} after (threshold 0.5)" in shown
-    assert "safe" not in shown.lower().replace("safetensors", "")
+    # A long path is broken anywhere, within the word too.
+    assert "safe" not in "".join(shown.lower().split()).replace("safetensors", "")
 
 
 def test_the_report_says_what_does_not_count_and_what_was_tried(demo, tmp_path):

@@ -66,7 +66,9 @@ def user_code(arch: str) -> Iterator[None]:
 
 def _lies_in(module: ModuleType, folder: str) -> bool:
     file = getattr(module, "__file__", None)
-    return isinstance(file, str) and Path(folder) in Path(file).resolve().parents
+    # A package without an __init__.py has no file, but the folders that it is made of.
+    places = [file] if isinstance(file, str) else list(getattr(module, "__path__", ()))
+    return any(Path(folder) in Path(place).resolve().parents for place in places)
 
 
 @dataclass(frozen=True)

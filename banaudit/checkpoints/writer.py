@@ -33,8 +33,8 @@ and class names are fewer."""
 LOOSE_TOTAL = 3 * LOOSE_ITEMS
 """The same of all that lies together in a mapping or a list, spread over smaller ones, as keys or in sets."""
 
-NUMBER_BITS = 64
-"""Python's whole numbers have no end: one counts as one for each of these bits."""
+NUMBER_BYTES = 8
+"""Python's whole numbers and NumPy's texts have no end: they count as one for each so many bytes."""
 
 PAIR = 2
 """Keys of a pruned weight in the file: X_orig and X_mask."""
@@ -43,6 +43,9 @@ MAX_DEPTH = 50
 """Levels of nesting below which everything is dropped unseen."""
 
 _CONTAINERS = (dict, Namespace, list, tuple, set, frozenset)
+
+MAX_VERSIONS = 8
+"""Entries that a module has in a state dict's ``_metadata``, at most; ordinary ones have one."""
 
 METADATA_KEY = "banaudit"
 """Where safetensors keep the provenance."""
@@ -366,7 +369,7 @@ class _Cleaning:
         new = self._written.get(id(node), set())
         children = [(key, value) for key, value in _items(node) if key not in new]
         too_many = sum(_size(value) for _, value in children if not _is_large(value)) > LOOSE_ITEMS
-        large = [key for key, value in children if _is_large(value) or (too_many and _size(value))]
+        large = {key for key, value in children if _is_large(value) or (too_many and _size(value))}
         if isinstance(node, list | tuple):
             return self._sequence(node, path, children, empty=bool(large))
         is_optimizer = {"state", "param_groups"} <= {key for key, _ in children if isinstance(key, str)}
@@ -420,10 +423,12 @@ class _Cleaning:
     def _clean_attributes(self, node: OrderedDict[Any, Any], path: tuple[str, ...]) -> None:
         """Of what an ordered dictionary carries besides its entries, torch's versions of the modules stay."""
         for name, value in list(vars(node).items()):
-            if name == "_metadata" and _is_of_versions(value, node):
-                continue
             delattr(node, name)
-            self._dropped.append(printable(".".join((*path, name))))
+            versions = _versions(value, node) if name == "_metadata" else None
+            if versions is None:
+                self._dropped.append(printable(".".join((*path, name))))
+            else:
+                setattr(node, name, versions)
 
     def _drop(self, node: object, key: Any, place: tuple[str, ...]) -> None:
         _delete(node, key)
@@ -433,8 +438,16 @@ class _Cleaning:
         return any(id(part) in self._written for part in self._parts(node))
 
     def _loose(self, node: object) -> int:
-        """How many numbers and characters are in it, the new weights not counted."""
-        return sum(map(_size, self._parts(node)))
+        """How many numbers and characters are in it, the new weights not counted; containers count as one each.
+
+        It stops counting where it is too much anyway.
+        """
+        total = 0
+        for part in self._parts(node):
+            total += max(_size(part), int(isinstance(part, _CONTAINERS)))
+            if total > LOOSE_TOTAL:
+                break
+        return total
 
     def _parts(self, node: object) -> Iterator[object]:
         """Everything in it with its keys, itself first, the new weights left out; what it holds twice comes once.
@@ -459,23 +472,41 @@ class _Cleaning:
                     waiting += [value] if isinstance(part, list | tuple) else [key, value]
 
 
-def _is_of_versions(metadata: object, weights: Mapping[Any, Any]) -> bool:
-    """Whether it is what torch keeps beside a state dict: for each module by its name, small numbers."""
+def _versions(metadata: object, weights: Mapping[Any, Any]) -> OrderedDict[str, dict[str, Any]] | None:
+    """What torch keeps beside a state dict, made anew: for each module by its name, small numbers; none: it is no such.
+
+    A module may keep those of a part of it one level deeper, as spectral normalisation does.
+    """
     if not isinstance(metadata, dict):
-        return False
+        return None
     modules = {""}
     for key in map(str, weights):
         parts = key.split(".")
         modules |= {".".join(parts[:count]) for count in range(1, len(parts))}
-    loose = 0  # characters of modules without weights
+    anew: OrderedDict[str, dict[str, Any]] = OrderedDict()
+    loose = 0  # numbers beyond a version for each module, and characters of modules without weights
     for name, versions in dict.items(metadata):
-        if not isinstance(name, str) or not isinstance(versions, dict) or any(_size(v) > 1 for v in versions.values()):
-            return False
-        parent, _, own = name.rpartition(".")
-        if parent not in metadata:
-            return False
-        loose += 0 if name in modules else len(own)
-    return loose <= LOOSE_ITEMS
+        plain = _plain(versions, deeper=True)
+        if type(name) is not str or plain is None or (name.rpartition(".")[0] not in {"", *metadata}):
+            return None
+        anew[name] = plain
+        loose += 0 if name in modules else len(name.rpartition(".")[2])
+        loose += sum(len(key) for key in plain if key != "version") + max(0, len(plain) - 1)
+    return anew if loose <= LOOSE_ITEMS else None
+
+
+def _plain(versions: object, *, deeper: bool) -> dict[str, Any] | None:
+    """A copy of a mapping of short names to small numbers, or to one more such mapping; none: it is another thing."""
+    if not isinstance(versions, dict) or len(versions) > MAX_VERSIONS:
+        return None
+    anew: dict[str, Any] = {}
+    for key, value in dict.items(versions):
+        inner = _plain(value, deeper=False) if deeper and isinstance(value, dict) else None
+        small = type(value) in (int, bool) and _size(value) == 1
+        if type(key) is not str or len(key) > MAX_DEPTH or not (small or inner is not None):
+            return None
+        anew[key] = value if inner is None else inner
+    return anew
 
 
 def _is_large(value: object) -> bool:
@@ -486,13 +517,13 @@ def _size(value: object) -> int:
     """How many numbers or characters a value holds by itself; what it contains counts where it is."""
     if isinstance(value, Tensor):
         return value.numel()
-    if isinstance(value, np.ndarray):
-        return value.size
+    if isinstance(value, np.ndarray | np.generic):
+        return max(value.size, value.nbytes // NUMBER_BYTES)  # an entry may be a long text
     if isinstance(value, str | bytes | bytearray):
         return len(value)
     if isinstance(value, int):
-        return 1 + value.bit_length() // NUMBER_BITS
-    return int(isinstance(value, float | complex))
+        return 1 + value.bit_length() // (8 * NUMBER_BYTES)
+    return int(value is not None and not isinstance(value, _CONTAINERS))
 
 
 def _items(node: object) -> list[tuple[Any, Any]]:

@@ -161,7 +161,10 @@ class BANDistillation(NoiseTraining):
         if len(tried) > len(STRONGER) and tried[-1].within_budget:
             return len(tried)
         if len(tried) == len(STRENGTHS):
-            return next((place for place, tuned in enumerate(tried, start=1) if tuned.within_budget), len(tried))
+            most_accurate = max(
+                reversed(range(len(tried))), key=lambda place: max(item.accuracy for item in tried[place].epochs)
+            )
+            return next((place for place, tuned in enumerate(tried, 1) if tuned.within_budget), most_accurate + 1)
         return None
 
     def attempts(self, tried: list[Tuned], kept: int) -> tuple[str, ...]:
@@ -171,9 +174,12 @@ class BANDistillation(NoiseTraining):
         for number, (settings, tuned) in enumerate(zip(self.strengths(), tried, strict=False), start=1):
             other = {name: value for name, value in settings.settings().items() if value != own[name]}
             how = ", ".join(f"{name}={value:g}" for name, value in other.items()) or "the settings as they are"
+            told = tuned.epochs[-1]
+            if number == kept:
+                told = next((item for item in tuned.epochs if item.epoch == tuned.kept_epoch), told)
             lines.append(
                 f"strength {number} of {len(STRENGTHS)} ({how}): {'kept' if number == kept else 'given up'}, accuracy "
-                f"{tuned.epochs[-1].accuracy:.1%} after its last epoch on the images that choose, "
+                f"{told.accuracy:.1%} after epoch {told.epoch} of {settings.epochs} on the images that choose, "
                 f"{tuned.accuracy_before:.1%} before"
             )
         return tuple(lines)

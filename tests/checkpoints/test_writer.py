@@ -6,6 +6,7 @@ from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors
 import safetensors.torch
@@ -260,6 +261,8 @@ def test_copies_in_other_forms_are_dropped(tmp_path):
         "as keys": dict.fromkeys(torch.rand(40000).tolist()),
         "as a set": set(torch.rand(40_000).tolist()),
         "as long numbers": [7**700] * 1000,
+        "as numpy numbers": list(numbers.numpy()),
+        "as numpy texts": np.array([piece.numpy().tobytes().hex() for piece in numbers.split(500)]),
     }
     harmless = {"losses": [0.1] * 300, "classes": {f"class {number}": number for number in range(1000)}, "epoch": 3}
     torch.save({"net": state, **beside, **harmless}, tmp_path / "m.pt")
@@ -287,7 +290,9 @@ def test_attributes_of_a_state_dict_are_no_hiding_place(tmp_path):
     out, _, result = repair(tmp_path / "attribute.pt", out=tmp_path / "1.pt")
     assert vars(plain_load(out)["net"]).keys() == {"_metadata"}
     assert result.dropped == ("net.old",)
-    for hidden in ({"": {"version": 7**700}}, {"a" * 20_000: {}, "": {}, "b" * 20_000: {}}, {"odd.parent": {}}, [1]):
+    too_deep, a_list, a_tensor = {"odd.parent": {}}, {"": {"version": [0.5]}}, {"": {"version": torch.ones(9)}}
+    too_long = {"a" * 20_000: {}, "": {}, "b" * 20_000: {}}
+    for hidden in ({"": {"version": 7**700}}, too_long, too_deep, [1], a_list, a_tensor):
         state = network().state_dict()
         state._metadata = hidden
         path = tmp_path / "metadata.pt"
@@ -297,6 +302,21 @@ def test_attributes_of_a_state_dict_are_no_hiding_place(tmp_path):
         assert result.dropped == ("net._metadata",)
         out.unlink()
         beside(out).unlink()
+
+
+def test_versions_of_modules_are_kept(tmp_path):
+    layer = nn.utils.spectral_norm(nn.Linear(4, 4))
+    state = nn.Sequential(OrderedDict(backbone=nn.Sequential(layer, nn.ReLU()))).state_dict()
+    kept = dict(state._metadata)
+    del state._metadata[""]  # as of a part of a network that was saved with a prefix
+    torch.save({"net": network().state_dict(), "other": state}, tmp_path / "m.pt")
+    state._metadata.extra = torch.rand(1000)
+    torch.save({"net": network().state_dict(), "other": state}, tmp_path / "more.pt")
+    for name in ("m", "more"):
+        out, _, _ = repair(tmp_path / f"{name}.pt", out=tmp_path / f"{name}-new.pt", state_key="net")
+        again = plain_load(out)["other"]._metadata
+        assert {"": kept[""], **again} == kept
+        assert not vars(again)
 
 
 def test_long_metadata_of_safetensors_is_dropped(tmp_path):
