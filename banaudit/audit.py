@@ -20,7 +20,7 @@ from banaudit.architectures import LoadedNetwork, SplitModel, load_network, reco
 from banaudit.checkpoints import Checkpoint, inspect_checkpoint, read_checkpoint
 from banaudit.data import CleanData, ImageSet, read_clean_folder
 from banaudit.data.images import MIN_PER_CLASS
-from banaudit.detectors import Detector, default_detectors
+from banaudit.detectors import Detector, default_detectors, suited
 from banaudit.disguises import Told, undisguise
 from banaudit.errors import CheckpointError, TimeLimitReached, UnsupportedModelError, UsageError
 from banaudit.meter import Listener, Meter
@@ -35,6 +35,7 @@ from banaudit.results import (
     Finding,
     Inspection,
     PreprocessingFacts,
+    Reading,
     Report,
     Verdict,
 )
@@ -341,7 +342,8 @@ def judge(
     Args:
         model: Normalisation inside; neither it nor any global random state is changed.
         clean: Clean images with labels, on the model's device.
-        detectors: Methods to run; none: the default ones.
+        detectors: Methods to run, but for those that leave such a network or so few images to the others; none: the
+            default ones.
         accuracy: Clean accuracy, if known already.
         accuracy_floor: Clean accuracy below which no verdict is given, where ``accuracy`` is not known; none: five
             times chance, held between 20 % and 60 %.
@@ -356,7 +358,13 @@ def judge(
         another than the images'; then it says so.
     """
     started = started if started is not None else datetime.now(UTC)
-    detectors = tuple(detectors) if detectors is not None else default_detectors()
+    asked = tuple(detectors) if detectors is not None else default_detectors()
+    detectors = suited(asked, clean.num_classes, clean.smallest_class)
+    unasked = tuple(
+        f"{detector.name} was not asked: {why}"
+        for detector in asked
+        if (why := detector.unsuited(clean.num_classes, clean.smallest_class))
+    )
     meter = meter if meter is not None else Meter()
     facts = facts if facts is not None else Facts()
     predicted = None
@@ -375,6 +383,8 @@ def judge(
             findings = (*findings, detector(model, clean, seed=seed, meter=meter, triggers=triggers))
         findings = (*findings, *together(findings))
     against = (*facts.inconclusive, *facts.told.inconclusive, *((misread,) if misread else ()))
+    if unasked and not detectors:
+        against = (*against, f"no method ran: {unasked[0]}")
     verdict, reason, strongest = combine(findings, against)
     strength = calibration.strength(item for finding in findings for item in finding.evidence)
     far = calibration.distance(
@@ -396,6 +406,7 @@ def judge(
         accuracy,
         clean.class_names,
         missed={detector.name: detector.misses for detector in detectors},
+        unasked=unasked,
         strongest=strongest,
         calibrated=calibration.statement("no verdict" if against else far),
         p_value=None if far or against else calibration.p_value(strength),
@@ -419,10 +430,10 @@ def combine(
         inconclusive: Reasons against any verdict.
 
     Returns:
-        Verdict, reason in one line, and the fired evidence furthest above its threshold (by ratio) with its finding.
+        Verdict, reason in one line, and the fired evidence that says most, with its finding: the one furthest above its
+        threshold (by ratio), or one that names the source of the same target besides.
     """
-    fired = [(finding, item) for finding in findings for item in finding.evidence if item.fired]
-    strongest = max(fired, key=lambda pair: pair[1].score / pair[1].threshold, default=None)
+    strongest = _says_most([(finding, item) for finding in findings for item in finding.evidence if item.fired])
     accusation = "" if strongest is None else _accusation(*strongest)
     if inconclusive or not findings:
         reason = inconclusive[0] if inconclusive else "no method ran"
@@ -433,6 +444,19 @@ def combine(
     if unjudged:
         return Verdict.INCONCLUSIVE, undecided(unjudged[0].method, unjudged[0].reason), None
     return Verdict.NO_EVIDENCE, f"no reading of {', '.join(finding.method for finding in findings)} fired", None
+
+
+def _says_most(fired: Sequence[tuple[Finding, Evidence]]) -> tuple[Finding, Evidence] | None:
+    def ratio(pair: tuple[Finding, Evidence]) -> float:
+        return pair[1].score / pair[1].threshold
+
+    strongest = max(fired, key=ratio, default=None)
+    if strongest is None or strongest[1].reading is not Reading.ALL_TO_ONE:
+        return strongest
+    # A backdoor that all classes trigger has no source that stands out, while one of a single class moves the others
+    # a little as well.
+    sources = [(finding, item) for finding, item in fired if item.reading is Reading.SOURCE_TARGET]
+    return max((pair for pair in sources if pair[1].target == strongest[1].target), key=ratio, default=strongest)
 
 
 def undecided(method: str, reason: str) -> str:
@@ -462,6 +486,7 @@ def _report(
     device: str,
     started: datetime,
     missed: Mapping[str, str] | None = None,
+    unasked: Sequence[str] = (),
     strongest: tuple[Finding, Evidence] | None = None,
     calibrated: str = "uncalibrated: no method ran",
     p_value: float | None = None,
@@ -489,7 +514,7 @@ def _report(
         clean_accuracy=accuracy,
         findings=findings,
         checked=tuple(f"{finding.method}: {finding.title}" for finding in judged),
-        not_checked=(*unjudged, *known, *NOT_CHECKED),
+        not_checked=(*unjudged, *unasked, *known, *NOT_CHECKED),
         caveats=tuple(caveats),
         checkpoint=facts.checkpoint,
         architecture=facts.architecture,

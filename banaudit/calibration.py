@@ -12,19 +12,19 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol, TypeVar
 
-from banaudit.detectors import Detector, default_detectors
+from banaudit.detectors import Detector, default_detectors, suited
 from banaudit.detectors.base import MAPPING_AGREEMENT
 from banaudit.results import Finding, Reading, Verdict
 from banaudit.statistics import clopper_pearson
 
 CLEAN_STRENGTHS = (
-    0.219, 0.262, 0.289, 0.381, 0.394, 0.423, 0.423, 0.428, 0.434, 0.434, 0.434, 0.447,
-    0.470, 0.484, 0.484, 0.537, 0.578, 0.599, 0.638, 0.653, 0.736, 0.739, 0.749, 0.755,
-    0.773, 0.774, 0.787, 0.823, 0.839, 0.847, 0.850, 0.866, 0.889, 0.939, 1.627,
+    0.219, 0.262, 0.289, 0.381, 0.394, 0.423, 0.428, 0.434, 0.434, 0.434, 0.447, 0.470,
+    0.484, 0.537, 0.538, 0.544, 0.572, 0.578, 0.599, 0.618, 0.638, 0.653, 0.704, 0.721,
+    0.736, 0.773, 0.774, 0.818, 0.847, 0.850, 0.866, 0.889, 0.909, 0.939, 1.627,
 )  # fmt: skip
 """:func:`strength` of the clean development models (``docs/benchmark/development.json`` and ``opened.json``)."""
 
-MEASURED = (0, 19)
+MEASURED = (2, 17)
 """Clean models of the sealed test that were accused, and all of them (``docs/benchmark/test.json``)."""
 
 FAMILIES = re.compile(r"(resnet|vgg|wrn-)\d[\w-]*")
@@ -129,8 +129,9 @@ def distance(
     if not findings:
         return "no method ran"
     unjudged = [finding.method for finding in findings if finding.verdict is Verdict.INCONCLUSIVE]
+    usual = suited(default_detectors(), classes)
     reasons = {
-        "other methods or settings than the default": tuple(detectors) != default_detectors(),
+        "other methods or settings than the default": tuple(detectors) != usual,
         f"{', '.join(unjudged)} could not judge": bool(unjudged),
         f"{classes} classes": classes not in CLASSES,
         f"no images of {classes - present} classes": present < classes,

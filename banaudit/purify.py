@@ -22,7 +22,7 @@ from banaudit.architectures import SplitModel
 from banaudit.checkpoints.writer import Rewritten, as_stored, check_out, rewrite, state_of, write_checkpoint
 from banaudit.data import CleanData
 from banaudit.data.images import MIN_PER_CLASS
-from banaudit.detectors import Detector
+from banaudit.detectors import Detector, default_detectors
 from banaudit.disguises import undisguise
 from banaudit.errors import CheckpointError, DataError, UnsupportedModelError, UsageError
 from banaudit.meter import Listener, Meter
@@ -35,10 +35,10 @@ from banaudit.results import CheckpointFacts, Reading, RelapseProbe, Repair, Rep
 from banaudit.shapes import Weights
 
 UNTOUCHED_SHARE = 0.25
-"""Share of the images that play no part in the repair: accuracy is measured on them, and the scans use them."""
+"""Share of the images that play no part in the repair: accuracy is measured on them, and the second scan uses them."""
 
 MIN_SCAN_IMAGES = 250
-"""With fewer untouched images than this the scans use all images."""
+"""With fewer untouched images than this the second scan uses all images."""
 
 MAX_SCAN_IMAGES = 1000
 """Images a scan uses at most, unless the classes need more."""
@@ -46,7 +46,7 @@ MAX_SCAN_IMAGES = 1000
 SIGNIFICANT = 1.645
 """Standard errors by which the loss of accuracy must exceed the budget to count as missing it: 5 % by chance."""
 
-SEEN_IMAGES = "the scans used images that the repair was trained on too, as there were few; give more images"
+SEEN_IMAGES = "the second scan used images that the repair was trained on too, as there were few; give more images"
 
 _SCAN, _REPAIR, _RESCAN = (0.0, 0.2), (0.2, 0.75), (0.75, 1.0)
 """Parts of the progress bar."""
@@ -86,11 +86,16 @@ class Judgement:
 
 @dataclass(frozen=True)
 class _Parts:
-    """Clean images by their use; ``scan`` overlaps ``repair`` only where images are few."""
+    """Clean images by their use.
+
+    The model as it came is scanned on ``scan``, drawn from all images; the repaired one on ``rescan``, which are among
+    the untouched ones where those are enough (:func:`_scanned_again`).
+    """
 
     repair: CleanData
     untouched: CleanData
     scan: CleanData
+    rescan: CleanData
 
 
 def purify(
@@ -169,7 +174,7 @@ def purify(
         repaired.model,
         wanted_labels(parts.scan.num_classes, before.target, before.sources, before.mapping),
         before.reading,
-        scan=parts.scan,
+        scan=scanned.again,
         training=parts.repair,
         held_out=parts.untouched,
         detectors=detectors,
@@ -203,6 +208,13 @@ class _Scanned:
     facts: audit.Facts
     parts: _Parts
     before: Report
+    again: CleanData
+    """Images for the scan of the repaired model."""
+
+    @property
+    def rescanned_seen(self) -> bool:
+        """Whether the repair may have been trained on these."""
+        return self.again is self.parts.scan
 
 
 def _scan(
@@ -234,7 +246,8 @@ def _scan(
     )
     if not force:
         _require_suspicion(before, prepared.checkpoint.facts.path)
-    return _Scanned(prepared, facts, parts, before)
+    again = _scanned_again(parts, before, detectors if detectors is not None else default_detectors())
+    return _Scanned(prepared, facts, parts, before, again)
 
 
 def _aimed(mitigation: Mitigation, scanned: _Scanned, *, force: bool) -> Mitigation:
@@ -312,7 +325,9 @@ class _Account:
             kept_epoch=self.repaired.kept_epoch,
             made=self.made,
             before=self.scanned.before,
-            caveats=_caveats(self.scanned.parts, self.accuracies, self.max_drop),
+            caveats=_caveats(
+                len(self.scanned.parts.untouched), self.scanned.rescanned_seen, self.accuracies, self.max_drop
+            ),
             seed=self.seed,
             device=str(self.scanned.prepared.device),
             tool_version=banaudit.__version__,
@@ -384,34 +399,40 @@ def _require_suspicion(before: Report, model: str) -> None:
         )
 
 
-def _caveats(parts: _Parts, found: Accuracies, max_drop: float) -> tuple[str, ...]:
-    seen = () if _enough_to_scan(parts.untouched) else (SEEN_IMAGES,)
+def _caveats(untouched: int, rescanned_seen: bool, found: Accuracies, max_drop: float) -> tuple[str, ...]:
+    seen = (SEEN_IMAGES,) if rescanned_seen else ()
     drop, give = found.before - found.after, SIGNIFICANT * found.drop_error
     if drop + give <= max_drop or max(drop, give) <= max_drop:
         return seen
     return (
         *seen,
-        f"{len(parts.untouched)} untouched images are too few to tell whether the repair kept to the {max_drop:.1%} of "
+        f"{untouched} untouched images are too few to tell whether the repair kept to the {max_drop:.1%} of "
         f"clean accuracy that it may cost: it cost {drop:.1%} of theirs, within "
         f"{give:.1%} ({SIGNIFICANT:g} standard errors); give more images",
-    )
-
-
-def _enough_to_scan(data: CleanData) -> bool:
-    """Whether a scan of these alone says as much as one of all: two images of every class, and not too few in all."""
-    counts = torch.bincount(data.labels.cpu(), minlength=data.num_classes)
-    return (
-        len(data) >= max(MIN_SCAN_IMAGES, MIN_PER_CLASS * data.num_classes)
-        and int(counts[counts > 0].min()) >= MIN_PER_CLASS
     )
 
 
 def _part_images(clean: CleanData, seed: int) -> _Parts:
     generator = torch.Generator().manual_seed(seed)
     untouched, repair = clean.split(UNTOUCHED_SHARE, generator)
-    pool = untouched if _enough_to_scan(untouched) else clean
-    most = max(MAX_SCAN_IMAGES, MIN_PER_CLASS * pool.num_classes)
-    return _Parts(repair, untouched, pool.subset(pool.in_turn(generator)[:most]))
+    most = max(MAX_SCAN_IMAGES, MIN_PER_CLASS * clean.num_classes)
+    rescan, scan = (data.subset(data.in_turn(generator)[:most]) for data in (untouched, clean))
+    return _Parts(repair, untouched, scan, rescan)
+
+
+def _scanned_again(parts: _Parts, before: Report, detectors: Sequence[Detector]) -> CleanData:
+    """What the repaired model is scanned on: untouched images where a scan of them says enough, else those of before.
+
+    There have to be two of every class and not too few in all, and no method that accused may be left out.
+    """
+    accused = {finding.method for finding in before.findings if finding.verdict is Verdict.BACKDOORED}
+    few, classes, smallest = parts.rescan, parts.rescan.num_classes, parts.rescan.smallest_class
+    enough = (
+        len(few) >= max(MIN_SCAN_IMAGES, MIN_PER_CLASS * classes)
+        and smallest >= MIN_PER_CLASS
+        and not any(detector.name in accused and detector.unsuited(classes, smallest) for detector in detectors)
+    )
+    return few if enough else parts.scan
 
 
 def _as_stored(prepared: audit.Prepared, repaired: Repaired) -> Weights:

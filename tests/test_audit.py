@@ -26,6 +26,7 @@ from banaudit.audit import (
 from banaudit.data import CleanData
 from banaudit.detectors.base import Found
 from banaudit.detectors.mm_bd import MMBD
+from banaudit.detectors.pair_perturbation import PairPerturbation
 from banaudit.detectors.targeted_noise import TargetedNoise
 from banaudit.errors import ArchitectureError, CheckpointError, DataError, UnsafeCheckpointError, UsageError
 from banaudit.meter import Meter
@@ -82,6 +83,15 @@ def test_the_strongest_reading_is_furthest_above_its_threshold():
     strongest = combine((FIRED, LOUD))[2]
     assert strongest == (LOUD, LOUD.evidence[0])
     assert combine((QUIET,))[2] is None
+
+
+@pytest.mark.parametrize(("target", "kind"), [(1, Reading.SOURCE_TARGET), (2, Reading.ALL_TO_ONE)])
+def test_a_reading_that_names_the_source_of_the_same_target_says_more(target, kind):
+    all_to_one = finding(Verdict.BACKDOORED, evidence(9.0, fired=True, target=1))
+    pair = finding(
+        Verdict.BACKDOORED, evidence(0.7, fired=True, reading=Reading.SOURCE_TARGET, target=target, sources=(3,))
+    )
+    assert combine((all_to_one, pair))[2][1].reading is kind
 
 
 def described(subject, **known):
@@ -327,6 +337,15 @@ def test_a_clean_twin_shows_no_evidence(unplanted, tiled_data):
     report = judge(unplanted, tiled_data, detectors=(TargetedNoise(),))
     assert (report.verdict, report.target) == (Verdict.NO_EVIDENCE, None)
     assert report.reason == "no reading of targeted-noise fired"
+
+
+def test_what_is_left_to_the_other_methods_is_said(unplanted, tiled_data):
+    said = f"pair-perturbation was not asked: the network has {toys.CLASSES} classes, not 7 to 11"
+    report = judge(unplanted, tiled_data, detectors=(TargetedNoise(), PairPerturbation()))
+    assert [finding.method for finding in report.findings] == ["targeted-noise"]
+    assert said in report.not_checked
+    alone = judge(unplanted, tiled_data, detectors=(PairPerturbation(),))
+    assert (alone.verdict, alone.reason) == (Verdict.INCONCLUSIVE, f"no method ran: {said}")
 
 
 def test_readings_that_name_different_targets_are_a_caveat(sleeping, tiled_data, monkeypatch):

@@ -29,7 +29,7 @@ from banaudit.audit import Subject
 from banaudit.checkpoints import read_checkpoint
 from banaudit.data import CleanData
 from banaudit.demo import examples
-from banaudit.detectors import MMBD, Detector
+from banaudit.detectors import MMBD, Detector, default_detectors
 from banaudit.detectors.base import Found
 from banaudit.disguises import Told
 from banaudit.errors import BanauditError, DataError, UnsupportedModelError, UsageError
@@ -39,9 +39,9 @@ from banaudit.purify import (
     Accuracies,
     _caveats,
     _part_images,
-    _Parts,
     _require_enough,
     _require_suspicion,
+    _scanned_again,
     judge_repaired,
     purify,
 )
@@ -164,8 +164,7 @@ def test_output_whose_name_is_no_text(demo, tmp_path):
     ],
 )
 def test_too_few_untouched_images_for_the_budget_are_a_caveat(drop, error, max_drop, told):
-    data = CleanData(torch.zeros(300, 1, 1, 1), torch.zeros(300, dtype=torch.long), ("a",))
-    found = _caveats(_Parts(data, data, data), Accuracies(0.9, 0.9 - drop, error), max_drop)
+    found = _caveats(300, False, Accuracies(0.9, 0.9 - drop, error), max_drop)
     assert len(found) == told
     assert all(text.startswith("300 untouched images are too few to tell whether") for text in found)
 
@@ -176,9 +175,35 @@ def test_too_few_untouched_images_for_the_budget_are_a_caveat(drop, error, max_d
 )
 def test_untouched_images_are_scanned_alone_only_where_a_scan_would_take_them(classes, images, apart):
     names = tuple(map(str, range(classes)))
-    parts = _part_images(CleanData(torch.zeros(images, 1, 2, 2), torch.arange(images) % classes, names), 0)
-    assert (len(parts.scan) <= len(parts.untouched)) is apart
-    assert int(torch.bincount(parts.scan.labels, minlength=classes).min()) >= 2
+    data = CleanData(torch.zeros(images, 1, 2, 2), torch.arange(images) % classes, names)
+    parts = _part_images(data, 0)
+    again = _scanned_again(parts, accused_by("mm-bd"), default_detectors())
+    assert (len(again) <= len(parts.untouched)) is apart
+    assert (again is parts.scan) is not apart
+    assert len(parts.scan) == min(len(data), max(1000, 2 * classes))
+    assert int(torch.bincount(again.labels, minlength=classes).min()) >= 2
+
+
+def accused_by(*methods):
+    return SimpleNamespace(findings=[SimpleNamespace(method=name, verdict=Verdict.BACKDOORED) for name in methods])
+
+
+@pytest.mark.parametrize(
+    ("images", "methods", "apart"),
+    [
+        (1200, ["pair-perturbation"], False),
+        (2000, ["pair-perturbation"], True),
+        (1200, ["mm-bd"], True),
+        (1200, ["mm-bd", "pair-perturbation"], False),
+        (1200, [], True),
+    ],
+)
+def test_no_method_that_accused_is_left_out_of_the_second_scan(images, methods, apart):
+    data = CleanData(torch.zeros(images, 1, 2, 2), torch.arange(images) % 10, tuple("abcdefghij"))
+    parts = _part_images(data, 0)
+    again = _scanned_again(parts, accused_by(*methods), default_detectors())
+    assert again is (parts.rescan if apart else parts.scan)
+    assert len(again) == (images // 4 if apart else 1000)
 
 
 def test_record_tells_of_few_untouched_images(demo, tmp_path, monkeypatch):
@@ -574,7 +599,5 @@ def test_a_state_that_leads_nowhere_is_not_left_behind(demo, tmp_path, monkeypat
 
 @pytest.mark.parametrize(("drop", "give", "told"), [(0.049, 0.02, True), (0.02, 0.02, False), (0.0, 0.05, True)])
 def test_a_loss_that_may_be_over_the_budget_is_told(drop, give, told):
-    untouched = CleanData(torch.zeros(1000, 1, 1, 1), torch.arange(1000) % 10, tuple("abcdefghij"))
-    parts = SimpleNamespace(untouched=untouched)
     found = SimpleNamespace(before=0.95, after=0.95 - drop, drop_error=give / SIGNIFICANT)
-    assert bool(_caveats(parts, found, 0.03)) is told
+    assert bool(_caveats(1000, False, found, 0.03)) is told

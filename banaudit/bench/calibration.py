@@ -30,7 +30,7 @@ from banaudit.bench.runner import BenchmarkResults, Number, Outcome, ScanSetting
 from banaudit.bench.strata import counted, setup_of, stratum_of
 from banaudit.bench.verdicts import Thresholds, is_certain, outcome_at
 from banaudit.calibration import may_fire
-from banaudit.detectors import default_detectors
+from banaudit.detectors import default_detectors, suited
 from banaudit.errors import UsageError
 from banaudit.results import Reading, Record
 from banaudit.statistics import median
@@ -141,8 +141,8 @@ def calibrate(*files: BenchmarkResults, aimed_rate: float = AIMED_RATE) -> Calib
         )
     if not 0 < aimed_rate < 0.5:
         raise UsageError(f"--rate {aimed_rate:g}: expected a share between 0 and 0.5, e.g. --rate {AIMED_RATE}")
-    todays = {digest for results in files for digest, settings in results.settings.items() if _is_current(settings)}
-    current = tuple(entry for entry in held if entry.scan.settings in todays)
+    settings = {digest: item for results in files for digest, item in results.settings.items()}
+    current = tuple(entry for entry in held if is_of_today(entry, settings[entry.scan.settings]))
     judged = current or held  # scores of other settings are none of these
     entries = _on_one_scale(counted(judged))
     if not any(not entry.truth.backdoored for entry in entries):
@@ -171,7 +171,7 @@ def calibrate(*files: BenchmarkResults, aimed_rate: float = AIMED_RATE) -> Calib
         aimed_rate=aimed_rate,
         reading_rate=rate,
         current_settings=bool(current),
-        outdated=tuple(entry.key for entry in held if current and entry.scan.settings not in todays),
+        outdated=tuple(entry.key for entry in held if current and entry not in current),
         excluded=tuple(entry.key for entry in judged if entry.key not in counting),
         readings=tuple(_fit(key, readings[key], entries, proposed) for key in readings),
         victims=tuple(
@@ -212,8 +212,15 @@ def _on_one_scale(entries: Sequence[VictimEntry]) -> list[VictimEntry]:
     ]
 
 
-def _is_current(settings: ScanSettings) -> bool:
-    return ScanSettings.of(default_detectors(), settings.images, settings.seed).detectors == settings.detectors
+def is_of_today(entry: VictimEntry, settings: ScanSettings) -> bool:
+    """Whether a scan was made with the default methods as they are now.
+
+    Args:
+        entry: The victim and its scan.
+        settings: Those of the scan.
+    """
+    today = suited(default_detectors(), entry.victim.recipe.num_classes)
+    return {detector.name: detector.settings() for detector in today} == settings.detectors
 
 
 def _items(

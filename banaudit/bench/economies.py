@@ -14,7 +14,7 @@ from torch import Tensor
 from banaudit.architectures.base import SplitModel
 from banaudit.bench.cost import clock
 from banaudit.data import CleanData
-from banaudit.detectors import Detector
+from banaudit.detectors import Detector, suited
 from banaudit.detectors.ban import BAN
 from banaudit.neurons import decoupling_loss
 from banaudit.precision import fast_precision
@@ -130,9 +130,9 @@ def counted_economies(detectors: tuple[Detector, ...], images: int) -> tuple[Eco
         detectors: Of the scan.
         images: Clean images.
     """
+    both = suited(suited(detectors, FEW_CLASSES), MANY_CLASSES)
     few, many = (
-        sum(detector.planned_images(classes, images) for detector in detectors)
-        for classes in (FEW_CLASSES, MANY_CLASSES)
+        sum(detector.planned_images(classes, images) for detector in both) for classes in (FEW_CLASSES, MANY_CLASSES)
     )
     return (
         Economy(

@@ -30,14 +30,24 @@ from banaudit.bench.runner import (
 )
 from banaudit.bench.workplace import Progress
 from banaudit.bench.zoo import ZooEntry, ZooResults
-from banaudit.detectors import Detector, default_detectors
+from banaudit.detectors import Detector, default_detectors, suited
 from banaudit.detectors.base import conclude
+from banaudit.detectors.pair_perturbation import PairPerturbation
 from banaudit.results import ClassScore, Evidence, Finding, Reading, Scalar, Verdict
 
 AnyResults = TypeVar("AnyResults", BenchmarkResults, StudyResults, ZooResults)
 
-THRESHOLDS = dict(zip(WITNESSES, ("lead_threshold", "threshold", "threshold", "errors_threshold"), strict=True))
-"""Readings that joint evidence is made of, by method and label -> the setting that is their threshold."""
+THRESHOLDS = {
+    **{
+        (*witness, Reading.ALL_TO_ONE): setting
+        for witness, setting in zip(
+            WITNESSES, ("lead_threshold", "threshold", "threshold", "errors_threshold"), strict=True
+        )
+    },
+    (PairPerturbation.name, "", Reading.SOURCE_TARGET): "threshold",
+}
+"""Method, label and kind of a reading -> the setting that is its threshold: of those that joint evidence is made of,
+and of pairs."""
 
 
 def rejudged(results: AnyResults, detectors: Sequence[Detector] | None = None) -> AnyResults:
@@ -56,7 +66,9 @@ def rejudged(results: AnyResults, detectors: Sequence[Detector] | None = None) -
     entries: list[VictimEntry | ZooEntry] = []
     for entry in results.entries:
         then = results.settings[_digest(entry)]
-        now = ScanSettings.of(detectors, then.images, then.seed)
+        # A zoo's settings name what was asked of all its files, a victim's what its number of classes is asked.
+        asked = detectors if isinstance(entry, ZooEntry) else suited(detectors, entry.victim.recipe.num_classes)
+        now = ScanSettings.of(asked, then.images, then.seed)
         if not _only_raised(then, now):
             entries.append(entry)
             continue
@@ -85,7 +97,7 @@ def _judged(entry: VictimEntry | ZooEntry, now: ScanSettings, measures: dict[str
 
 
 def _only_raised(then: ScanSettings, now: ScanSettings) -> bool:
-    names = {(method, setting) for (method, _), setting in THRESHOLDS.items()}
+    names = {(method, setting) for (method, _, _), setting in THRESHOLDS.items()}
     before, after = _flat(then), _flat(now)
     return before.keys() == after.keys() and all(
         _number(before[key]) <= _number(after[key]) if key in names else before[key] == after[key] for key in before
@@ -147,8 +159,8 @@ def _label(item: ScoredReading) -> str:
 
 def _held_against(item: ScoredReading, now: ScanSettings) -> ScoredReading:
     """The reading at today's threshold."""
-    name = THRESHOLDS.get((_method(item), _label(item)))
-    if name is None or item.reading is not Reading.ALL_TO_ONE:
+    name = THRESHOLDS.get((_method(item), _label(item), item.reading))
+    if name is None:
         return item
     threshold = _number(now.detectors[_method(item)][name])
     fired = item.fired and item.score is not None and item.score > threshold

@@ -44,7 +44,7 @@ from banaudit.bench.trigger import Trigger, attack_success, clean_accuracy
 from banaudit.bench.victims import Victim, VictimFacts, VictimRecipe, is_trained, load_victim, victim_folder
 from banaudit.bench.workplace import Workplace
 from banaudit.data import CleanData
-from banaudit.detectors import Detector, default_detectors
+from banaudit.detectors import Detector, default_detectors, suited
 from banaudit.errors import BanauditError, UsageError
 from banaudit.meter import Meter
 from banaudit.mitigations import Mitigation, TargetedMitigation
@@ -60,6 +60,9 @@ TEST_IMAGES = 2000
 
 TEST_SEED = 0
 """Of the drawing of these: the same ones for every repair."""
+
+SCAN_SEED = 0
+"""Of the scans and probes of repaired models."""
 
 WHOLE = 10**9
 """More images than any data set has."""
@@ -107,8 +110,8 @@ def run_repairs(
     bench = _Bench(
         workplace=workplace,
         images=_Images(workplace.root, workplace.cache, test_images),
-        detectors=detectors if rescan else None,
-        scan_settings=ScanSettings.of(detectors, MAX_SCAN_IMAGES, seed=0),
+        detectors=detectors,
+        rescan=rescan,
     )
     setups = [
         RepairSetup(
@@ -153,10 +156,11 @@ class _Repair:
         for amount, seed, (mitigation, setup) in self.ways:
             case = _Case(recipe, mitigation, setup, amount, seed)
             known = None if place.fresh else _find(read_results(self.path, RepairResults) or self.empty, case)
-            if not self.bench.lacks(known):
+            scan = self.bench.scan_settings(case)
+            if not self.bench.lacks(known, scan):
                 continue
-            for entry in self.bench.make(case, victim(), known):
-                add = functools.partial(_with_entry, entry, setup, victim().facts, self.bench)
+            for entry in self.bench.make(case, victim(), known, scan):
+                add = functools.partial(_with_entry, entry, setup, victim().facts, scan)
                 update_results(self.path, self.empty, add)
                 place.tell(f"{number} of {self.total}: {recipe.key}: {describe(entry, setup)}")
 
@@ -166,10 +170,10 @@ def _find(results: RepairResults, case: _Case) -> RepairEntry | None:
 
 
 def _with_entry(
-    entry: RepairEntry, setup: RepairSetup, facts: VictimFacts, bench: _Bench, results: RepairResults
+    entry: RepairEntry, setup: RepairSetup, facts: VictimFacts, scan: ScanSettings, results: RepairResults
 ) -> RepairResults:
     """The results with an entry in its place, and with everything that it speaks of."""
-    scans = {} if entry.rescan is None else {entry.rescan.settings: bench.scan_settings}
+    scans = {} if entry.rescan is None else {entry.rescan.settings: scan}
     victims = {other.recipe.key: other for other in results.victims} | {facts.recipe.key: facts}
     entries = {other.identity: other for other in results.entries} | {entry.identity: entry}
     return results.model_copy(
@@ -294,17 +298,28 @@ class _Bench:
 
     workplace: Workplace
     images: _Images
-    detectors: Sequence[Detector] | None
-    """Of the scans of repaired models; none: there are no scans."""
-    scan_settings: ScanSettings
+    detectors: tuple[Detector, ...]
+    """Of the scans of repaired models."""
+    rescan: bool
+    """Whether there are such scans."""
 
-    def lacks(self, entry: RepairEntry | None) -> bool:
-        """Whether something of an entry is still to be made."""
-        return entry is None or (entry.repair is not None and self._lacks_scan(entry, entry.repair))
+    def scan_settings(self, case: _Case) -> ScanSettings:
+        """Of the scan of a case's repaired victim, by the methods that an audit asks with its images."""
+        images = self._parts(case).scan
+        asked = suited(self.detectors, images.num_classes, images.smallest_class)
+        return ScanSettings.of(asked, MAX_SCAN_IMAGES, seed=SCAN_SEED)
 
-    def _lacks_scan(self, entry: RepairEntry, repair: RepairMeasured) -> bool:
-        current = entry.rescan is not None and entry.rescan.settings == self.scan_settings.digest
-        return self.detectors is not None and repair.within_budget and not current
+    def lacks(self, entry: RepairEntry | None, scan: ScanSettings) -> bool:
+        """Whether something of a case's entry is still to be made."""
+        return entry is None or (entry.repair is not None and self._lacks_scan(entry, entry.repair, scan))
+
+    def _lacks_scan(self, entry: RepairEntry, repair: RepairMeasured, scan: ScanSettings) -> bool:
+        current = entry.rescan is not None and entry.rescan.settings == scan.digest
+        return self.rescan and repair.within_budget and not current
+
+    def _parts(self, case: _Case) -> _Parts:
+        dataset = case.recipe.dataset
+        return self.images.parts(dataset, case.amount.images(self.images.training_set(dataset)), case.seed)
 
     def load(self, folder: Path) -> _Victim:
         """A victim and its behaviour."""
@@ -315,10 +330,11 @@ class _Bench:
         before, success_images = _behaviour(model, trigger, held_out)
         return _Victim(victim.facts, model, trigger, held_out, before, success_images)
 
-    def make(self, case: _Case, victim: _Victim, entry: RepairEntry | None) -> Iterator[RepairEntry]:
+    def make(
+        self, case: _Case, victim: _Victim, entry: RepairEntry | None, scan: ScanSettings
+    ) -> Iterator[RepairEntry]:
         """What a case lacks, part by part."""
-        dataset = case.recipe.dataset
-        parts = self.images.parts(dataset, case.amount.images(self.images.training_set(dataset)), case.seed)
+        parts = self._parts(case)
         parts = _Parts(parts.repair.to(self.workplace.where), parts.scan.to(self.workplace.where), parts.apart)
         repaired: SplitModel | None = None
         if entry is not None and entry.repair is not None:
@@ -326,8 +342,8 @@ class _Bench:
         if entry is None or entry.repair is None or repaired is None:
             entry, repaired = self._repair(case, victim, parts)
             yield entry
-        if repaired is not None and entry.repair is not None and self._lacks_scan(entry, entry.repair):
-            scanned = self._rescan(case, victim, repaired, parts)
+        if repaired is not None and entry.repair is not None and self._lacks_scan(entry, entry.repair, scan):
+            scanned = self._rescan(case, victim, repaired, parts, scan)
             yield entry.model_copy(update={"rescan": scanned})
 
     def _place(self, case: _Case, images: int) -> Path:
@@ -396,7 +412,9 @@ class _Bench:
         )
         return entry.model_copy(update={"repair": measured}), repaired.model
 
-    def _rescan(self, case: _Case, victim: _Victim, repaired: SplitModel, parts: _Parts) -> Rescan:
+    def _rescan(
+        self, case: _Case, victim: _Victim, repaired: SplitModel, parts: _Parts, settings: ScanSettings
+    ) -> Rescan:
         started, meter = time.monotonic(), Meter()
         truth, classes = truth_of(victim.facts), parts.scan.num_classes
         sources = () if truth.source is None else (truth.source,)
@@ -409,7 +427,7 @@ class _Bench:
             training=parts.repair,
             held_out=parts.scan,
             detectors=self.detectors,
-            seed=self.scan_settings.seed,
+            seed=SCAN_SEED,
             meter=meter,
         )
         if truth.reading is not None and judged.relapse is not None:
@@ -425,15 +443,15 @@ class _Bench:
                         parts.scan,
                         wanted,
                         reading,
-                        seed=self.scan_settings.seed,
+                        seed=SCAN_SEED,
                         meter=meter,
                     ),
                 )
                 for reading, wanted in arbitrary_targets(case.recipe.seed, classes).items()
             ]
-        scan = record_scan(judged.report, self.scan_settings, meter)
+        scan = record_scan(judged.report, settings, meter)
         return Rescan(
-            settings=self.scan_settings.digest,
+            settings=settings.digest,
             code=CODE,
             verdict=judged.report.verdict,
             reason=judged.report.reason,

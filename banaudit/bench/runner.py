@@ -27,7 +27,7 @@ from banaudit.bench.parallel import spread
 from banaudit.bench.results_files import read_results, update_results
 from banaudit.bench.victims import VictimFacts, VictimRecipe, is_trained, load_victim, victim_folder
 from banaudit.bench.workplace import Workplace
-from banaudit.detectors import Detector, default_detectors
+from banaudit.detectors import Detector, default_detectors, suited
 from banaudit.errors import UsageError
 from banaudit.meter import Meter
 from banaudit.results import Evidence, Finding, Reading, Record, Report, Scalar, Verdict
@@ -275,16 +275,18 @@ class _Scan(Generic[AnyVictimResults]):
         if not is_trained(recipe, place.cache):
             return
         for condition in self.conditions:
-            methods = condition.detectors(self.usual)
+            clean = draw_condition(recipe.dataset, condition, root=place.root, cache=place.cache)
+            methods = suited(condition.detectors(self.usual), clean.num_classes, clean.smallest_class)
             settings = ScanSettings.of(methods, condition.images, condition.seed)
             known = read_results(self.path, type(self.empty)) or self.empty
             there = {(entry.key, entry.condition): entry.scan.settings for entry in known.entries}
             if there.get((recipe.key, condition.name)) == settings.digest and not place.fresh:
                 continue
             victim = load_victim(victim_folder(recipe, place.cache))
-            clean = draw_condition(recipe.dataset, condition, root=place.root, cache=place.cache).to(place.where)
             meter = Meter()
-            report = judge(victim.model.to(place.where), clean, detectors=methods, seed=condition.seed, meter=meter)
+            report = judge(
+                victim.model.to(place.where), clean.to(place.where), detectors=methods, seed=condition.seed, meter=meter
+            )
             scan, truth = record_scan(report, settings, meter), truth_of(victim.facts)
             entry = VictimEntry(
                 key=recipe.key,

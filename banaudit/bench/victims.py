@@ -68,6 +68,11 @@ class VictimRecipe(BaseModel):
         return self
 
     @property
+    def num_classes(self) -> int:
+        """Number of classes K of the data set."""
+        return dataset_spec(self.dataset).num_classes
+
+    @property
     def key(self) -> str:
         """Name of the victim: data, network, attack, labelling and seed in words, and a hash over everything."""
         changed = self.model_dump(mode="json", exclude_defaults=True)

@@ -33,6 +33,12 @@ class CleanData:
         """Number of classes K of the network, whether or not each has samples."""
         return len(self.class_names)
 
+    @property
+    def smallest_class(self) -> int:
+        """Samples of the smallest class that has any; 0 without samples."""
+        counts = torch.bincount(self.labels.cpu())
+        return int(counts[counts > 0].min()) if len(self) else 0
+
     def subset(self, index: Tensor) -> CleanData:
         """The samples at these positions, in this order."""
         return CleanData(self.images[index], self.labels[index], self.class_names)

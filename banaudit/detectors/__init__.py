@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from banaudit.detectors.ban import BAN
 from banaudit.detectors.base import Detector, Samples
 from banaudit.detectors.bti_dbf import BTIDBF, BTIDBFStar
@@ -36,7 +38,19 @@ DETECTORS: dict[str, type[Detector]] = {
 
 def default_detectors() -> tuple[Detector, ...]:
     """The methods of the default verdict: the paper's, and unlike searches for a shortcut."""
-    return (TargetedNoise(), MMBD(), NeuralCleanse(), BAN())
+    # The slowest comes last: a time limit may leave it out, and joint evidence needs the others.
+    return (TargetedNoise(), MMBD(), NeuralCleanse(), BAN(), PairPerturbation())
 
 
-__all__ = ["DETECTORS", "Detector", "Samples", "default_detectors"]
+def suited(detectors: Iterable[Detector], num_classes: int, images: int | None = None) -> tuple[Detector, ...]:
+    """Those that an audit asks.
+
+    Args:
+        detectors: To choose from.
+        num_classes: Number of the network's classes K.
+        images: Clean images of the smallest class that has any; none: enough.
+    """
+    return tuple(detector for detector in detectors if not detector.unsuited(num_classes, images))
+
+
+__all__ = ["DETECTORS", "Detector", "Samples", "default_detectors", "suited"]

@@ -125,6 +125,15 @@ class Detector(Method, ABC):
             TimeLimitReached: From the meter.
         """
 
+    def unsuited(self, num_classes: int, images: int | None = None) -> str:
+        """Why an audit leaves a network to the other methods; empty: it does not.
+
+        Args:
+            num_classes: Number of its classes K.
+            images: Clean images of the smallest class that has any; none: not known, and taken to be enough.
+        """
+        return ""
+
     @abstractmethod
     def planned_images(self, num_classes: int, images: int) -> int:
         """Forward passes that :meth:`search` is expected to take, for the progress bar."""

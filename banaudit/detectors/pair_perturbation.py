@@ -52,6 +52,13 @@ FIRST_LOOK_STEPS = 2
 SHORTLIST = 120
 """Pairs that are followed to the end; as many as these are not dropped."""
 
+CLASSES = range(7, 12)
+"""Classes of the networks that an audit asks it about: of four, cut out of clean networks of ten, chance puts one of
+twelve pairs ahead; of eleven every pair (of 110) is still followed to the end."""
+
+LEAST_IMAGES = 50
+"""Images of the smallest class that an audit asks it with, 25 in each half: on opened models they were enough."""
+
 FIRST_HALF = 0.5
 """Share of the threshold above which a first half makes a second one worthwhile."""
 
@@ -126,8 +133,8 @@ class PairPerturbation(Detector):
 
     name: ClassVar[str] = "pair-perturbation"
     title: ClassVar[str] = "a class whose images one small change sends to one other class"
-    needs: ClassVar[str] = "clean images, fifty of each class"
-    misses: ClassVar[str] = "backdoors that several classes trigger; of one class with few images or many classes"
+    needs: ClassVar[str] = "clean images, fifty of each class; 7 to 11 classes"
+    misses: ClassVar[str] = "backdoors that several classes trigger; some that one class triggers, of 43 classes all"
 
     step_size: PositiveFloat = 0.4
     """Growth of the L2 norm with each step, for 3 x 32 x 32 images in [0, 1]."""
@@ -140,8 +147,21 @@ class PairPerturbation(Detector):
     may well be ahead of the first."""
     read_images: PositiveInt = 50
     """Images of each source that played no part in the search, for a reading."""
-    threshold: PositiveFloat = 0.4
-    """Lead above which the reading fires. On most clean networks no pair leads by both rulers, and the score is 0."""
+    threshold: PositiveFloat = 0.5
+    """Lead above which the reading fires. On most clean networks no pair leads by both rulers, and the score is 0; on a
+    network of the zoo a pair without a backdoor led by 0.41."""
+    anywhere: bool = False
+    """Whether an audit asks it about networks of any number of classes, with any number of images."""
+
+    def unsuited(self, num_classes: int, images: int | None = None) -> str:
+        """Too few or too many classes, or too few images, unless it is to run anywhere."""
+        if self.anywhere:
+            return ""
+        if num_classes not in CLASSES:
+            return f"the network has {num_classes} classes, not {CLASSES[0]} to {CLASSES[-1]}"
+        if images is not None and images < LEAST_IMAGES:
+            return f"the smallest class has {images} clean images, fewer than {LEAST_IMAGES}"
+        return ""
 
     def planned_images(self, num_classes: int, images: int) -> int:
         """Forward passes of all searches."""

@@ -9,6 +9,7 @@ from banaudit.bench.datasets import DATASETS
 from banaudit.bench.networks import NETWORKS, build_network
 from banaudit.bench.population import (
     AGAIN_SEED,
+    DIGITS_SEED,
     OPENED_SEEDS,
     SSDT_SEED,
     TEST_SEED,
@@ -114,9 +115,18 @@ def test_victims_added_at_the_end_are_the_same_however_many_come_before():
 
 
 def test_more_victims_of_ssdt_come_last():
-    more = sealed_test()[604:]
+    more = sealed_test()[604:616]
     assert len(more) == 12 == len({(recipe.labelling.source, recipe.labelling.target) for recipe in more})
     assert all(recipe.attack.name == "ssdt" and recipe.seed >= SSDT_SEED for recipe in more)
+
+
+def test_more_victims_on_digits_come_last():
+    more = sealed_test()[616:]
+    assert len(more) == 72
+    assert [recipe.seed for recipe in more] == list(range(DIGITS_SEED, DIGITS_SEED + 72))
+    assert {recipe.dataset for recipe in more} == {"mnist"}
+    assert sum(recipe.attack is None for recipe in more) == 24
+    assert digest(more) == "5df5e80047304256"
 
 
 def test_every_recipe_can_be_built():

@@ -12,7 +12,8 @@ from banaudit.bench.runner import BenchmarkResults, Outcome, ScanSettings
 from banaudit.bench.zoo import ZooEntry, ZooResults
 from banaudit.cli import main
 from banaudit.detectors import MMBD, NeuralCleanse
-from banaudit.results import Verdict
+from banaudit.detectors.pair_perturbation import PairPerturbation
+from banaudit.results import Reading, Verdict
 
 THEN = (MMBD(threshold=2.0), NeuralCleanse(threshold=2.0))
 NOW = (MMBD(threshold=4.0), NeuralCleanse(threshold=4.0))
@@ -74,6 +75,20 @@ def test_a_reason_against_any_verdict_outlasts_a_method_that_could_not_judge():
     assert kept.verdict is Verdict.INCONCLUSIVE
     assert kept.reason == "too few images; note mm-bd, all-to-one: score 5 above threshold 4"
     assert again("neural-cleanse: no BatchNorm").verdict is Verdict.BACKDOORED
+
+
+def test_a_raised_threshold_of_pairs_counts_too():
+    then, now = ((PairPerturbation(threshold=threshold),) for threshold in (0.4, 0.5))
+    victims = []
+    for seed, score in ((1, 0.45), (2, 0.55)):
+        pair = reading("pair-perturbation/source-target", score, 0.4, kind=Reading.SOURCE_TARGET, sources=(1,))
+        victim, settings = entry(seed, pair), ScanSettings.of(then, 1000, 0)
+        cost = victim.scan.methods[0].model_copy(update={"method": "pair-perturbation"})
+        scan = victim.scan.model_copy(update={"methods": (cost,), "settings": settings.digest})
+        victims.append((victim.model_copy(update={"scan": scan}), settings))
+    after = rejudged(results_of(*victims), now)
+    assert [item.outcome for item in after.entries] == [Outcome.RIGHT, Outcome.FALSE_ALARM]
+    assert [item.scan.readings[0].threshold for item in after.entries] == [0.5, 0.5]
 
 
 def test_a_method_without_any_finite_score_stays_as_it_was():

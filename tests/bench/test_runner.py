@@ -19,6 +19,7 @@ from banaudit.bench.studies import run_study
 from banaudit.bench.tables import render
 from banaudit.bench.victims import Victim, VictimFacts, VictimRecipe, victim_folder
 from banaudit.bench.workplace import Workplace
+from banaudit.detectors.pair_perturbation import PairPerturbation
 from banaudit.errors import UsageError
 from banaudit.results import Reading, Verdict
 
@@ -100,6 +101,13 @@ def test_a_run_is_resumed(cache, tmp_path):
     assert len(changed.settings) == 2
     with pytest.raises(UsageError, match="another --output"):
         scan_all(path, cache, split="test")
+
+
+def test_the_record_names_the_methods_that_such_images_were_given_to(cache, tmp_path):
+    results, _ = scan_all(tmp_path / "development.json", cache, detectors=[Accuser(), PairPerturbation()])
+    (settings,) = results.settings.values()
+    assert list(settings.detectors) == ["accuser"]
+    assert {cost.method for cost in results.entries[0].scan.methods} == {"accuser"}
 
 
 def test_results_of_another_kind_are_refused(tmp_path):

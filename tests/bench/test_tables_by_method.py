@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from victim_entries import TARGET, benchmark, entry, reading
+from victim_entries import SETTINGS, TARGET, benchmark, entry, reading
 
 from banaudit.bench.attacks import AdapBlend
 from banaudit.bench.attacks.labelling import AllToAll, AllToOne
@@ -125,6 +125,36 @@ def test_all_victims_are_shown_by_the_scans_of_today():
     blind, everyone = side_by_side([first, opened_then, benchmark(victim, split="opened")]).split("### All victims")
     assert "| m | 0/2 = 0%" in blind
     assert "| m | 1/2 = 50%" in everyone
+
+
+def test_a_method_that_few_classes_are_asked_belongs_to_the_joint_verdict():
+    both = ScanSettings(detectors={"m": {}, "p": {}}, images=100, seed=0, tool_version="1")
+
+    def asked_both(victim, *readings):
+        cost = victim.scan.methods[0].model_copy(update={"method": "p"})
+        readings = (*victim.scan.readings, *readings)
+        scan = {"settings": both.digest, "methods": (*victim.scan.methods, cost), "readings": readings}
+        return victim.model_copy(update={"scan": victim.scan.model_copy(update=scan)})
+
+    fresh = asked_both(entry(1, reading("m/a", 0.5), backdoored=True), reading("p/a", 0.5, note="unseen"))
+    many = entry(2, reading("m/a", 0.5), backdoored=True, setup=Setup("gtsrb32", "vgg11"))
+    then = entry(3, reading("m/a", 2.0), backdoored=True)
+    files = [benchmark(fresh, many, split="test"), benchmark(then, split="test")]
+    unused = ScanSettings(detectors={"m": {}, "z": {}}, images=100, seed=0, tool_version="1")
+    files[0] = files[0].model_copy(update={"settings": {item.digest: item for item in (SETTINGS, both, unused)}})
+    text = side_by_side(files)
+    assert "that of m, p (p only of networks with few classes, and not yet when the oldest scans were made)." in text
+    assert "| joint verdict | 1/3 = 33%" in text
+    assert "| p | 0/1 = 0%" in text
+    assert "unseen" not in text
+
+
+def test_what_was_asked_more_than_the_joint_verdict_is_none():
+    more = ScanSettings(detectors={"m": {}, "z": {}}, images=100, seed=0, tool_version="1")
+    accused = entry(2, reading("z/a", 2.0))
+    scan = accused.scan.model_copy(update={"settings": more.digest})
+    others = benchmark(accused.model_copy(update={"scan": scan})).model_copy(update={"settings": {more.digest: more}})
+    assert side_by_side([benchmark(entry(1)), others]).startswith("# Methods side by side\n\n1 victims")
 
 
 def test_development_victims_are_not_shown_as_blind():

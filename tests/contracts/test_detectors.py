@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from banaudit.architectures.base import SplitModel
 from banaudit.data import CleanData
-from banaudit.detectors import DETECTORS, default_detectors
+from banaudit.detectors import DETECTORS, default_detectors, suited
 from banaudit.meter import Meter
 from banaudit.results import Reading, Verdict
 
@@ -72,6 +72,15 @@ def test_the_default_verdict_is_made_of_registered_detectors():
     names = [detector.name for detector in default_detectors()]
     assert len(set(names)) == len(names)
     assert all(detector == DETECTORS[detector.name]() for detector in default_detectors())
+
+
+def test_the_default_verdict_looks_at_pairs_where_classes_are_few_and_images_many():
+    everything = default_detectors()
+    assert suited(everything, 11, 50) == suited(everything, 7) == everything
+    for fewer in (suited(everything, 6, 50), suited(everything, 12, 50), suited(everything, 10, 49)):
+        assert [item.name for item in everything if item not in fewer] == ["pair-perturbation"]
+    anywhere = (DETECTORS["pair-perturbation"](anywhere=True),)
+    assert suited(anywhere, 1000, 1) == anywhere
 
 
 SHOWS_TRIGGERS = set(DETECTORS) - {"ban", "targeted-noise", "free-eagle"}

@@ -23,7 +23,7 @@ from banaudit.bench.tables.scans import (
 
 OPENED_BEFORE = (
     "These test victims were opened with thresholds that had been set on others. The verdict fell short on them; what "
-    "was changed then was chosen on them too: they count as development models since (split `opened`)."
+    "was changed then was chosen on them too: they count as development models since (split `opened`)"
 )
 
 
@@ -31,8 +31,11 @@ def _standing(results: BenchmarkResults) -> str:
     """What the figures may be taken for."""
     if results.split != "test":
         return DEVELOPMENT
-    opened = any(entry.victim.recipe.seed in OPENED_SEEDS for entry in results.entries)
-    return OPENED_BEFORE if opened else ""
+    still = sum(entry.victim.recipe.seed not in OPENED_SEEDS for entry in results.entries)
+    if still == len(results.entries):
+        return ""
+    stay = f", but for {still} networks that the change does not touch: they stay in the test" if still else ""
+    return f"{OPENED_BEFORE}{stay}."
 
 
 def benchmark_tables(results: BenchmarkResults) -> str:

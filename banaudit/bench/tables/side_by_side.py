@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from banaudit.agreement import JOINT_EVIDENCE, NOISE_AGREEMENT
 from banaudit.bench.population import CHOSE_METHOD
@@ -16,16 +16,19 @@ from banaudit.errors import UsageError
 
 
 def side_by_side(files: Sequence[BenchmarkResults]) -> str:
-    """Every method of several files on every victim, alone and (in the first file's methods) together.
+    """Every method of several files on every victim, alone and together.
+
+    Together are the methods that the first file asks of a network of so many classes, and in older files at least those
+    that it asks of every network.
 
     The victims of the test are shown by the files of the test alone, as they were opened: each by the thresholds of its
-    time, and by no method whose rule was set on it. All victims together are shown by today's thresholds as far as
-    there are such scans.
+    time, and by no method whose rule was set on it. All victims together are shown by the scans of today as far as
+    there are such.
 
     Args:
         files: With clean images from one source, those that the joint verdict is read from first. What several files
-            tell of one victim and method is taken from the first of them; of all victims together, from one with the
-            settings of the first file if there is one.
+            tell of one victim and method is taken from the first of them; of all victims together, from a scan with
+            the settings that the first file has for as many classes, if there is one.
 
     Raises:
         UsageError: Their clean images come from different sources, or the first holds no scans.
@@ -34,20 +37,25 @@ def side_by_side(files: Sequence[BenchmarkResults]) -> str:
         raise UsageError("files side by side: expected clean images from one source, found test and pool")
     if not files[0].entries:
         raise UsageError("files side by side: the joint verdict is that of the first file, which holds no scans")
-    today, joint = next((digest, set(settings.detectors)) for digest, settings in files[0].settings.items())
-    files_of_today_first = sorted(files, key=lambda results: today not in results.settings)
-    standing = {entry.key for entry in counted(_merged(files_of_today_first))}
-    entries = [entry for entry in _judged_together(files_of_today_first, joint) if entry.key in standing]
-    blind = [entry for entry in _judged_together(_without_chosen(files), joint) if entry.key in standing]
+    asked = [set(files[0].settings[entry.scan.settings].detectors) for entry in files[0].entries]
+    joint, always = set.union(*asked), set.intersection(*asked)
+    today = {entry.victim.recipe.num_classes: entry.scan.settings for entry in files[0].entries}
+    of_today_first = _entries(files)
+    of_today_first.sort(key=lambda entry: entry.scan.settings != today.get(entry.victim.recipe.num_classes))
+    settings = _settings(files)
+    standing = {entry.key for entry in counted(_merged(of_today_first))}
+    entries = [entry for entry in _judged_together(of_today_first, settings, joint, always) if entry.key in standing]
+    seen_blind = _entries(_without_chosen(files))
+    blind = [entry for entry in _judged_together(seen_blind, settings, joint, always) if entry.key in standing]
     shown = {entry.key for entry in entries}
     methods = methods_of(entries)
     parts = [
         "# Methods side by side",
         f"{len(entries)} victims that reach their floors, of the splits "
         f"{', '.join(dict.fromkeys(results.split for results in files))}. The joint verdict is that of "
-        f"{', '.join(sorted(joint))}. *Alone*: the verdict that a method would have given without the others; "
-        "noise-agreement and joint-evidence are what several methods say together.",
-        provenance(_settings(files), [entry.scan for item in files for entry in item.entries if entry.key in shown]),
+        f"{', '.join(sorted(joint))}{_not_of_all(joint, always)}. *Alone*: the verdict that a method would have given "
+        "without the others; noise-agreement and joint-evidence are what several methods say together.",
+        provenance(settings, [entry.scan for item in files for entry in item.entries if entry.key in shown]),
         "## Each method alone, and the joint verdict",
         *_overall(
             "Victims of the test, as they were opened: each by the rules of its time, and by no method whose rule was "
@@ -73,15 +81,18 @@ def side_by_side(files: Sequence[BenchmarkResults]) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _judged_together(files: Sequence[BenchmarkResults], joint: set[str]) -> list[VictimEntry]:
-    """The victims that some file has a joint verdict of, with the methods and readings of all files."""
-    together = {
-        entry.key
-        for results in files
-        for entry in results.entries
-        if set(results.settings[entry.scan.settings].detectors) == joint
-    }
-    return [entry for entry in _merged(files) if entry.key in together]
+def _not_of_all(joint: set[str], always: set[str]) -> str:
+    """Which methods of the joint verdict are not asked of every network."""
+    some = ", ".join(sorted(joint - always))
+    return f" ({some} only of networks with few classes, and not yet when the oldest scans were made)" if some else ""
+
+
+def _judged_together(
+    entries: Sequence[VictimEntry], settings: Mapping[str, ScanSettings], joint: set[str], always: set[str]
+) -> list[VictimEntry]:
+    """The victims that there is a joint verdict of, with the methods and readings of all their scans."""
+    together = {entry.key for entry in entries if always <= settings[entry.scan.settings].detectors.keys() <= joint}
+    return [entry for entry in _merged(entries) if entry.key in together]
 
 
 def _without_chosen(files: Sequence[BenchmarkResults]) -> list[BenchmarkResults]:
@@ -107,13 +118,16 @@ def _settings(files: Iterable[BenchmarkResults]) -> dict[str, ScanSettings]:
     return {digest: settings for results in files for digest, settings in results.settings.items()}
 
 
-def _merged(files: Iterable[BenchmarkResults]) -> list[VictimEntry]:
-    """One entry a victim, with the methods and readings of all files."""
+def _entries(files: Iterable[BenchmarkResults]) -> list[VictimEntry]:
+    return [entry for results in files for entry in results.entries]
+
+
+def _merged(entries: Iterable[VictimEntry]) -> list[VictimEntry]:
+    """One entry a victim, with the methods and readings of all its scans."""
     merged: dict[str, VictimEntry] = {}
-    for results in files:
-        for entry in results.entries:
-            known = merged.get(entry.key)
-            merged[entry.key] = entry if known is None else _with_methods_of(known, entry)
+    for entry in entries:
+        known = merged.get(entry.key)
+        merged[entry.key] = entry if known is None else _with_methods_of(known, entry)
     return list(merged.values())
 
 
