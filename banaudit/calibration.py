@@ -129,9 +129,11 @@ def distance(
     if not findings:
         return "no method ran"
     unjudged = [finding.method for finding in findings if finding.verdict is Verdict.INCONCLUSIVE]
-    usual = suited(default_detectors(), classes)
+    usual, names = suited(default_detectors(), classes), {detector.name for detector in detectors}
+    missing = [detector.name for detector in usual if detector.name not in names]
     reasons = {
-        "other methods or settings than the default": tuple(detectors) != usual,
+        "other methods or settings than the default": any(detector not in usual for detector in detectors),
+        f"without {', '.join(missing)}": bool(missing),
         f"{', '.join(unjudged)} could not judge": bool(unjudged),
         f"{classes} classes": classes not in CLASSES,
         f"no images of {classes - present} classes": present < classes,
