@@ -20,7 +20,7 @@ from banaudit.architectures import LoadedNetwork, SplitModel, load_network, reco
 from banaudit.checkpoints import Checkpoint, inspect_checkpoint, read_checkpoint
 from banaudit.data import CleanData, ImageSet, read_clean_folder
 from banaudit.data.images import MIN_PER_CLASS
-from banaudit.detectors import Detector, default_detectors, suited
+from banaudit.detectors import Detector, default_detectors, leaves_some_out, suited
 from banaudit.disguises import Told, undisguise
 from banaudit.errors import CheckpointError, TimeLimitReached, UnsupportedModelError, UsageError
 from banaudit.meter import Listener, Meter
@@ -342,8 +342,8 @@ def judge(
     Args:
         model: Normalisation inside; neither it nor any global random state is changed.
         clean: Clean images with labels, on the model's device.
-        detectors: Methods to run, but for those that leave such a network or so few images to the others; none: the
-            default ones.
+        detectors: Methods to run; none: the default ones. Of the default ones and more, those that leave such a network
+            or so few images to the others do not run; among fewer they are inconclusive.
         accuracy: Clean accuracy, if known already.
         accuracy_floor: Clean accuracy below which no verdict is given, where ``accuracy`` is not known; none: five
             times chance, held between 20 % and 60 %.
@@ -359,12 +359,9 @@ def judge(
     """
     started = started if started is not None else datetime.now(UTC)
     asked = tuple(detectors) if detectors is not None else default_detectors()
-    detectors = suited(asked, clean.num_classes, clean.smallest_class)
-    unasked = tuple(
-        f"{detector.name} was not asked: {why}"
-        for detector in asked
-        if (why := detector.unsuited(clean.num_classes, clean.smallest_class))
-    )
+    detectors = suited(asked, clean.num_classes, clean.class_sizes)
+    unsuited = {item: item.unsuited(clean.num_classes, clean.class_sizes) for item in asked if item not in detectors}
+    unasked = unsuited if leaves_some_out(asked) else {}
     meter = meter if meter is not None else Meter()
     facts = facts if facts is not None else Facts()
     predicted = None
@@ -382,9 +379,11 @@ def judge(
             )
             findings = (*findings, detector(model, clean, seed=seed, meter=meter, triggers=triggers))
         findings = (*findings, *together(findings))
+        findings += tuple(_cannot_judge(item, why) for item, why in unsuited.items() if item not in unasked)
+        more = [f"{item.name}, as {why}" for item, why in unasked.items() if not item.unsuited(clean.num_classes)]
+        wanted = "give more images of each class, or raise --max-images if there are more"
+        facts = replace(facts, caveats=(*facts.caveats, *(f"not asked was {what}; {wanted}" for what in more)))
     against = (*facts.inconclusive, *facts.told.inconclusive, *((misread,) if misread else ()))
-    if unasked and not detectors:
-        against = (*against, f"no method ran: {unasked[0]}")
     verdict, reason, strongest = combine(findings, against)
     strength = calibration.strength(item for finding in findings for item in finding.evidence)
     far = calibration.distance(
@@ -406,7 +405,7 @@ def judge(
         accuracy,
         clean.class_names,
         missed={detector.name: detector.misses for detector in detectors},
-        unasked=unasked,
+        unasked=[f"{detector.name} was not asked: {why}" for detector, why in unasked.items()],
         strongest=strongest,
         calibrated=calibration.statement("no verdict" if against else far),
         p_value=None if far or against else calibration.p_value(strength),
@@ -414,6 +413,12 @@ def judge(
         device=str(clean.images.device),
         started=started,
     )
+
+
+def _cannot_judge(detector: Detector, why: str) -> Finding:
+    """The finding of a method that somebody chose for a network, or images, that do not suit it."""
+    reason = f"{why}; --set {detector.name}.{detector.insists} asks it all the same"
+    return Finding(method=detector.name, title=detector.title, verdict=Verdict.INCONCLUSIVE, reason=reason)
 
 
 def combine(

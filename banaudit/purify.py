@@ -22,7 +22,7 @@ from banaudit.architectures import SplitModel
 from banaudit.checkpoints.writer import Rewritten, as_stored, check_out, rewrite, state_of, write_checkpoint
 from banaudit.data import CleanData
 from banaudit.data.images import MIN_PER_CLASS
-from banaudit.detectors import Detector, default_detectors
+from banaudit.detectors import Detector, default_detectors, leaves_some_out
 from banaudit.disguises import undisguise
 from banaudit.errors import CheckpointError, DataError, UnsupportedModelError, UsageError
 from banaudit.meter import Listener, Meter
@@ -46,7 +46,7 @@ MAX_SCAN_IMAGES = 1000
 SIGNIFICANT = 1.645
 """Standard errors by which the loss of accuracy must exceed the budget to count as missing it: 5 % by chance."""
 
-SEEN_IMAGES = "the second scan used images that the repair was trained on too, as there were few; give more images"
+SEEN_IMAGES = "the second scan used images that the repair used too, as there were few; give more images"
 
 _SCAN, _REPAIR, _RESCAN = (0.0, 0.2), (0.2, 0.75), (0.75, 1.0)
 """Parts of the progress bar."""
@@ -168,12 +168,10 @@ def purify(
             state_key=subject.state_key,
             provenance=account.provenance(),
         )
-    before = scanned.before
     judged = judge_repaired(
         prepared.model,
         repaired.model,
-        wanted_labels(parts.scan.num_classes, before.target, before.sources, before.mapping),
-        before.reading,
+        *_suspected(scanned.before),
         scan=scanned.again,
         training=parts.repair,
         held_out=parts.untouched,
@@ -325,8 +323,11 @@ class _Account:
             kept_epoch=self.repaired.kept_epoch,
             made=self.made,
             before=self.scanned.before,
-            caveats=_caveats(
-                len(self.scanned.parts.untouched), self.scanned.rescanned_seen, self.accuracies, self.max_drop
+            caveats=(
+                *_caveats(
+                    len(self.scanned.parts.untouched), self.scanned.rescanned_seen, self.accuracies, self.max_drop
+                ),
+                *_did_without(self.scanned.before, more.get("after")),
             ),
             seed=self.seed,
             device=str(self.scanned.prepared.device),
@@ -412,6 +413,14 @@ def _caveats(untouched: int, rescanned_seen: bool, found: Accuracies, max_drop: 
     )
 
 
+def _did_without(before: Report, after: Report | None) -> tuple[str, ...]:
+    """What the second scan lacks of the first; one that stopped before any method ran says itself why."""
+    again = {finding.method for finding in after.findings} if after is not None else set()
+    missing = [finding.method for finding in before.findings if finding.method not in again] if again else []
+    few = "too few of the images played no part in the repair"
+    return (f"the second scan did without {', '.join(missing)}: {few}; give more images",) if missing else ()
+
+
 def _part_images(clean: CleanData, seed: int) -> _Parts:
     generator = torch.Generator().manual_seed(seed)
     untouched, repair = clean.split(UNTOUCHED_SHARE, generator)
@@ -420,17 +429,35 @@ def _part_images(clean: CleanData, seed: int) -> _Parts:
     return _Parts(repair, untouched, scan, rescan)
 
 
+def _suspected(before: Report) -> tuple[dict[int, int], Reading | None]:
+    """What the scan's backdoor wants, source label -> label, and the kind of it, for the relapse probe.
+
+    Where readings of all classes and of one speak of the same target, the scan names the one; the probe takes them all,
+    since only then it has a threshold.
+    """
+    sources, reading = before.sources, before.reading
+    fired = [item for finding in before.findings for item in finding.evidence if item.fired]
+    if any(item.reading is Reading.ALL_TO_ONE and item.target == before.target for item in fired):
+        sources, reading = (), Reading.ALL_TO_ONE
+    return wanted_labels(len(before.class_names), before.target, sources, before.mapping), reading
+
+
 def _scanned_again(parts: _Parts, before: Report, detectors: Sequence[Detector]) -> CleanData:
     """What the repaired model is scanned on: untouched images where a scan of them says enough, else those of before.
 
-    There have to be two of every class and not too few in all, and no method that accused may be left out.
+    There have to be two of every class and not too few in all, and no method that accused may be left out; none at all
+    where the methods are the user's choice.
     """
-    accused = {finding.method for finding in before.findings if finding.verdict is Verdict.BACKDOORED}
-    few, classes, smallest = parts.rescan, parts.rescan.num_classes, parts.rescan.smallest_class
+    few, classes, sizes = parts.rescan, parts.rescan.num_classes, parts.rescan.class_sizes
+    needed = {
+        finding.method
+        for finding in before.findings
+        if finding.verdict is Verdict.BACKDOORED or not leaves_some_out(detectors)
+    }
     enough = (
         len(few) >= max(MIN_SCAN_IMAGES, MIN_PER_CLASS * classes)
-        and smallest >= MIN_PER_CLASS
-        and not any(detector.name in accused and detector.unsuited(classes, smallest) for detector in detectors)
+        and min((size for size in sizes if size), default=0) >= MIN_PER_CLASS
+        and not any(detector.name in needed and detector.unsuited(classes, sizes) for detector in detectors)
     )
     return few if enough else parts.scan
 

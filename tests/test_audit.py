@@ -12,6 +12,7 @@ import toys
 
 import banaudit
 from banaudit.architectures import SplitModel
+from banaudit.architectures.base import SplitNetwork
 from banaudit.audit import (
     NOT_CHECKED,
     Subject,
@@ -341,11 +342,39 @@ def test_a_clean_twin_shows_no_evidence(unplanted, tiled_data):
 
 def test_what_is_left_to_the_other_methods_is_said(unplanted, tiled_data):
     said = f"pair-perturbation was not asked: the network has {toys.CLASSES} classes, not 7 to 11"
-    report = judge(unplanted, tiled_data, detectors=(TargetedNoise(), PairPerturbation()))
-    assert [finding.method for finding in report.findings] == ["targeted-noise"]
+    report = judge(unplanted, tiled_data)
+    assert "pair-perturbation" not in {finding.method for finding in report.findings}
     assert said in report.not_checked
-    alone = judge(unplanted, tiled_data, detectors=(PairPerturbation(),))
-    assert (alone.verdict, alone.reason) == (Verdict.INCONCLUSIVE, f"no method ran: {said}")
+
+
+@pytest.mark.parametrize("others", [(), (TargetedNoise(),)])
+def test_a_method_of_the_users_choice_is_not_left_out(unplanted, tiled_data, others):
+    report = judge(unplanted, tiled_data, detectors=(*others, PairPerturbation()))
+    assert report.verdict is Verdict.INCONCLUSIVE
+    assert report.reason == (
+        f"pair-perturbation: the network has {toys.CLASSES} classes, not 7 to 11; "
+        "--set pair-perturbation.anywhere=true asks it all the same"
+    )
+
+
+class TenPixelsNetwork(SplitNetwork):
+    """Class k is the k-th pixel."""
+
+    def features(self, inputs):
+        return inputs.flatten(1)[:, :10]
+
+    def head(self, features):
+        return 8 * features
+
+
+def test_too_few_images_for_a_method_are_a_caveat():
+    labels = torch.arange(40) % 10
+    images = 0.2 * torch.rand(40, 1, 4, 4)
+    images.flatten(1)[torch.arange(40), labels] = 1.0  # a view
+    data = CleanData(images, labels, tuple("abcdefghij"))
+    report = judge(SplitModel(TenPixelsNetwork(), (0.0,), (1.0,)).eval(), data)
+    (caveat,) = [text for text in report.caveats if text.startswith("not asked was pair-perturbation")]
+    assert "0 classes have 50 clean images and more, 7 are needed; give more images of each class" in caveat
 
 
 def test_readings_that_name_different_targets_are_a_caveat(sleeping, tiled_data, monkeypatch):

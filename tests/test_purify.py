@@ -38,10 +38,12 @@ from banaudit.purify import (
     SIGNIFICANT,
     Accuracies,
     _caveats,
+    _did_without,
     _part_images,
     _require_enough,
     _require_suspicion,
     _scanned_again,
+    _suspected,
     judge_repaired,
     purify,
 )
@@ -204,6 +206,46 @@ def test_no_method_that_accused_is_left_out_of_the_second_scan(images, methods, 
     again = _scanned_again(parts, accused_by(*methods), default_detectors())
     assert again is (parts.rescan if apart else parts.scan)
     assert len(again) == (images // 4 if apart else 1000)
+
+
+def test_methods_of_the_users_choice_all_scan_again():
+    data = CleanData(torch.zeros(1200, 1, 2, 2), torch.arange(1200) % 10, tuple("abcdefghij"))
+    parts = _part_images(data, 0)
+    assert _scanned_again(parts, found_by("mm-bd", "pair-perturbation"), default_detectors()) is parts.rescan
+    chosen = [detector for detector in default_detectors() if detector.name in {"mm-bd", "pair-perturbation"}]
+    assert _scanned_again(parts, found_by("mm-bd", "pair-perturbation"), chosen) is parts.scan
+
+
+def found_by(*methods):
+    """A scan by these methods, none of which accuses."""
+    return SimpleNamespace(findings=[SimpleNamespace(method=name, verdict=Verdict.NO_EVIDENCE) for name in methods])
+
+
+def test_what_the_second_scan_did_without_is_a_caveat():
+    before = found_by("mm-bd", "pair-perturbation")
+    assert _did_without(before, before) == _did_without(before, None) == _did_without(before, found_by()) == ()
+    (text,) = _did_without(before, found_by("mm-bd"))
+    assert text.startswith("the second scan did without pair-perturbation: too few of the images played no part")
+
+
+def test_the_probe_takes_all_classes_where_a_reading_of_them_fired_too():
+    def fired(reading, target, sources=()):
+        return SimpleNamespace(fired=True, reading=reading, target=target, sources=sources)
+
+    def report(*readings):
+        return SimpleNamespace(
+            target=2,
+            sources=(0,),
+            reading=Reading.SOURCE_TARGET,
+            mapping=None,
+            class_names=tuple("abcd"),
+            findings=[SimpleNamespace(evidence=readings)],
+        )
+
+    pair = fired(Reading.SOURCE_TARGET, 2, (0,))
+    assert _suspected(report(pair)) == ({0: 2}, Reading.SOURCE_TARGET)
+    assert _suspected(report(pair, fired(Reading.ALL_TO_ONE, 3))) == ({0: 2}, Reading.SOURCE_TARGET)
+    assert _suspected(report(pair, fired(Reading.ALL_TO_ONE, 2))) == ({0: 2, 1: 2, 3: 2}, Reading.ALL_TO_ONE)
 
 
 def test_record_tells_of_few_untouched_images(demo, tmp_path, monkeypatch):

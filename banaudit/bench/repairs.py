@@ -306,7 +306,7 @@ class _Bench:
     def scan_settings(self, case: _Case) -> ScanSettings:
         """Of the scan of a case's repaired victim, by the methods that an audit asks with its images."""
         images = self._parts(case).scan
-        asked = suited(self.detectors, images.num_classes, images.smallest_class)
+        asked = suited(self.detectors, images.num_classes, images.class_sizes)
         return ScanSettings.of(asked, MAX_SCAN_IMAGES, seed=SCAN_SEED)
 
     def lacks(self, entry: RepairEntry | None, scan: ScanSettings) -> bool:

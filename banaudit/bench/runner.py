@@ -276,7 +276,7 @@ class _Scan(Generic[AnyVictimResults]):
             return
         for condition in self.conditions:
             clean = draw_condition(recipe.dataset, condition, root=place.root, cache=place.cache)
-            methods = suited(condition.detectors(self.usual), clean.num_classes, clean.smallest_class)
+            methods = suited(condition.detectors(self.usual), clean.num_classes, clean.class_sizes)
             settings = ScanSettings.of(methods, condition.images, condition.seed)
             known = read_results(self.path, type(self.empty)) or self.empty
             there = {(entry.key, entry.condition): entry.scan.settings for entry in known.entries}

@@ -34,10 +34,9 @@ class CleanData:
         return len(self.class_names)
 
     @property
-    def smallest_class(self) -> int:
-        """Samples of the smallest class that has any; 0 without samples."""
-        counts = torch.bincount(self.labels.cpu())
-        return int(counts[counts > 0].min()) if len(self) else 0
+    def class_sizes(self) -> tuple[int, ...]:
+        """Number of samples of each of the K classes."""
+        return tuple(torch.bincount(self.labels.cpu(), minlength=self.num_classes).tolist())
 
     def subset(self, index: Tensor) -> CleanData:
         """The samples at these positions, in this order."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from banaudit.detectors.ban import BAN
 from banaudit.detectors.base import Detector, Samples
@@ -42,15 +42,28 @@ def default_detectors() -> tuple[Detector, ...]:
     return (TargetedNoise(), MMBD(), NeuralCleanse(), BAN(), PairPerturbation())
 
 
-def suited(detectors: Iterable[Detector], num_classes: int, images: int | None = None) -> tuple[Detector, ...]:
+def suited(
+    detectors: Iterable[Detector], num_classes: int, images: Sequence[int] | None = None
+) -> tuple[Detector, ...]:
     """Those that an audit asks.
 
     Args:
         detectors: To choose from.
         num_classes: Number of the network's classes K.
-        images: Clean images of the smallest class that has any; none: enough.
+        images: Clean images of each class; none: enough.
     """
     return tuple(detector for detector in detectors if not detector.unsuited(num_classes, images))
 
 
-__all__ = ["DETECTORS", "Detector", "Samples", "default_detectors", "suited"]
+def leaves_some_out(detectors: Iterable[Detector]) -> bool:
+    """Whether an audit may do without those that do not suit a network: where the default verdict is asked for.
+
+    Whoever chose the methods is told that one of them cannot judge.
+
+    Args:
+        detectors: All that are asked.
+    """
+    return {detector.name for detector in default_detectors()} <= {detector.name for detector in detectors}
+
+
+__all__ = ["DETECTORS", "Detector", "Samples", "default_detectors", "leaves_some_out", "suited"]

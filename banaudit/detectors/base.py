@@ -103,6 +103,8 @@ class Detector(Method, ABC):
     """Backdoors it is known to be blind to, or how far it has been measured here."""
     warns: ClassVar[str] = ""
     """What it is known to accuse wrongly; empty: nothing beyond what its threshold lets pass."""
+    insists: ClassVar[str] = ""
+    """The setting with which it judges networks, or images, that do not suit it (:meth:`unsuited`)."""
     fewest_classes: ClassVar[int] = 4
     """With fewer classes than this there is too little to compare a class with, and the finding is inconclusive: of two
     classes one has at least half of whatever is counted."""
@@ -125,12 +127,12 @@ class Detector(Method, ABC):
             TimeLimitReached: From the meter.
         """
 
-    def unsuited(self, num_classes: int, images: int | None = None) -> str:
+    def unsuited(self, num_classes: int, images: Sequence[int] | None = None) -> str:
         """Why an audit leaves a network to the other methods; empty: it does not.
 
         Args:
             num_classes: Number of its classes K.
-            images: Clean images of the smallest class that has any; none: not known, and taken to be enough.
+            images: Clean images of each class; none: not known, and taken to be enough.
         """
         return ""
 

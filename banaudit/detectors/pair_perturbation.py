@@ -57,7 +57,7 @@ CLASSES = range(7, 12)
 twelve pairs ahead; of eleven every pair (of 110) is still followed to the end."""
 
 LEAST_IMAGES = 50
-"""Images of the smallest class that an audit asks it with, 25 in each half: on opened models they were enough."""
+"""Images of a class whose pairs are looked at, 25 in each half: on opened models they were enough."""
 
 FIRST_HALF = 0.5
 """Share of the threshold above which a first half makes a second one worthwhile."""
@@ -133,8 +133,9 @@ class PairPerturbation(Detector):
 
     name: ClassVar[str] = "pair-perturbation"
     title: ClassVar[str] = "a class whose images one small change sends to one other class"
-    needs: ClassVar[str] = "clean images, fifty of each class; 7 to 11 classes"
+    needs: ClassVar[str] = "clean images, fifty of each class that is looked at; 7 to 11 classes"
     misses: ClassVar[str] = "backdoors that several classes trigger; some that one class triggers, of 43 classes all"
+    insists: ClassVar[str] = "anywhere=true"
 
     step_size: PositiveFloat = 0.4
     """Growth of the L2 norm with each step, for 3 x 32 x 32 images in [0, 1]."""
@@ -153,14 +154,15 @@ class PairPerturbation(Detector):
     anywhere: bool = False
     """Whether an audit asks it about networks of any number of classes, with any number of images."""
 
-    def unsuited(self, num_classes: int, images: int | None = None) -> str:
-        """Too few or too many classes, or too few images, unless it is to run anywhere."""
+    def unsuited(self, num_classes: int, images: Sequence[int] | None = None) -> str:
+        """Too few or too many classes, or too few with enough images, unless it is to run anywhere."""
         if self.anywhere:
             return ""
         if num_classes not in CLASSES:
             return f"the network has {num_classes} classes, not {CLASSES[0]} to {CLASSES[-1]}"
-        if images is not None and images < LEAST_IMAGES:
-            return f"the smallest class has {images} clean images, fewer than {LEAST_IMAGES}"
+        enough = sum(count >= LEAST_IMAGES for count in images) if images is not None else num_classes
+        if enough < CLASSES[0]:
+            return f"{enough} classes have {LEAST_IMAGES} clean images and more, {CLASSES[0]} are needed"
         return ""
 
     def planned_images(self, num_classes: int, images: int) -> int:
@@ -211,7 +213,7 @@ class PairPerturbation(Detector):
             agreement=agreement,
             note=(
                 f"class {leader.source} to {leader.target}: after {leader.step} steps {success:.0%} of the images are "
-                "moved"
+                f"moved{first.left_out()}"
             ),
         )
         example = samples.held_out.images[(samples.held_out.labels == leader.source).nonzero().flatten()[0]]
@@ -225,6 +227,11 @@ class PairPerturbation(Detector):
             accused=evidence.fired,
         )
         return Found([evidence], (trigger,))
+
+    def _least_images(self, one: CleanData, other: CleanData) -> int:
+        """Images of a class in each half from which on it is looked at: all are where an audit would not ask."""
+        sizes = [sum(both) for both in zip(one.class_sizes, other.class_sizes, strict=True)]
+        return 1 if self.anywhere or self.unsuited(one.num_classes, sizes) else LEAST_IMAGES // 2
 
     def _thin(self, num_classes: int) -> int:
         """Images that a pair descends on in the first look."""
@@ -249,20 +256,27 @@ class _Search:
         self._meter = meter
         self._what = f"{settings.name}, {what}: from each class to each other"
         self._classes = search.num_classes
+        self._least = settings._least_images(search, read)
         self._search = self._of_each(search, settings.search_images, generator)
         self._read = self._of_each(read, settings.read_images, generator)
         self._sources = [label for label in self._search if label in self._read]
         self._step = step_length(settings.step_size, search.images[0])
 
     def _of_each(self, data: CleanData, count: int, generator: torch.Generator) -> dict[int, Images]:
-        """Label -> at most ``count`` of its images; without the classes that have none."""
+        """Label -> at most ``count`` of its images; without the classes that have too few."""
         drawn: dict[int, Images] = {}
         for label in range(self._classes):
             members = (data.labels.cpu() == label).nonzero().flatten()
-            if len(members):
+            if len(members) >= self._least:
                 chosen = members[torch.randperm(len(members), generator=generator)[:count]]
                 drawn[label] = data.images[chosen.to(data.images.device)]
         return drawn
+
+    def left_out(self) -> str:
+        """Classes that are not looked at as a source, in words; empty: there are none."""
+        labels = sorted(set(range(self._classes)) - set(self._sources))
+        named = f"class{'es' if len(labels) > 1 else ''} {', '.join(map(str, labels))}"
+        return f"; images of {named} are too few for a search" if labels else ""
 
     def margins(self, of: _Margins | None = None) -> _Margins:
         """All pairs, or the most promising where they are many; or those of another search."""

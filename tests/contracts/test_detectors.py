@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from banaudit.architectures.base import SplitModel
 from banaudit.data import CleanData
-from banaudit.detectors import DETECTORS, default_detectors, suited
+from banaudit.detectors import DETECTORS, default_detectors, leaves_some_out, suited
 from banaudit.meter import Meter
 from banaudit.results import Reading, Verdict
 
@@ -76,11 +76,20 @@ def test_the_default_verdict_is_made_of_registered_detectors():
 
 def test_the_default_verdict_looks_at_pairs_where_classes_are_few_and_images_many():
     everything = default_detectors()
-    assert suited(everything, 11, 50) == suited(everything, 7) == everything
-    for fewer in (suited(everything, 6, 50), suited(everything, 12, 50), suited(everything, 10, 49)):
+    for enough in ([50] * 11, [50] * 7 + [49, 1, 0]):
+        assert suited(everything, len(enough), enough) == suited(everything, len(enough)) == everything
+    for wrong in ([50] * 6, [50] * 12, [50] * 6 + [49] * 4):
+        fewer = suited(everything, len(wrong), wrong)
         assert [item.name for item in everything if item not in fewer] == ["pair-perturbation"]
     anywhere = (DETECTORS["pair-perturbation"](anywhere=True),)
-    assert suited(anywhere, 1000, 1) == anywhere
+    assert suited(anywhere, 1000, [1] * 1000) == anywhere
+
+
+def test_only_the_default_verdict_leaves_methods_out():
+    everything = default_detectors()
+    assert leaves_some_out(everything)
+    assert leaves_some_out([*everything, DETECTORS["unicorn"]()])
+    assert not leaves_some_out(everything[1:])
 
 
 SHOWS_TRIGGERS = set(DETECTORS) - {"ban", "targeted-noise", "free-eagle"}

@@ -73,6 +73,29 @@ def test_outputs_that_are_not_finite_cannot_be_judged():
     assert PairPerturbation()(broken, toys.draw_tiles()).verdict is Verdict.INCONCLUSIVE
 
 
+class PixelsNetwork(SplitNetwork):
+    """Class k of eight is the k-th pixel."""
+
+    def features(self, inputs):
+        return inputs.flatten(1)[:, :8]
+
+    def head(self, features):
+        return 8 * features
+
+
+@pytest.mark.parametrize(
+    ("images", "anywhere", "left_out"),
+    [(60, False, ""), (48, False, "class 3"), (0, False, "class 3"), (0, True, "class 3"), (48, True, "")],
+)
+def test_a_class_of_too_few_images_is_no_source_and_is_named(images, anywhere, left_out):
+    labels = torch.cat([torch.full((images if label == 3 else 60,), label) for label in range(8)])
+    pixels = 0.3 * torch.rand(len(labels), 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    pixels.flatten(1)[torch.arange(len(labels)), labels] = 1.0
+    model = SplitModel(PixelsNetwork(), (0.0,), (1.0,)).eval()
+    (evidence,) = PairPerturbation(anywhere=anywhere)(model, CleanData(pixels, labels, tuple("abcdefgh"))).evidence
+    assert evidence.note.endswith(f"moved; images of {left_out} are too few for a search" if left_out else "moved")
+
+
 def test_without_a_gradient_nothing_can_be_judged():
     rounded = SplitModel(toys.rounding(OneWayNetwork)(40.0), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)).eval()
     finding = PairPerturbation()(rounded, toys.draw_tiles())
