@@ -27,6 +27,11 @@ HELD_BACK = 0.9
 a class can be above the threshold and yet lack what the reading asks besides (a patch that works on other images, a gap
 to the runner-up, restarts that agree)."""
 
+NULL_MARGIN = 0.1
+"""How far the share of the mistakes that unaimed noise sends to a class must lie above that of random noise to speak
+against the class. Of networks trained on imbalanced classes mistakes lean to a frequent one under any noise; no
+backdoored network of development that is detected needs a smaller margin."""
+
 NOISE_AGREEMENT = "noise-agreement"
 NOISE_AGREEMENT_THRESHOLD = 0.5
 """Share of its own threshold that the weaker of both readings must have."""
@@ -52,7 +57,7 @@ def noise_agreement(findings: Sequence[Finding]) -> Finding | None:
     ``targeted-noise`` names the class that noise aimed at it reaches before all others; ``ban``'s noise alone names the
     one that collects the mistakes under noise aimed away from the truth. On a clean network these are two questions
     with two answers, or weak ones; a backdoor answers both. So where both name one class, half of each threshold is
-    enough.
+    enough. Where random noise errs towards the class as well (:data:`NULL_MARGIN`), the second has no answer.
 
     Args:
         findings: Of the methods that ran.
@@ -64,13 +69,13 @@ def noise_agreement(findings: Sequence[Finding]) -> Finding | None:
     if aimed is None or unaimed is None:
         return None
     sure = all(item.agreement in {None, 1.0} for item in (aimed, unaimed))  # restarts that differ name no class
-    same = sure and aimed.target == unaimed.target
+    same = sure and aimed.target == unaimed.target and _beyond_random(unaimed)
     score = min(aimed.score / aimed.threshold, unaimed.score / unaimed.threshold) if same else 0.0
     evidence = Evidence(
         reading=Reading.ALL_TO_ONE,
         measures=(
             "score / threshold of targeted-noise or of ban's noise alone, whichever is less, where both name one "
-            "class; else 0"
+            "class, and random noise does not; else 0"
         ),
         score=score,
         threshold=NOISE_AGREEMENT_THRESHOLD,
@@ -86,9 +91,10 @@ def joint_evidence(findings: Sequence[Finding]) -> Finding | None:
     """Whether the methods' suspicions of one class add up.
 
     For class c the score is ``sqrt(sum over readings r of max(0, s_r(c) / threshold_r)^2)``, the distance from a
-    network that no reading suspects at all; a reading that did not fire counts :data:`HELD_BACK` at most. The methods
-    look for the target in different places (weights, pixels, margins), so on a clean network their chance leanings
-    towards a class rarely coincide; a backdoor leans all of them the same way.
+    network that no reading suspects at all; a reading that did not fire counts :data:`HELD_BACK` at most, and nothing
+    where random noise says the same (:data:`NULL_MARGIN`). The methods look for the target in different places
+    (weights, pixels, margins), so on a clean network their chance leanings towards a class rarely coincide; a backdoor
+    leans all of them the same way.
 
     Args:
         findings: Of the methods that ran.
@@ -131,7 +137,14 @@ def joint_evidence(findings: Sequence[Finding]) -> Finding | None:
 def _share(item: Evidence, place: int) -> float:
     """What a reading counts against a class."""
     share = max(0.0, item.per_class[place].score / item.threshold)
-    return share if item.fired else min(share, HELD_BACK)
+    if item.fired:
+        return share
+    return min(share, HELD_BACK) if _beyond_random(item) else 0.0
+
+
+def _beyond_random(item: Evidence) -> bool:
+    """Whether random noise says less of the class than the reading; those of the other methods have no such null."""
+    return item.label != NOISE_ALONE or item.null is None or item.score - item.null >= NULL_MARGIN
 
 
 def _finding(method: str, title: str, named: str, evidence: Evidence) -> Finding:

@@ -39,6 +39,16 @@ def test_half_of_both_thresholds_is_enough_where_one_class_is_named(aimed, unaim
     assert finding.evidence[0].target == target
 
 
+@pytest.mark.parametrize(("null", "counts"), [(None, True), (0.4, True), (1.0, True), (1.2, False), (1.9, False)])
+def test_mistakes_that_random_noise_makes_as_well_speak_against_no_class(null, counts):
+    findings = [witness(TargetedNoise.name, [1.2, 0.0, 0.0]), witness(BAN.name, [1.11, 0.0, 0.5], label=NOISE_ALONE)]
+    (evidence,) = findings[1].evidence
+    findings[1] = findings[1].model_copy(update={"evidence": (evidence.model_copy(update={"null": null}),)})
+    assert noise_agreement(findings).evidence[0].score == pytest.approx(0.555 if counts else 0.0)
+    alone, both = 0.6, (0.6**2 + 0.555**2) ** 0.5
+    assert joint_evidence(findings).evidence[0].score == pytest.approx(both if counts else alone)
+
+
 @pytest.mark.parametrize("missing", [0, 1])
 def test_one_alone_agrees_with_nobody(missing):
     findings = list(both((1.6, 3), (1.2, 3)))
