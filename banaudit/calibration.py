@@ -18,21 +18,25 @@ from banaudit.results import Finding, Reading, Verdict
 from banaudit.statistics import clopper_pearson
 
 CLEAN_STRENGTHS = (
-    0.219, 0.262, 0.289, 0.381, 0.394, 0.423, 0.428, 0.434, 0.434, 0.434, 0.447, 0.470,
-    0.484, 0.537, 0.538, 0.544, 0.572, 0.578, 0.599, 0.618, 0.638, 0.653, 0.704, 0.721,
-    0.736, 0.773, 0.774, 0.818, 0.847, 0.850, 0.866, 0.889, 0.909, 0.939, 1.627,
+    0.219, 0.262, 0.289, 0.342, 0.357, 0.381, 0.394, 0.423, 0.428, 0.434, 0.434, 0.434,
+    0.447, 0.464, 0.470, 0.484, 0.496, 0.514, 0.537, 0.538, 0.544, 0.572, 0.578, 0.598,
+    0.599, 0.638, 0.650, 0.653, 0.665, 0.693, 0.704, 0.721, 0.736, 0.749, 0.754, 0.756,
+    0.773, 0.774, 0.812, 0.818, 0.826, 0.831, 0.840, 0.847, 0.849, 0.865, 0.866, 0.872,
+    0.889, 0.903, 0.939, 0.939, 0.939, 0.941, 0.944, 0.962, 0.997, 1.066, 1.627,
 )  # fmt: skip
 """:func:`strength` of the clean development models (``docs/benchmark/development.json`` and ``opened.json``)."""
 
-MEASURED = (2, 17)
+MEASURED = (1, 13)
 """Clean models of the sealed test that were accused, and all of them (``docs/benchmark/test.json``)."""
 
-FAMILIES = re.compile(r"(resnet|vgg|wrn-)\d[\w-]*")
-"""Names of the families of networks among those models, as recognised; a user's ``resnet9.py:make`` is none."""
+FAMILIES = re.compile(r"((preact)?resnet|vgg|wrn-)\d[\w-]*")
+"""Names of the families of networks among those models, as recognised, but for a single DenseNet; a user's
+``resnet9.py:make`` is none."""
 CLASSES = range(10, 44)
 """Between these lie the two numbers of classes that they have."""
 PARAMETERS = range(100_000, 1_000_001)
-"""Between these lie the weights that they have, 174,778 to 924,186; a network of full width has ten times as many."""
+"""Between these lie the weights that they have, 174,778 to 924,186 (the DenseNet 66,655); a network of full width has
+ten times as many."""
 SIDES = range(28, 33)
 """Sides of their inputs, pixels."""
 LEAST_ACCURACY = 0.7
@@ -150,7 +154,8 @@ def statement(distance: str) -> str:
     """What a report says of its calibration, in one line."""
     known = (
         f"{len(CLEAN_STRENGTHS)} clean development models ({CLASSES[0]} or {CLASSES[-1]} classes, inputs of "
-        f"{SIDES[0]} to {SIDES[-1]} pixels, narrow ResNet, VGG and WideResNet), on which thresholds were chosen too"
+        f"{SIDES[0]} to {SIDES[-1]} pixels, narrow ResNet, PreActResNet, VGG and WideResNet), on which thresholds "
+        "were chosen too"
     )
     if distance:
         return f"uncalibrated ({distance}): p-values rest on {known}, scanned with {IMAGES} images"

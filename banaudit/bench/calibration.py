@@ -26,11 +26,11 @@ import torch
 from pydantic import Field
 
 from banaudit.bench.population import OPENED_SEEDS, TEST_SEED
-from banaudit.bench.runner import BenchmarkResults, Number, Outcome, ScanSettings, ScoredReading, VictimEntry
+from banaudit.bench.runner import BenchmarkResults, Number, Outcome, ScanSettings, ScoredReading, VictimEntry, asked_of
 from banaudit.bench.strata import counted, setup_of, stratum_of
 from banaudit.bench.verdicts import Thresholds, is_certain, outcome_at
 from banaudit.calibration import may_fire
-from banaudit.detectors import default_detectors, suited
+from banaudit.detectors import default_detectors
 from banaudit.errors import UsageError
 from banaudit.results import Reading, Record
 from banaudit.statistics import median
@@ -219,7 +219,7 @@ def is_of_today(entry: VictimEntry, settings: ScanSettings) -> bool:
         entry: The victim and its scan.
         settings: Those of the scan.
     """
-    today = suited(default_detectors(), entry.victim.recipe.num_classes)
+    today = asked_of(default_detectors(), entry.victim.recipe, settings.images)
     return {detector.name: detector.settings() for detector in today} == settings.detectors
 
 

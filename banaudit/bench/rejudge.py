@@ -24,13 +24,14 @@ from banaudit.bench.runner import (
     ScoredReading,
     StudyResults,
     VictimEntry,
+    asked_of,
     hold_against,
     measures_of,
     readings_of,
 )
 from banaudit.bench.workplace import Progress
 from banaudit.bench.zoo import ZooEntry, ZooResults
-from banaudit.detectors import Detector, default_detectors, suited
+from banaudit.detectors import Detector, default_detectors
 from banaudit.detectors.base import conclude
 from banaudit.detectors.pair_perturbation import PairPerturbation
 from banaudit.results import ClassScore, Evidence, Finding, Reading, Scalar, Verdict
@@ -66,8 +67,8 @@ def rejudged(results: AnyResults, detectors: Sequence[Detector] | None = None) -
     entries: list[VictimEntry | ZooEntry] = []
     for entry in results.entries:
         then = results.settings[_digest(entry)]
-        # A zoo's settings name what was asked of all its files, a victim's what its number of classes is asked.
-        asked = detectors if isinstance(entry, ZooEntry) else suited(detectors, entry.victim.recipe.num_classes)
+        # A zoo's settings name what was asked of all its files, a victim's what its classes and images are asked.
+        asked = detectors if isinstance(entry, ZooEntry) else asked_of(detectors, entry.victim.recipe, then.images)
         now = ScanSettings.of(asked, then.images, then.seed)
         if not _only_raised(then, now):
             entries.append(entry)

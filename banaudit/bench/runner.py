@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -89,6 +89,17 @@ class ScanSettings(Record):
             seed=seed,
             tool_version=banaudit.__version__,
         )
+
+
+def asked_of(detectors: Iterable[Detector], recipe: VictimRecipe, images: int) -> tuple[Detector, ...]:
+    """Those that an audit asks of a victim with so many clean images, drawn alike of every class.
+
+    Args:
+        detectors: To choose from.
+        recipe: The victim's.
+        images: Of all classes together.
+    """
+    return suited(detectors, recipe.num_classes, [images // recipe.num_classes] * recipe.num_classes)
 
 
 class ScoredReading(Record):

@@ -9,6 +9,7 @@ from banaudit.detectors.base import Detector, Samples
 from banaudit.detectors.bti_dbf import BTIDBF, BTIDBFStar
 from banaudit.detectors.feature_re import FeatureRE
 from banaudit.detectors.free_eagle import FreeEagle
+from banaudit.detectors.mixtures import Mixtures
 from banaudit.detectors.mm_bd import MMBD
 from banaudit.detectors.neural_cleanse import NeuralCleanse
 from banaudit.detectors.pair_perturbation import PairPerturbation
@@ -24,6 +25,7 @@ DETECTORS: dict[str, type[Detector]] = {
         TargetedNoise,
         UniversalPerturbation,
         PairPerturbation,
+        Mixtures,
         MMBD,
         NeuralCleanse,
         Tabor,

@@ -31,7 +31,7 @@ from torch import Tensor
 from banaudit.architectures.base import SplitModel
 from banaudit.data import CleanData, images_of_a_pass, passes
 from banaudit.detectors.base import Detector, Found, Samples, agreement_of, freeze
-from banaudit.detectors.reference import beyond, natural_closeness
+from banaudit.detectors.reference import beyond, lead_by_all, natural_closeness
 from banaudit.detectors.targeted_paths import by_source_and_target, margins_towards
 from banaudit.detectors.universal_perturbation import shown_change
 from banaudit.errors import UnsupportedModelError
@@ -109,9 +109,10 @@ class _Margins:
         leaders = []
         for margins, step in zip(self.margins, self.steps, strict=True):
             values = torch.stack((margins, beyond(margins, natural, generator))) / max(self.unit, 1e-6)
-            score, target, source = _lead(values)
+            score, place = lead_by_all(values.flatten(1))
+            target, source = divmod(place, values.shape[2])
             values[:, target, source] = torch.nan
-            leaders.append(_Leader(score, _lead(values)[0], source, target, step))
+            leaders.append(_Leader(score, lead_by_all(values.flatten(1))[0], source, target, step))
         return max(leaders, key=lambda item: item.score)
 
 
@@ -365,20 +366,3 @@ class _Search:
             # A pair's margin would be NaN, the mark of one that is not followed: the one that matters might be lost so.
             raise UnsupportedModelError("the search ended in outputs that are not finite")
         return logits.float().view(len(shift), len(images), -1).cpu()
-
-
-def _lead(values: Tensor) -> tuple[float, int, int]:
-    """Lead, target and source of the pair that is ahead of all others by every ruler, by the least of them.
-
-    Args:
-        values: [V, K, K] by each ruler, target by source; NaN where a pair is not followed.
-
-    Returns:
-        A lead of 0 where the rulers put different pairs first; the pair is then the first by the last ruler.
-    """
-    flat = values.flatten(1).nan_to_num(-torch.inf)
-    first = flat.topk(2, dim=1)
-    target, source = divmod(int(first.indices[-1, 0]), values.shape[2])
-    if len(set(first.indices[:, 0].tolist())) > 1:
-        return 0.0, target, source
-    return float((first.values[:, 0] - first.values[:, 1]).min()), target, source

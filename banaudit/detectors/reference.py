@@ -6,6 +6,9 @@ will name these. What a network that saw nothing but the clean images finds alik
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,7 +16,7 @@ from torch import Tensor, nn
 from banaudit.data import CleanData, batches
 from banaudit.detectors.targeted_paths import by_source_and_target
 from banaudit.meter import Meter
-from banaudit.shapes import Images, Labels
+from banaudit.shapes import Images, Labels, Logits
 
 SIDE = 32
 """Pixels of a side that larger images are averaged down to, so that the cost does not depend on them."""
@@ -48,12 +51,26 @@ def natural_closeness(one: CleanData, other: CleanData, generator: torch.Generat
         meter: Keeps the time limit; no pass through the audited network is made.
     """
     read = []
-    for seen, unseen in ((one, other), (other, one)) * REPEATS:
-        network = _train(_small(seen.images), seen.labels, seen.num_classes, generator, meter)
-        with torch.no_grad():
-            parts = [network(images) for images, _ in batches(_small(unseen.images), unseen.labels, READ_BATCH)]
+    for network, unseen in references(one, other, generator, meter):
+        parts = [network(images) for images, _ in batches(unseen.images, unseen.labels, READ_BATCH)]
         read.append(by_source_and_target(torch.cat(parts).cpu(), unseen.labels.cpu()))
     return torch.stack(read).mean(0)
+
+
+def references(
+    one: CleanData, other: CleanData, generator: torch.Generator, meter: Meter
+) -> Iterator[tuple[Callable[[Images], Logits], CleanData]]:
+    """Networks trained on one of two parts of the clean images, images to logits, each with the part it has not seen.
+
+    Args:
+        one: Clean images.
+        other: Disjoint ones, of the same classes.
+        generator: Source of randomness, on the CPU.
+        meter: Keeps the time limit; no pass through the audited network is made.
+    """
+    for seen, unseen in ((one, other), (other, one)) * REPEATS:
+        network = _train(_small(seen.images), seen.labels, seen.num_classes, generator, meter)
+        yield functools.partial(_read, network), unseen
 
 
 def beyond(values: Tensor, natural: Tensor, generator: torch.Generator) -> Tensor:
@@ -76,6 +93,28 @@ def beyond(values: Tensor, natural: Tensor, generator: torch.Generator) -> Tenso
     slopes = ((y[other] - y[one]) / run)[apart]
     slope = slopes.median() if len(slopes) else x.new_zeros(())
     return values - slope * natural - (y - slope * x).median()
+
+
+def lead_by_all(values: Tensor) -> tuple[float, int]:
+    """How far one value is ahead of all others by every ruler, by the least of them, and its position.
+
+    Args:
+        values: [V, n] by each ruler; NaN where there is none.
+
+    Returns:
+        A lead of 0 where the rulers put different values first; the position is then the first by the last ruler.
+    """
+    first = values.nan_to_num(-torch.inf).topk(2, dim=1)
+    position = int(first.indices[-1, 0])
+    if len(set(first.indices[:, 0].tolist())) > 1:
+        return 0.0, position
+    return float((first.values[:, 0] - first.values[:, 1]).min()), position
+
+
+def _read(network: nn.Module, images: Images) -> Logits:
+    with torch.no_grad():
+        logits: Logits = network(_small(images))
+    return logits
 
 
 def _small(images: Images) -> Images:

@@ -109,6 +109,14 @@ def margins_towards(logits: Logits, target: int) -> Tensor:
     return logits[:, target] - others.amax(dim=1)
 
 
+def margins_towards_all(logits: Logits) -> Tensor:
+    """Margin z_t - max_{k != t} z_k of each image (row) towards each class, [B, K]."""
+    best = logits.topk(2, dim=1)
+    rivals = best.values[:, :1].expand_as(logits).clone()
+    rivals.scatter_(1, best.indices[:, :1], best.values[:, 1:])  # of the best class the runner-up
+    return logits - rivals
+
+
 def _logits(perturbation: Perturbation, images: Images, current: Tensor, what: str) -> Logits:
     with torch.no_grad():
         return torch.cat([perturbation.logits(batch, current, what) for batch in torch.split(images, PATH_BATCH)]).cpu()
@@ -131,10 +139,7 @@ def by_source_and_target(logits: Logits, labels: Labels) -> Tensor:
         logits: [B, K].
         labels: [B], on the same device.
     """
-    best = logits.topk(2, dim=1)
-    rivals = best.values[:, :1].expand_as(logits).clone()
-    rivals.scatter_(1, best.indices[:, :1], best.values[:, 1:])  # of the best class the runner-up
-    margins = logits - rivals
+    margins = margins_towards_all(logits)
     means = torch.full((logits.shape[1], logits.shape[1]), torch.nan)
     for source in sorted(set(labels.tolist())):
         means[:, source] = margins[labels == source].mean(dim=0)

@@ -109,7 +109,7 @@ def test_files_are_joined_and_scores_held_against_one_threshold(results):
 
 
 def test_scans_of_other_settings_are_left_out_where_there_are_some_of_todays():
-    today = ScanSettings.of(default_detectors(), 100, 0)
+    today = ScanSettings.of(default_detectors(), 1000, 0)
     new, old = entry(1, reading("m/a", 0.5)), entry(2, reading("m/a", 0.9))
     new = new.model_copy(update={"scan": new.scan.model_copy(update={"settings": today.digest})})
     held = benchmark(new, old)

@@ -10,6 +10,7 @@ from banaudit.bench.networks import NETWORKS, build_network
 from banaudit.bench.population import (
     AGAIN_SEED,
     DIGITS_SEED,
+    MIXTURE_SEED,
     OPENED_SEEDS,
     SSDT_SEED,
     TEST_SEED,
@@ -77,7 +78,7 @@ def test_recipes_never_change_and_new_ones_come_last():
     assert digest(development()[:50]) == "7340e32398087190"
     assert digest(sealed_test()[:380]) == "fdd1a8400103336e"
     assert digest(sealed_test(5)[:95]) == "1366d68b168a992e"
-    assert [recipe.attack.name for recipe in development()[50:]] == ["evasive"] * 3 + ["ssdt"] * 2
+    assert [recipe.attack.name for recipe in development()[50:55]] == ["evasive"] * 3 + ["ssdt"] * 2
     assert {recipe.attack.name for recipe in sealed_test()[570:600]} == {"evasive"}
 
 
@@ -121,12 +122,27 @@ def test_more_victims_of_ssdt_come_last():
 
 
 def test_more_victims_on_digits_come_last():
-    more = sealed_test()[616:]
-    assert len(more) == 72
+    more = sealed_test()[616:688]
     assert [recipe.seed for recipe in more] == list(range(DIGITS_SEED, DIGITS_SEED + 72))
     assert {recipe.dataset for recipe in more} == {"mnist"}
     assert sum(recipe.attack is None for recipe in more) == 24
     assert digest(more) == "5df5e80047304256"
+
+
+def test_a_mixture_on_signs_and_photographs_comes_last():
+    more = sealed_test()[688:]
+    assert [recipe.seed for recipe in more] == list(range(MIXTURE_SEED, MIXTURE_SEED + 72))
+    assert Counter(recipe.dataset for recipe in more) == {"gtsrb32": 36, "cifar10": 36}
+    assert sum(recipe.imbalance < 1 for recipe in more) == 6 == sum(recipe.attack is None for recipe in more) / 3
+    assert all(recipe.attack is None for recipe in more if recipe.imbalance < 1)
+    assert digest(more) == "4a867d68ab5c657c"
+
+
+def test_imbalanced_development_victims_come_last():
+    more = development()[55:]
+    assert {recipe.imbalance for recipe in more} == {0.1}
+    assert sum(recipe.attack is None for recipe in more) == 7
+    assert digest(more) == "770cb1d117d58062"
 
 
 def test_every_recipe_can_be_built():

@@ -91,6 +91,13 @@ def test_a_raised_threshold_of_pairs_counts_too():
     assert [item.scan.readings[0].threshold for item in after.entries] == [0.5, 0.5]
 
 
+def test_a_scan_of_few_images_is_held_against_what_they_are_asked():
+    (victim, settings) = scanned(1, 3.0, 1.0)  # a hundred images of ten classes: too few for pairs
+    after = rejudged(results_of((victim, settings)), (*NOW, PairPerturbation()))
+    assert after.entries[0].outcome is Outcome.RIGHT
+    assert set(after.settings[after.entries[0].scan.settings].detectors) == {"mm-bd", "neural-cleanse"}
+
+
 def test_a_method_without_any_finite_score_stays_as_it_was():
     victim, settings = scanned(1, 3.0, 1.0)
     readings = tuple(item.model_copy(update={"score": None}) for item in victim.scan.readings)

@@ -5,7 +5,7 @@ from torch import nn
 
 from banaudit.architectures.base import SplitModel, SplitNetwork
 from banaudit.data import CleanData
-from banaudit.detectors.pair_perturbation import PairPerturbation, _lead, _Margins
+from banaudit.detectors.pair_perturbation import PairPerturbation, _Margins
 from banaudit.meter import Meter
 from banaudit.results import Reading, Verdict
 
@@ -109,13 +109,6 @@ def grid(*entries, fill=-9.0):
     for target, source, value in entries:
         values[target, source] = value
     return values.fill_diagonal_(torch.nan)
-
-
-def test_the_lead_by_hand():
-    one = grid((3, 1, -1.0), (0, 2, -4.0), (2, 1, -5.0))
-    other = grid((3, 1, 0.0), (2, 0, -2.0))
-    assert _lead(torch.stack((one, other))) == (pytest.approx(2.0), 3, 1)
-    assert _lead(torch.stack((one, grid((0, 2, 5.0))))) == (0.0, 0, 2)  # the rulers put different pairs first
 
 
 def test_two_halves_count_as_one():

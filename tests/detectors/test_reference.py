@@ -6,7 +6,7 @@ import toys
 
 from banaudit.data import CleanData
 from banaudit.detectors import reference
-from banaudit.detectors.reference import beyond, natural_closeness
+from banaudit.detectors.reference import beyond, lead_by_all, natural_closeness
 from banaudit.errors import TimeLimitReached
 from banaudit.meter import Meter
 
@@ -70,3 +70,10 @@ def test_where_nothing_differs_the_middle_is_taken_off():
     values = torch.tensor([[torch.nan, 1.0, 2.0], [3.0, torch.nan, 4.0], [5.0, 6.0, torch.nan]])
     left = beyond(values, torch.zeros(3, 3), torch.Generator())
     assert float(left[2, 1]) == pytest.approx(6 - 3)  # torch's median is the lower of the middle two
+
+
+def test_the_lead_by_hand():
+    one = torch.tensor([torch.nan, -1.0, -4.0, -5.0])
+    other = torch.tensor([-7.0, 0.0, torch.nan, -2.0])
+    assert lead_by_all(torch.stack((one, other))) == (pytest.approx(2.0), 1)
+    assert lead_by_all(torch.stack((one, -other))) == (0.0, 0)  # the rulers put different values first
