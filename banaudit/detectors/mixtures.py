@@ -100,7 +100,9 @@ class Mixtures(Detector):
     name: ClassVar[str] = "mixtures"
     title: ClassVar[str] = "a class that mixtures of two other classes' images fall into"
     needs: ClassVar[str] = "logits, clean images"
-    misses: ClassVar[str] = "all-to-all and source-specific backdoors, blended patterns; of ten classes most but warping"
+    misses: ClassVar[str] = (
+        "all-to-all and source-specific backdoors, blended patterns; with ten classes most but warping"
+    )
 
     mixtures: PositiveInt = 500
     """Mixtures of each half of the images."""
