@@ -20,7 +20,7 @@ from banaudit.architectures import LoadedNetwork, SplitModel, load_network, reco
 from banaudit.checkpoints import Checkpoint, inspect_checkpoint, read_checkpoint
 from banaudit.data import CleanData, ImageSet, read_clean_folder
 from banaudit.data.images import MIN_PER_CLASS
-from banaudit.detectors import Detector, default_detectors, leaves_some_out, suited
+from banaudit.detectors import Detector, default_detectors, leaves_some_out
 from banaudit.disguises import Told, undisguise
 from banaudit.errors import CheckpointError, TimeLimitReached, UnsupportedModelError, UsageError
 from banaudit.meter import Listener, Meter
@@ -359,8 +359,8 @@ def judge(
     """
     started = started if started is not None else datetime.now(UTC)
     asked = tuple(detectors) if detectors is not None else default_detectors()
-    detectors = suited(asked, clean.num_classes, clean.class_sizes)
-    unsuited = {item: item.unsuited(clean.num_classes, clean.class_sizes) for item in asked if item not in detectors}
+    unsuited = {item: why for item in asked if (why := item.unsuited(clean.num_classes, clean.class_sizes))}
+    detectors = tuple(item for item in asked if item not in unsuited)
     unasked = unsuited if leaves_some_out(asked) else {}
     meter = meter if meter is not None else Meter()
     facts = facts if facts is not None else Facts()
@@ -371,7 +371,9 @@ def judge(
     misread = misreading(accuracy, clean.class_names, predicted)
     findings: tuple[Finding, ...] = ()
     if not misread:
-        facts = replace(facts, caveats=(*_accuracy_caveats(accuracy), *facts.caveats))
+        facts = replace(
+            facts, caveats=(*_accuracy_caveats(accuracy), *facts.caveats, *_image_caveats(unasked, clean.num_classes))
+        )
         for number, detector in enumerate(detectors):
             # Planned anew each time: a method that had done earlier than planned brings the end nearer.
             meter.planned_images = meter.forward_images + sum(
@@ -380,9 +382,6 @@ def judge(
             findings = (*findings, detector(model, clean, seed=seed, meter=meter, triggers=triggers))
         findings = (*findings, *together(findings))
         findings += tuple(_cannot_judge(item, why) for item, why in unsuited.items() if item not in unasked)
-        more = [f"{item.name}, as {why}" for item, why in unasked.items() if not item.unsuited(clean.num_classes)]
-        wanted = "give more images of each class, or raise --max-images if there are more"
-        facts = replace(facts, caveats=(*facts.caveats, *(f"not asked was {what}; {wanted}" for what in more)))
     against = (*facts.inconclusive, *facts.told.inconclusive, *((misread,) if misread else ()))
     verdict, reason, strongest = combine(findings, against)
     strength = calibration.strength(item for finding in findings for item in finding.evidence)
@@ -413,6 +412,13 @@ def judge(
         device=str(clean.images.device),
         started=started,
     )
+
+
+def _image_caveats(unasked: Mapping[Detector, str], num_classes: int) -> tuple[str, ...]:
+    """What more images would cure, of the methods that were not asked, method -> why."""
+    wanted = "give more images of each class, or raise --max-images if there are more"
+    cured = [(item.name, why) for item, why in unasked.items() if not item.unsuited(num_classes)]
+    return tuple(f"not asked was {name}, as {why}; {wanted}" for name, why in cured)
 
 
 def _cannot_judge(detector: Detector, why: str) -> Finding:

@@ -18,6 +18,7 @@ from banaudit.data import CleanData, passes
 from banaudit.meter import Meter
 from banaudit.neurons import BatchNorm, batch_norms
 from banaudit.precision import fast_precision
+from banaudit.statistics import median_margin
 
 LOOK_AT = 256
 """Images that are looked at, the first ones."""
@@ -135,7 +136,7 @@ def usual_scale(logits: Tensor) -> float:
     Args:
         logits: Of clean images as they are, finite, [N, K].
     """
-    margin = _median_margin(logits)
+    margin = median_margin(logits)
     low, high = USUAL_MARGINS
     return 1.0 if low <= margin <= high or not 0 < margin < float("inf") else SCALED_MARGIN / margin
 
@@ -194,7 +195,7 @@ def needs_full_precision(model: SplitModel, clean: CleanData, exact: Tensor, met
     finite = exact.isfinite().all(dim=1)
     exact, rounded = exact[finite], rounded[finite]
     error = float((exact - rounded).abs().amax(dim=1).median())
-    return not error <= USUAL_ROUNDING * _median_margin(exact)
+    return not error <= USUAL_ROUNDING * median_margin(exact)
 
 
 def twin_outputs(logits: Tensor) -> tuple[int, int] | None:
@@ -228,11 +229,6 @@ def _spreads(rows: Tensor, columns: Tensor) -> Tensor:
     """[R, C] standard deviations of the differences of centred outputs [R, N] and [C, N]."""
     own = (rows.square().mean(dim=1)[:, None], columns.square().mean(dim=1)[None, :])
     return (own[0] + own[1] - 2 * rows @ columns.T / rows.shape[1]).clamp_min(0).sqrt()
-
-
-def _median_margin(logits: Tensor) -> float:
-    best = logits.topk(2, dim=1).values
-    return float((best[:, 0] - best[:, 1]).median())
 
 
 @dataclass(frozen=True)

@@ -449,11 +449,8 @@ def _scanned_again(parts: _Parts, before: Report, detectors: Sequence[Detector])
     where the methods are the user's choice.
     """
     few, classes, sizes = parts.rescan, parts.rescan.num_classes, parts.rescan.class_sizes
-    needed = {
-        finding.method
-        for finding in before.findings
-        if finding.verdict is Verdict.BACKDOORED or not leaves_some_out(detectors)
-    }
+    chosen = not leaves_some_out(detectors)
+    needed = {finding.method for finding in before.findings if chosen or finding.verdict is Verdict.BACKDOORED}
     enough = (
         len(few) >= max(MIN_SCAN_IMAGES, MIN_PER_CLASS * classes)
         and min((size for size in sizes if size), default=0) >= MIN_PER_CLASS

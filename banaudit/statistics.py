@@ -46,6 +46,16 @@ def mad(values: Tensor) -> Tensor:
     return MAD_TO_STD * median((values - median(values).unsqueeze(-1)).abs())
 
 
+def median_margin(logits: Tensor) -> float:
+    """Median over images of the best class's lead over the second; the lower of two middle ones, as torch has it.
+
+    Args:
+        logits: [B, K], K at least 2.
+    """
+    best = logits.topk(2, dim=1).values
+    return float((best[:, 0] - best[:, 1]).median())
+
+
 def outlier_scores(logs: Tensor, compared: Tensor) -> Tensor:
     """How far each value lies above the median of the others, in robust standard deviations, [K].
 

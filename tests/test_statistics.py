@@ -3,7 +3,16 @@ import math
 import pytest
 import torch
 
-from banaudit.statistics import SPREAD_FLOOR, auroc, auroc_interval, clopper_pearson, mad, median, outlier_scores
+from banaudit.statistics import (
+    SPREAD_FLOOR,
+    auroc,
+    auroc_interval,
+    clopper_pearson,
+    mad,
+    median,
+    median_margin,
+    outlier_scores,
+)
 
 scipy_stats = pytest.importorskip("scipy.stats")
 
@@ -11,6 +20,11 @@ scipy_stats = pytest.importorskip("scipy.stats")
 def test_median_of_an_even_count_is_between_the_middle_two():
     assert median(torch.tensor([4.0, 1.0, 3.0, 2.0])).item() == 2.5
     assert median(torch.tensor([[3.0, 1.0, 2.0], [9.0, 9.0, 0.0]])).tolist() == [2.0, 9.0]
+
+
+def test_the_median_margin_by_hand():
+    logits = torch.tensor([[5.0, 1.0, 4.0], [0.0, 7.0, 1.0], [2.0, -1.0, -8.0]])  # leads of 1, 6 and 3
+    assert median_margin(logits) == 3.0
 
 
 @pytest.mark.parametrize("count", [1, 2, 9, 10])

@@ -337,9 +337,10 @@ def _development_imbalanced() -> list[VictimRecipe]:
     wide, preact, digits = Setup("mnist", "wrn-16"), Setup("mnist", "preact_resnet18"), Setup("mnist", "resnet18")
     vgg = Setup("cifar10", "vgg11")
     recipes = [clean(setup, 155 + place, IMBALANCED) for place, setup in enumerate((wide, preact, wide, vgg, digits))]
+    uneven = {"imbalance": IMBALANCED.imbalance}
     attacked: tuple[tuple[AnyAttack, int], ...] = ((BadNets(), 7), (Blend(), 3), (WaNet(), 1))
     recipes += [
-        backdoored(wide, 160 + place, attack, AllToOne(target=target)).model_copy(update={"imbalance": 0.1})
+        backdoored(wide, 160 + place, attack, AllToOne(target=target)).model_copy(update=uneven)
         for place, (attack, target) in enumerate(attacked)
     ]
     return [*recipes, clean(vgg, 163, IMBALANCED), clean(wide, 164, IMBALANCED)]

@@ -35,6 +35,22 @@ MAPPING_AGREEMENT = 0.8
 Backdoored test networks had 0.93 and more in common, two without a backdoor that followed some map 0.7 each."""
 
 
+TEN_CLASSES = 10
+"""Number of classes for which thresholds are given that fall with it."""
+
+
+def threshold_for(num_classes: int, at_ten: float, decline: float) -> float:
+    """A threshold that falls with the number of classes.
+
+    Args:
+        num_classes: K.
+        at_ten: The threshold for ten classes.
+        decline: For K classes it is (10 / K) to this power as much.
+    """
+    scale: float = (TEN_CLASSES / num_classes) ** decline
+    return at_ten * scale
+
+
 @dataclass(frozen=True)
 class Samples:
     """Clean images for one detector: what it may search on, and what played no part in the search.

@@ -23,16 +23,14 @@ from torch import Tensor
 
 from banaudit.architectures.base import SplitModel
 from banaudit.data import CleanData, images_of_a_pass, passes
-from banaudit.detectors.base import Detector, Found, Samples, agreement_of, freeze
+from banaudit.detectors.base import Detector, Found, Samples, agreement_of, freeze, threshold_for
 from banaudit.detectors.reference import beyond, lead_by_all, references
 from banaudit.detectors.targeted_paths import margins_towards_all
 from banaudit.errors import UnsupportedModelError
 from banaudit.meter import Meter
 from banaudit.results import Evidence, Reading
 from banaudit.shapes import Images, Labels, Logits
-
-TEN_CLASSES = 10
-"""Number of classes for which the threshold is given."""
+from banaudit.statistics import median_margin
 
 FEWEST_PRESENT = 3
 """Classes with images that are needed: two to mix, and one that neither of them is."""
@@ -84,6 +82,10 @@ class _Mixtures:
         mean: Tensor = total / count
         return mean.float()
 
+    def unit(self, predict: Callable[[Images], Logits]) -> float:
+        """Median margin of the images that are mixed, in logits."""
+        return max(median_margin(torch.cat([predict(part).float() for part in passes(self.data.images)])), 1e-6)
+
 
 @final
 class Mixtures(Detector):
@@ -130,9 +132,9 @@ class Mixtures(Detector):
             return logits
 
         halves = [_Mixtures.draw(half, self.mixtures, generator) for half in (samples.search, samples.held_out)]
-        profiles = [half.profile(predict) / _unit(half.data, predict) for half in halves]
+        profiles = [half.profile(predict) / half.unit(predict) for half in halves]
         leads = [lead_by_all(profile[None]) for profile in profiles]
-        threshold, note = self.threshold * (TEN_CLASSES / samples.num_classes) ** self.decline, ""
+        threshold, note = threshold_for(samples.num_classes, self.threshold, self.decline), ""
         if all(lead > threshold for lead, _ in leads):
             natural = _natural(samples, halves, generator, meter)
             leads = [lead_by_all(torch.stack((own, beyond(own, natural, generator)))) for own in profiles]
@@ -150,7 +152,7 @@ class Mixtures(Detector):
             fired=score > threshold and agreement == 1.0,
             null=max(_second_over_third(profile) for profile in profiles),
             target=target,
-            per_class=samples.per_class(torch.stack([_ahead(profile) for profile in profiles]).mean(0)),
+            per_class=samples.per_class(margins_towards_all(torch.stack(profiles)).mean(0)),
             restarts=tuple(round(lead, 6) for lead, _ in leads),
             agreement=agreement,
             note=note,
@@ -158,26 +160,13 @@ class Mixtures(Detector):
         return Found([evidence])
 
 
-def _unit(data: CleanData, predict: Callable[[Images], Logits]) -> float:
-    """Median over the clean images of the first class's lead over the second, in logits."""
-    best = torch.cat([predict(part).float().topk(2, dim=1).values for part in passes(data.images)])
-    return max(float((best[:, 0] - best[:, 1]).median()), 1e-6)
-
-
 def _natural(samples: Samples, halves: list[_Mixtures], generator: torch.Generator, meter: Meter) -> Tensor:
     """[K] the same of networks that saw the other half of the clean images and nothing else."""
-    mixtures = {id(half.data): half for half in halves}
     found = [
-        mixtures[id(unseen)].profile(network)
+        next(half for half in halves if half.data is unseen).profile(network)
         for network, unseen in references(samples.search, samples.held_out, generator, meter)
     ]
     return torch.stack(found).mean(0)
-
-
-def _ahead(profile: Tensor) -> Tensor:
-    """[K] how far each class is ahead of the best of the others; negative for all but one."""
-    first, second = profile.topk(2).values
-    return profile - torch.where(profile == first, second, first)
 
 
 def _second_over_third(profile: Tensor) -> float:

@@ -14,7 +14,7 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from banaudit.architectures.base import SplitModel
-from banaudit.detectors.base import MAPPING_AGREEMENT, Detector, Found, Samples, agreement_of
+from banaudit.detectors.base import MAPPING_AGREEMENT, Detector, Found, Samples, agreement_of, threshold_for
 from banaudit.detectors.mapping import Mapping, search_mapping
 from banaudit.detectors.targeted_paths import (
     Lead,
@@ -30,9 +30,6 @@ from banaudit.detectors.targeted_paths import (
 from banaudit.meter import Meter
 from banaudit.results import Evidence, Reading
 from banaudit.triggers import RecoveredTrigger
-
-TEN_CLASSES = 10
-"""Number of classes for which the all-to-all threshold is given."""
 
 
 @dataclass(frozen=True)
@@ -165,8 +162,7 @@ class ShortcutDetector(Detector):
         return max(self.mapping_images, self.mapping_images_per_class * num_classes)
 
     def _mapping_threshold(self, num_classes: int) -> float:
-        scale: float = (TEN_CLASSES / num_classes) ** self.mapping_decline
-        return min(1.0, self.mapping_threshold * scale)
+        return min(1.0, threshold_for(num_classes, self.mapping_threshold, self.mapping_decline))
 
     def _all_to_one(self, samples: Samples, paths: list[Paths], leads: list[Lead]) -> Evidence:
         weakest = min(leads, key=lambda item: item.score)

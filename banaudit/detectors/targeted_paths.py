@@ -279,10 +279,9 @@ def lead(margins: Tensor, start: Tensor) -> Lead:
     ranked = values.sort(descending=True)
     distance = median(by_target_start[~by_target_start.isnan()]).abs()
     unit = torch.maximum(median(values) - median(by_target_start[alive]), distance).clamp_min(1e-6)
-    rivals = ranked.values[0].expand_as(values).clone()
-    rivals[ranked.indices[0]] = ranked.values[1]
-    per_class = torch.full_like(by_target, float(((values - rivals) / unit).min()))
-    per_class[alive] = (values - rivals) / unit
+    ahead = margins_towards_all(values[None])[0] / unit
+    per_class = torch.full_like(by_target, float(ahead.min()))
+    per_class[alive] = ahead
     best = int(alive[ranked.indices[0]])
     null = float((ranked.values[1] - ranked.values[2]) / unit) if len(values) > 2 else 0.0
     return Lead(float(per_class[best]), null, best, per_class)

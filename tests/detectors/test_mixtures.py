@@ -7,7 +7,7 @@ from torch import nn
 from banaudit.architectures.base import SplitModel, SplitNetwork
 from banaudit.data import CleanData
 from banaudit.detectors import reference
-from banaudit.detectors.mixtures import Mixtures, _Mixtures, _second_over_third, _unit
+from banaudit.detectors.mixtures import Mixtures, _Mixtures, _second_over_third
 from banaudit.errors import UnsupportedModelError
 from banaudit.results import Reading, Verdict
 
@@ -58,7 +58,7 @@ def test_the_profile_by_hand():
     assert profile[0].isnan()
     assert profile[1] == pytest.approx(0 - 7)
     assert profile[2] == pytest.approx((-4 - 7) / 2)
-    assert _unit(data, quiet(model(10.0))) == pytest.approx(8)
+    assert _Mixtures(data, pairs).unit(quiet(model(10.0))) == pytest.approx(8)
     assert _second_over_third(torch.tensor([1.0, 5.0, 2.5])) == pytest.approx(1.5)
 
 
