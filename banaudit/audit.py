@@ -362,6 +362,7 @@ def judge(
     unsuited = {item: why for item in asked if (why := item.unsuited(clean.num_classes, clean.class_sizes))}
     detectors = tuple(item for item in asked if item not in unsuited)
     unasked = unsuited if leaves_some_out(asked) else {}
+    overlooked = [f"{item.name} overlooks {what}" for item in detectors if (what := item.overlooks(clean.class_sizes))]
     meter = meter if meter is not None else Meter()
     facts = facts if facts is not None else Facts()
     predicted = None
@@ -372,7 +373,13 @@ def judge(
     findings: tuple[Finding, ...] = ()
     if not misread:
         facts = replace(
-            facts, caveats=(*_accuracy_caveats(accuracy), *facts.caveats, *_image_caveats(unasked, clean.num_classes))
+            facts,
+            caveats=(
+                *_accuracy_caveats(accuracy),
+                *facts.caveats,
+                *_image_caveats(unasked, clean.num_classes),
+                *(f"{what}; give more" for what in overlooked),
+            ),
         )
         for number, detector in enumerate(detectors):
             # Planned anew each time: a method that had done earlier than planned brings the end nearer.
@@ -396,6 +403,7 @@ def judge(
         network=facts.architecture.name if facts.architecture is not None else None,
         parameters=facts.architecture.parameters if facts.architecture is not None else None,
     )
+    far = ", ".join((*filter(None, (far,)), *overlooked))
     return _report(
         verdict,
         reason,

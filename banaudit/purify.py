@@ -22,7 +22,7 @@ from banaudit.architectures import SplitModel
 from banaudit.checkpoints.writer import Rewritten, as_stored, check_out, rewrite, state_of, write_checkpoint
 from banaudit.data import CleanData
 from banaudit.data.images import MIN_PER_CLASS
-from banaudit.detectors import Detector, default_detectors, leaves_some_out
+from banaudit.detectors import DETECTORS, Detector, default_detectors, leaves_some_out
 from banaudit.disguises import undisguise
 from banaudit.errors import CheckpointError, DataError, UnsupportedModelError, UsageError
 from banaudit.meter import Listener, Meter
@@ -416,7 +416,8 @@ def _caveats(untouched: int, rescanned_seen: bool, found: Accuracies, max_drop: 
 def _did_without(before: Report, after: Report | None) -> tuple[str, ...]:
     """What the second scan lacks of the first; one that stopped before any method ran says itself why."""
     again = {finding.method for finding in after.findings} if after is not None else set()
-    missing = [finding.method for finding in before.findings if finding.method not in again] if again else []
+    asked = [finding.method for finding in before.findings if finding.method in DETECTORS]  # not what they say together
+    missing = [method for method in asked if method not in again] if again else []
     few = "too few of the images played no part in the repair"
     return (f"the second scan did without {', '.join(missing)}: {few}; give more images",) if missing else ()
 
@@ -454,9 +455,14 @@ def _scanned_again(parts: _Parts, before: Report, detectors: Sequence[Detector])
     enough = (
         len(few) >= max(MIN_SCAN_IMAGES, MIN_PER_CLASS * classes)
         and min((size for size in sizes if size), default=0) >= MIN_PER_CLASS
-        and not any(detector.name in needed and detector.unsuited(classes, sizes) for detector in detectors)
+        and not any(detector.name in needed and _only_of_few(detector, classes, sizes) for detector in detectors)
     )
     return few if enough else parts.scan
+
+
+def _only_of_few(detector: Detector, classes: int, sizes: Sequence[int]) -> bool:
+    """Whether it is for want of images that a method would be left out, and not for the number of classes."""
+    return bool(detector.unsuited(classes, sizes)) and not detector.unsuited(classes)
 
 
 def _as_stored(prepared: audit.Prepared, repaired: Repaired) -> Weights:

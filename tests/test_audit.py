@@ -347,6 +347,21 @@ def test_what_is_left_to_the_other_methods_is_said(unplanted, tiled_data):
     assert said in report.not_checked
 
 
+def test_classes_that_a_method_overlooks_are_a_caveat_and_leave_no_p_value():
+    labels = torch.cat((torch.arange(450) % 9, torch.full((49,), 9)))
+    images = 0.2 * torch.rand(len(labels), 1, 4, 4)
+    images.flatten(1)[torch.arange(len(labels)), labels] = 1.0
+    data = CleanData(images, labels, tuple("abcdefghij"))
+    report = judge(SplitModel(TenPixelsNetwork(), (0.0,), (1.0,)).eval(), data, detectors=(PairPerturbation(),))
+    said = (
+        "pair-perturbation overlooks backdoors that images of class 9 alone trigger, as of each there are fewer than 50 "
+        "clean images"
+    )
+    assert f"{said}; give more" in report.caveats
+    assert said in report.calibration
+    assert report.p_value is None
+
+
 @pytest.mark.parametrize("others", [(), (TargetedNoise(),)])
 def test_a_method_of_the_users_choice_is_not_left_out(unplanted, tiled_data, others):
     report = judge(unplanted, tiled_data, detectors=(*others, PairPerturbation()))

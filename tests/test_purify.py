@@ -216,6 +216,13 @@ def test_methods_of_the_users_choice_all_scan_again():
     assert _scanned_again(parts, found_by("mm-bd", "pair-perturbation"), chosen) is parts.scan
 
 
+def test_a_method_that_no_number_of_images_suits_costs_no_untouched_scan():
+    data = CleanData(torch.zeros(1200, 1, 2, 2), torch.arange(1200) % 6, tuple("abcdef"))
+    parts = _part_images(data, 0)
+    chosen = [detector for detector in default_detectors() if detector.name in {"mm-bd", "pair-perturbation"}]
+    assert _scanned_again(parts, found_by("mm-bd", "pair-perturbation"), chosen) is parts.rescan
+
+
 def found_by(*methods):
     """A scan by these methods, none of which accuses."""
     return SimpleNamespace(findings=[SimpleNamespace(method=name, verdict=Verdict.NO_EVIDENCE) for name in methods])
@@ -224,6 +231,7 @@ def found_by(*methods):
 def test_what_the_second_scan_did_without_is_a_caveat():
     before = found_by("mm-bd", "pair-perturbation")
     assert _did_without(before, before) == _did_without(before, None) == _did_without(before, found_by()) == ()
+    assert _did_without(found_by("mm-bd", "joint-evidence"), found_by("mm-bd")) == ()  # a finding, and no method
     (text,) = _did_without(before, found_by("mm-bd"))
     assert text.startswith("the second scan did without pair-perturbation: too few of the images played no part")
 

@@ -152,6 +152,14 @@ class Detector(Method, ABC):
         """
         return ""
 
+    def overlooks(self, images: Sequence[int]) -> str:
+        """What it does not look at for want of images, where an audit asks it; empty: nothing.
+
+        Args:
+            images: Clean images of each class.
+        """
+        return ""
+
     @abstractmethod
     def planned_images(self, num_classes: int, images: int) -> int:
         """Forward passes that :meth:`search` is expected to take, for the progress bar."""

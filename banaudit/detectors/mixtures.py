@@ -106,6 +106,8 @@ class Mixtures(Detector):
         "all-to-all and source-specific backdoors, blended patterns; with ten classes most but warping"
     )
 
+    warns: ClassVar[str] = "clean networks with a class that mixtures look like, where images are a few hundred or less"
+
     mixtures: PositiveInt = 500
     """Mixtures of each half of the images."""
     threshold: PositiveFloat = 0.6

@@ -166,6 +166,14 @@ class PairPerturbation(Detector):
             return f"{enough} classes have {LEAST_IMAGES} clean images and more, {CLASSES[0]} are needed"
         return ""
 
+    def overlooks(self, images: Sequence[int]) -> str:
+        """Classes with too few images to be looked at as a source."""
+        labels = [str(label) for label, count in enumerate(images) if count < LEAST_IMAGES]
+        if self.anywhere or not labels:
+            return ""
+        named = f"class{'es' if len(labels) > 1 else ''} {', '.join(labels)}"
+        return f"backdoors that images of {named} alone trigger, as of each there are fewer than {LEAST_IMAGES} clean images"
+
     def planned_images(self, num_classes: int, images: int) -> int:
         """Forward passes of all searches."""
         pairs = num_classes * (num_classes - 1)
