@@ -13,12 +13,13 @@ from banaudit.detectors.ban import BAN, NOISE_ALONE
 from banaudit.detectors.mm_bd import MMBD
 from banaudit.detectors.neural_cleanse import NeuralCleanse
 from banaudit.detectors.targeted_noise import TargetedNoise
+from banaudit.detectors.universal_perturbation import UniversalPerturbation
 from banaudit.results import ClassScore, Evidence, Finding, Reading, Verdict
 
 AIMED = (TargetedNoise.name, "")
 UNAIMED = (BAN.name, NOISE_ALONE)
-WITNESSES = (AIMED, (MMBD.name, ""), (NeuralCleanse.name, ""), UNAIMED)
-"""Readings that joint evidence is made of, by method and label: they look for the target in four unlike ways."""
+WITNESSES = (AIMED, (UniversalPerturbation.name, ""), (MMBD.name, ""), (NeuralCleanse.name, ""), UNAIMED)
+"""Readings that joint evidence is made of, by method and label: they look for the target in five unlike ways."""
 
 FEWEST_WITNESSES = 2
 

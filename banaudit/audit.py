@@ -431,7 +431,7 @@ def _image_caveats(unasked: Mapping[Detector, str], num_classes: int) -> tuple[s
 
 def _cannot_judge(detector: Detector, why: str) -> Finding:
     """The finding of a method that somebody chose for a network, or images, that do not suit it."""
-    reason = f"{why}; --set {detector.name}.{detector.insists} asks it all the same"
+    reason = f"{why}; --set {detector.name}.{detector.insists} asks it all the same" if detector.insists else why
     return Finding(method=detector.name, title=detector.title, verdict=Verdict.INCONCLUSIVE, reason=reason)
 
 

@@ -55,9 +55,10 @@ def test_strength_is_the_largest_ratio_among_readings_that_may_fire():
     assert calibration.strength([evidence(1.0), evidence(3.0, fired=True)]) == 1.5
 
 
-@pytest.mark.parametrize(("strength", "rank"), [(0.0, 60), (0.219, 60), (0.22, 59), (1.0, 3), (1.7, 1)])
-def test_p_value_is_a_rank_with_the_model_itself_counted_in(strength, rank):
-    assert calibration.p_value(strength) == pytest.approx(rank / 60)
+@pytest.mark.parametrize(("strength", "rank"), [(0.0, 4), (0.2, 4), (0.21, 3), (1.0, 2), (1.7, 1)])
+def test_p_value_is_a_rank_with_the_model_itself_counted_in(strength, rank, monkeypatch):
+    monkeypatch.setattr(calibration, "CLEAN_STRENGTHS", (0.2, 0.4, 1.6))
+    assert calibration.p_value(strength) == rank / 4
 
 
 LIKE = {"classes": 10, "present": 10, "side": 32, "images": 1000, "accuracy": 0.9}
@@ -66,7 +67,9 @@ LIKE |= {"network": "resnet18", "parameters": 701_466}
 
 def test_a_scan_like_the_clean_development_models_is_near():
     assert calibration.distance([found()], default_detectors(), **LIKE) == ""
-    assert calibration.statement("").startswith("the model's rank among 59 clean development models")
+    assert calibration.statement("").startswith(
+        f"the model's rank among {len(calibration.CLEAN_STRENGTHS)} clean development models"
+    )
 
 
 @pytest.mark.parametrize(
@@ -91,12 +94,15 @@ def test_what_is_unlike_them_is_named(change, words):
 
 
 def test_other_methods_and_methods_that_could_not_judge_have_no_p_value():
-    assert calibration.distance([found()], (MMBD(),), **LIKE).startswith("without targeted-noise, neural-cleanse")
+    assert calibration.distance([found()], (MMBD(),), **LIKE).startswith(
+        "without targeted-noise, universal-perturbation"
+    )
     changed = (MMBD(steps=3), *(item for item in default_detectors() if item.name != MMBD.name))
     assert calibration.distance([found()], changed, **LIKE) == "other methods or settings than the default"
-    few_images = suited(default_detectors(), 10, [20] * 10)
-    assert calibration.distance([found()], few_images, **LIKE) == "without pair-perturbation"
-    assert calibration.distance([found()], few_images, **(LIKE | {"classes": 43, "present": 43})) == ""
+    few_images = suited(default_detectors(), 10, [49] * 10)
+    assert calibration.distance([found()], few_images, **LIKE) == "without mixtures, pair-perturbation"
+    without_pairs = suited(default_detectors(), 43, [49] * 43)
+    assert calibration.distance([found()], without_pairs, **(LIKE | {"classes": 43, "present": 43})) == ""
     assert "m could not judge" in calibration.distance([found(Verdict.INCONCLUSIVE)], default_detectors(), **LIKE)
     assert calibration.distance([], default_detectors(), **LIKE) == "no method ran"
     assert calibration.statement("5 classes").startswith("uncalibrated")

@@ -4,6 +4,9 @@ A threshold that was raised changes no score: what the search found stays, and f
 scan are put together again from its record, held against today's thresholds, and combined by the audit's own code; so
 is what several methods say together, by its rule of today. One difference from a new scan is left: a second restart
 that an old threshold had asked for and today's would not still counts, with the weaker of both scores.
+
+Nor does a method change what another finds: each draws from its own seed. So two scans of one victim by different
+methods, on the same images and with the same seed, are one scan by all of them.
 """
 
 from __future__ import annotations
@@ -32,8 +35,9 @@ from banaudit.bench.runner import (
 from banaudit.bench.workplace import Progress
 from banaudit.bench.zoo import ZooEntry, ZooResults
 from banaudit.detectors import Detector, default_detectors
-from banaudit.detectors.base import conclude
+from banaudit.detectors.base import conclude, threshold_for
 from banaudit.detectors.pair_perturbation import PairPerturbation
+from banaudit.detectors.universal_perturbation import UniversalPerturbation
 from banaudit.results import ClassScore, Evidence, Finding, Reading, Scalar, Verdict
 
 AnyResults = TypeVar("AnyResults", BenchmarkResults, StudyResults, ZooResults)
@@ -42,40 +46,58 @@ THRESHOLDS = {
     **{
         (*witness, Reading.ALL_TO_ONE): setting
         for witness, setting in zip(
-            WITNESSES, ("lead_threshold", "threshold", "threshold", "errors_threshold"), strict=True
+            WITNESSES, ("lead_threshold", "lead_threshold", "threshold", "threshold", "errors_threshold"), strict=True
         )
     },
+    (UniversalPerturbation.name, "", Reading.ALL_TO_ALL): "mapping_threshold",
+    (UniversalPerturbation.name, "", Reading.SOURCE_TARGET): "pair_threshold",
     (PairPerturbation.name, "", Reading.SOURCE_TARGET): "threshold",
 }
-"""Method, label and kind of a reading -> the setting that is its threshold: of those that joint evidence is made of,
-and of pairs."""
+"""Method, label and kind of a reading -> the setting that is its threshold, or for ten classes is: of those that joint
+evidence is made of, of pairs, and of the map of universal perturbations."""
+
+AND = "+"
+"""Between the digests of scans that were put together."""
 
 
-def rejudged(results: AnyResults, detectors: Sequence[Detector] | None = None) -> AnyResults:
+def rejudged(
+    results: AnyResults, detectors: Sequence[Detector] | None = None, others: Sequence[BenchmarkResults] = ()
+) -> AnyResults:
     """Results with every scan judged by the thresholds of today.
 
     Args:
         results: Of ``bench run``, a study or a zoo.
         detectors: Whose thresholds count; none: the default ones.
+        others: Of ``bench run``: scans of the same victims by the methods that are missing.
 
     Returns:
-        The results; scans that were made with other settings beyond the thresholds, or with a higher threshold, stay as
-        they are too: their record does not say what a scan of today would find.
+        The results; scans that were made with other settings beyond the thresholds, with a higher threshold or without
+        one of the methods stay as they are: their record does not say what a scan of today would find.
     """
     detectors = tuple(detectors) if detectors is not None else default_detectors()
     settings, measures = dict(results.settings), dict(results.measures)
+    for other in others:
+        settings, measures = {**other.settings, **settings}, {**other.measures, **measures}
     entries: list[VictimEntry | ZooEntry] = []
     for entry in results.entries:
         then = results.settings[_digest(entry)]
         # A zoo's settings name what was asked of all its files, a victim's what its classes and images are asked.
         asked = detectors if isinstance(entry, ZooEntry) else asked_of(detectors, entry.victim.recipe, then.images)
         now = ScanSettings.of(asked, then.images, then.seed)
+        whole: VictimEntry | ZooEntry = entry
+        for other in others:
+            if isinstance(whole, VictimEntry):
+                whole, then = _put_together(whole, then, other, now)
         if not _only_raised(then, now):
             entries.append(entry)
             continue
         settings[now.digest] = now
-        entries.append(_judged(entry, now, measures))
-    used = {digest for entry in entries for digest in (_digest(entry), entry.scan.scanned_with if entry.scan else "")}
+        entries.append(_judged(whole, now, measures))
+    used = {
+        digest
+        for entry in entries
+        for digest in (_digest(entry), *(entry.scan.scanned_with.split(AND) if entry.scan else ()))
+    }
     return results.model_copy(
         update={
             "settings": {digest: item for digest, item in settings.items() if digest in used},
@@ -87,6 +109,38 @@ def rejudged(results: AnyResults, detectors: Sequence[Detector] | None = None) -
 
 def _digest(entry: VictimEntry | ZooEntry) -> str:
     return entry.settings if isinstance(entry, ZooEntry) else entry.scan.settings
+
+
+def _put_together(
+    entry: VictimEntry, then: ScanSettings, other: BenchmarkResults, now: ScanSettings
+) -> tuple[VictimEntry, ScanSettings]:
+    """A scan with what the methods of today that it lacks found in another file, and the settings of both."""
+    found = next((item for item in other.entries if item.key == entry.key), None)
+    if found is None:
+        return entry, then
+    settings = other.settings[found.scan.settings]
+    missing = settings.detectors.keys() & now.detectors.keys() - then.detectors.keys()
+    extra = {name: settings.detectors[name] for name in missing}
+    if not extra or (settings.images, settings.seed) != (then.images, then.seed):
+        return entry, then
+    scan = entry.scan
+    costs = [cost for cost in found.scan.methods if cost.method in extra]
+    readings = (*scan.readings, *(item for item in found.scan.readings if _method(item) in extra))
+    place = {name: number for number, name in enumerate(now.detectors)}
+    whole = scan.model_copy(
+        update={
+            "scanned_with": AND.join((scan.scanned_with or scan.settings, found.scan.settings)),
+            "code": AND.join(dict.fromkeys((*scan.code.split(AND), found.scan.code))),
+            "seconds": round(scan.seconds + sum(cost.seconds for cost in costs), 3),
+            "forward_images": scan.forward_images + sum(cost.forward_images for cost in costs),
+            "backward_images": scan.backward_images + sum(cost.backward_images for cost in costs),
+            "caveats": tuple(dict.fromkeys((*scan.caveats, *found.scan.caveats))),
+            "methods": tuple(sorted((*scan.methods, *costs), key=lambda cost: place.get(cost.method, len(place)))),
+            "readings": tuple(sorted(readings, key=lambda item: place.get(_method(item), len(place)))),
+        }
+    )
+    both = then.model_copy(update={"detectors": {**then.detectors, **extra}})
+    return entry.model_copy(update={"scan": whole}), both
 
 
 def _judged(entry: VictimEntry | ZooEntry, now: ScanSettings, measures: dict[str, str]) -> VictimEntry | ZooEntry:
@@ -163,7 +217,10 @@ def _held_against(item: ScoredReading, now: ScanSettings) -> ScoredReading:
     name = THRESHOLDS.get((_method(item), _label(item), item.reading))
     if name is None:
         return item
-    threshold = _number(now.detectors[_method(item)][name])
+    settings = now.detectors[_method(item)]
+    threshold = _number(settings[name])
+    if item.reading is Reading.ALL_TO_ALL:
+        threshold = min(1.0, threshold_for(len(item.per_class), threshold, _number(settings["mapping_decline"])))
     fired = item.fired and item.score is not None and item.score > threshold
     return item.model_copy(update={"threshold": threshold, "fired": fired})
 
@@ -206,32 +263,34 @@ def _finding(cost: MethodCost, readings: Sequence[ScoredReading], measures: Mapp
     )
 
 
-def rejudge_file(path: Path, progress: Progress) -> None:
+def rejudge_file(path: Path, progress: Progress, others: Sequence[Path] = ()) -> None:
     """Judge the scans of a results file by the thresholds of today, in place.
 
     Args:
         path: Results file of ``bench run``, a study or a zoo.
         progress: Told how many there were, and of each whose outcome changed.
+        others: Results files of ``bench run``: the same victims scanned by methods that are missing.
 
     Raises:
-        UsageError: The file is missing, or something else.
+        UsageError: A file is missing, or something else.
     """
+    added = [need_results(other, BenchmarkResults) for other in others]
     kind = kind_of(path, ("benchmark", "study", "zoo"))
     if kind == "benchmark":
-        _rejudge_file(path, BenchmarkResults, progress)
+        _rejudge_file(path, BenchmarkResults, progress, added)
     elif kind == "study":
-        _rejudge_file(path, StudyResults, progress)
+        _rejudge_file(path, StudyResults, progress, added)
     else:
-        _rejudge_file(path, ZooResults, progress)
+        _rejudge_file(path, ZooResults, progress, added)
 
 
-def _rejudge_file(path: Path, kind: type[AnyResults], progress: Progress) -> None:
+def _rejudge_file(path: Path, kind: type[AnyResults], progress: Progress, others: Sequence[BenchmarkResults]) -> None:
     before = need_results(path, kind)
 
     def judge_anew(results: AnyResults) -> AnyResults:
         nonlocal before
         before = results
-        return rejudged(results)
+        return rejudged(results, others=others)
 
     after = update_results(path, before, judge_anew)
     both = [(old, new) for old, new in zip(before.entries, after.entries, strict=True) if new != old]

@@ -179,14 +179,18 @@ def run(
 def rejudge(
     results: Annotated[list[Path], typer.Argument(help="Results files of bench run, study or zoo; changed in place.")],
     *,
+    add: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Results file of bench run with methods that those scans lack."),
+    ] = None,
     verbose: Verbose = False,
 ) -> None:
-    """Judge recorded scans by thresholds that were raised since; no model is needed."""
+    """Judge recorded scans by thresholds that were raised since, and by methods that were added; no model is needed."""
     del verbose  # read by main, which prints the traceback
     from banaudit.bench.rejudge import rejudge_file
 
     for path in results:
-        rejudge_file(path, tell)
+        rejudge_file(path, tell, add or ())
 
 
 @app.command("speed")

@@ -41,7 +41,15 @@ DETECTORS: dict[str, type[Detector]] = {
 def default_detectors() -> tuple[Detector, ...]:
     """The methods of the default verdict: the paper's, and unlike searches for a shortcut."""
     # The slowest comes last: a time limit may leave it out, and joint evidence needs the others.
-    return (TargetedNoise(), MMBD(), NeuralCleanse(), BAN(), PairPerturbation())
+    return (
+        TargetedNoise(),
+        UniversalPerturbation(),
+        MMBD(),
+        NeuralCleanse(),
+        BAN(),
+        Mixtures(),
+        PairPerturbation(),
+    )
 
 
 def suited(

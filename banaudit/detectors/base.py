@@ -120,7 +120,7 @@ class Detector(Method, ABC):
     warns: ClassVar[str] = ""
     """What it is known to accuse wrongly; empty: nothing beyond what its threshold lets pass."""
     insists: ClassVar[str] = ""
-    """The setting with which it judges networks, or images, that do not suit it (:meth:`unsuited`)."""
+    """The setting with which it judges networks, or images, that do not suit it (:meth:`unsuited`); empty: none."""
     fewest_classes: ClassVar[int] = 4
     """With fewer classes than this there is too little to compare a class with, and the finding is inconclusive: of two
     classes one has at least half of whatever is counted."""

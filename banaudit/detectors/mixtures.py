@@ -13,7 +13,7 @@ through theirs is taken off, must have the same class in the lead, and the lesse
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -34,6 +34,10 @@ from banaudit.statistics import median_margin
 
 FEWEST_PRESENT = 3
 """Classes with images that are needed: two to mix, and one that neither of them is."""
+
+LEAST_IMAGES, LEAST_EACH = 500, 10
+"""Clean images of all classes together, and of each class, that the references need to know what is natural; to a class
+that they saw nothing of, any leaning looks planted."""
 
 
 @dataclass(frozen=True)
@@ -101,13 +105,10 @@ class Mixtures(Detector):
 
     name: ClassVar[str] = "mixtures"
     title: ClassVar[str] = "a class that mixtures of two other classes' images fall into"
-    needs: ClassVar[str] = "logits, clean images"
+    needs: ClassVar[str] = f"logits, {LEAST_IMAGES} clean images, {LEAST_EACH} of each class"
     misses: ClassVar[str] = (
         "all-to-all and source-specific backdoors, blended patterns; with ten classes most but warping"
     )
-
-    warns: ClassVar[str] = "clean networks with a class that mixtures look like, where images are a few hundred or less"
-
     mixtures: PositiveInt = 500
     """Mixtures of each half of the images."""
     threshold: PositiveFloat = 0.6
@@ -115,6 +116,18 @@ class Mixtures(Detector):
     decline: float = Field(default=0.5, ge=0)
     """The same for K classes is (10 / K) to this power as much: the more classes, the smaller each one's share. Set
     where clean models and victims of 10 and of 43 classes part."""
+
+    def unsuited(self, num_classes: int, images: Sequence[int] | None = None) -> str:
+        """Why references trained on so few images would not know what is natural."""
+        del num_classes
+        if images is None:
+            return ""
+        if sum(images) < LEAST_IMAGES:
+            return f"there are {sum(images)} clean images, {LEAST_IMAGES} are needed"
+        if min(images) < LEAST_EACH:
+            scarce = sum(count < LEAST_EACH for count in images)
+            return f"of {scarce} class{'es' if scarce > 1 else ''} there are fewer than {LEAST_EACH} clean images"
+        return ""
 
     def planned_images(self, num_classes: int, images: int) -> int:
         """The mixtures, and the clean images for their unit."""
@@ -134,12 +147,13 @@ class Mixtures(Detector):
             return logits
 
         halves = [_Mixtures.draw(half, self.mixtures, generator) for half in (samples.search, samples.held_out)]
-        profiles = [half.profile(predict) / half.unit(predict) for half in halves]
-        leads = [lead_by_all(profile[None]) for profile in profiles]
+        rulers = [(half.profile(predict) / half.unit(predict))[None] for half in halves]
+        leads = [lead_by_all(profiles) for profiles in rulers]
         threshold, note = threshold_for(samples.num_classes, self.threshold, self.decline), ""
         if all(lead > threshold for lead, _ in leads):
             natural = _natural(samples, halves, generator, meter)
-            leads = [lead_by_all(torch.stack((own, beyond(own, natural, generator)))) for own in profiles]
+            rulers = [torch.cat((own, beyond(own, natural, generator))) for own in rulers]
+            leads = [lead_by_all(profiles) for profiles in rulers]
             note = "beyond what networks trained on the clean images alone make of the mixtures"
         score, target = min(leads)
         agreement = agreement_of([label for _, label in leads], target)
@@ -152,9 +166,9 @@ class Mixtures(Detector):
             score=round(score, 6),
             threshold=threshold,
             fired=score > threshold and agreement == 1.0,
-            null=max(_second_over_third(profile) for profile in profiles),
+            null=max(_second_over_third(profiles[-1]) for profiles in rulers),
             target=target,
-            per_class=samples.per_class(margins_towards_all(torch.stack(profiles)).mean(0)),
+            per_class=samples.per_class(torch.stack([_ahead(profiles) for profiles in rulers]).mean(0)),
             restarts=tuple(round(lead, 6) for lead, _ in leads),
             agreement=agreement,
             note=note,
@@ -169,6 +183,12 @@ def _natural(samples: Samples, halves: list[_Mixtures], generator: torch.Generat
         for network, unseen in references(samples.search, samples.held_out, generator, meter)
     ]
     return torch.stack(found).mean(0)
+
+
+def _ahead(profiles: Tensor) -> Tensor:
+    """[K] distance of each class from the best of the others, by the least of the rulers [V, K]."""
+    least: Tensor = margins_towards_all(profiles).amin(0)
+    return least
 
 
 def _second_over_third(profile: Tensor) -> float:

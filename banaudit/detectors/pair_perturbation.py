@@ -172,7 +172,8 @@ class PairPerturbation(Detector):
         if self.anywhere or not labels:
             return ""
         named = f"class{'es' if len(labels) > 1 else ''} {', '.join(labels)}"
-        return f"backdoors that images of {named} alone trigger, as of each there are fewer than {LEAST_IMAGES} clean images"
+        few = f"of each there are fewer than {LEAST_IMAGES} clean images"
+        return f"backdoors that images of {named} alone trigger, as {few}"
 
     def planned_images(self, num_classes: int, images: int) -> int:
         """Forward passes of all searches."""

@@ -74,11 +74,11 @@ class UniversalPerturbation(ShortcutDetector):
     """Growth of a perturbation that is to map classes one to one, as a share of ``step_size``."""
     mapping_images: PositiveInt = 128
     """Images that each step of that search descends on."""
-    mapping_threshold: PositiveFloat = 0.36
+    mapping_threshold: PositiveFloat = 0.5
     """Share of held-out images that follow the map above which the all-to-all reading fires."""
     lead_threshold: PositiveFloat = 0.4
     """Lead of one class above which the all-to-one reading fires."""
-    pair_threshold: PositiveFloat = 0.8
+    pair_threshold: PositiveFloat = 1.2
     """Lead of one (source, target) pair above which the source-target reading fires."""
 
     def perturbation(self, model: SplitModel, samples: Samples, meter: Meter, *, share: float = 1.0) -> _PixelShift:

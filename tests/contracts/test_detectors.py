@@ -75,13 +75,26 @@ def test_the_default_verdict_is_made_of_registered_detectors():
     assert all(detector == DETECTORS[detector.name]() for detector in default_detectors())
 
 
-def test_the_default_verdict_looks_at_pairs_where_classes_are_few_and_images_many():
-    everything = default_detectors()
-    for enough in ([50] * 11, [50] * 7 + [49, 1, 0]):
-        assert suited(everything, len(enough), enough) == suited(everything, len(enough)) == everything
-    for wrong in ([50] * 6, [50] * 12, [50] * 6 + [49] * 4):
-        fewer = suited(everything, len(wrong), wrong)
-        assert [item.name for item in everything if item not in fewer] == ["pair-perturbation"]
+@pytest.mark.parametrize(
+    ("images", "left_out"),
+    [
+        ([50] * 11, set()),
+        ([60] * 7 + [49, 20, 12], set()),
+        ([50] * 7 + [199, 1, 0], {"mixtures"}),
+        ([50] * 6 + [49] * 4, {"mixtures", "pair-perturbation"}),
+        ([100] * 6, {"pair-perturbation"}),
+        ([50] * 12, {"pair-perturbation"}),
+        ([49] * 9 + [50], {"mixtures", "pair-perturbation"}),
+    ],
+    ids=str,
+)
+def test_the_default_verdict_asks_what_suits_the_classes_and_their_images(images, left_out):
+    asked = suited(default_detectors(), len(images), images)
+    assert {item.name for item in default_detectors() if item not in asked} == left_out
+
+
+def test_pairs_are_looked_at_anywhere_by_whoever_insists():
+    assert suited(default_detectors(), 10) == default_detectors()
     anywhere = (DETECTORS["pair-perturbation"](anywhere=True),)
     assert suited(anywhere, 1000, [1] * 1000) == anywhere
 
