@@ -26,6 +26,7 @@ from banaudit.audit import (
 )
 from banaudit.data import CleanData
 from banaudit.detectors.base import Found
+from banaudit.detectors.mixtures import Mixtures
 from banaudit.detectors.mm_bd import MMBD
 from banaudit.detectors.pair_perturbation import PairPerturbation
 from banaudit.detectors.targeted_noise import TargetedNoise
@@ -354,8 +355,8 @@ def test_classes_that_a_method_overlooks_are_a_caveat_and_leave_no_p_value():
     data = CleanData(images, labels, tuple("abcdefghij"))
     report = judge(SplitModel(TenPixelsNetwork(), (0.0,), (1.0,)).eval(), data, detectors=(PairPerturbation(),))
     said = (
-        "pair-perturbation overlooks backdoors that images of class 9 alone trigger, as of each there are fewer than 50 "
-        "clean images"
+        "pair-perturbation overlooks backdoors that images of class 9 alone trigger, as of each there are fewer than "
+        "50 clean images"
     )
     assert f"{said}; give more" in report.caveats
     assert said in report.calibration
@@ -370,6 +371,12 @@ def test_a_method_of_the_users_choice_is_not_left_out(unplanted, tiled_data, oth
         f"pair-perturbation: the network has {toys.CLASSES} classes, not 7 to 11; "
         "--set pair-perturbation.anywhere=true asks it all the same"
     )
+
+
+def test_a_method_that_no_setting_makes_judge_says_what_it_needs(unplanted, tiled_data):
+    report = judge(unplanted, tiled_data, detectors=(Mixtures(),))
+    assert report.verdict is Verdict.INCONCLUSIVE
+    assert report.reason == f"mixtures: there are {len(tiled_data)} clean images, 500 are needed"
 
 
 class TenPixelsNetwork(SplitNetwork):
@@ -388,8 +395,9 @@ def test_too_few_images_for_a_method_are_a_caveat():
     images.flatten(1)[torch.arange(40), labels] = 1.0  # a view
     data = CleanData(images, labels, tuple("abcdefghij"))
     report = judge(SplitModel(TenPixelsNetwork(), (0.0,), (1.0,)).eval(), data)
-    (caveat,) = [text for text in report.caveats if text.startswith("not asked was pair-perturbation")]
-    assert "0 classes have 50 clean images and more, 7 are needed; give more images of each class" in caveat
+    mixtures, pairs = [text for text in report.caveats if text.startswith("not asked was ")]
+    assert "mixtures, as there are 40 clean images, 500 are needed; give more images of each class" in mixtures
+    assert "pair-perturbation, as 0 classes have 50 clean images and more, 7 are needed; give more" in pairs
 
 
 def test_readings_that_name_different_targets_are_a_caveat(sleeping, tiled_data, monkeypatch):

@@ -93,11 +93,7 @@ def rejudged(
             continue
         settings[now.digest] = now
         entries.append(_judged(whole, now, measures))
-    used = {
-        digest
-        for entry in entries
-        for digest in (_digest(entry), *(entry.scan.scanned_with.split(AND) if entry.scan else ()))
-    }
+    used = {digest for judged in entries for digest in _digests(judged)}
     return results.model_copy(
         update={
             "settings": {digest: item for digest, item in settings.items() if digest in used},
@@ -111,11 +107,17 @@ def _digest(entry: VictimEntry | ZooEntry) -> str:
     return entry.settings if isinstance(entry, ZooEntry) else entry.scan.settings
 
 
+def _digests(entry: VictimEntry | ZooEntry) -> set[str]:
+    """Of all settings that an entry names."""
+    return {_digest(entry), *(entry.scan.scanned_with.split(AND) if entry.scan else ())}
+
+
 def _put_together(
     entry: VictimEntry, then: ScanSettings, other: BenchmarkResults, now: ScanSettings
 ) -> tuple[VictimEntry, ScanSettings]:
     """A scan with what the methods of today that it lacks found in another file, and the settings of both."""
-    found = next((item for item in other.entries if item.key == entry.key), None)
+    same = entry.key, entry.condition
+    found = next((item for item in other.entries if (item.key, item.condition) == same), None)
     if found is None:
         return entry, then
     settings = other.settings[found.scan.settings]

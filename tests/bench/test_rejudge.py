@@ -106,6 +106,50 @@ def test_a_method_without_any_finite_score_stays_as_it_was():
     assert {cost.verdict for cost in found.methods} == {Verdict.BACKDOORED}
 
 
+def margin_and_patch(seed=0):
+    """One victim, scanned by two methods at once, and by one of them and the other."""
+    both = scanned(1, 3.5, 3.0, backdoored=True)
+    victim, settings = both
+    halves = []
+    for name in settings.detectors:
+        alone = settings.model_copy(update={"detectors": {name: settings.detectors[name]}, "seed": seed})
+        methods = tuple(cost for cost in victim.scan.methods if cost.method == name)
+        readings = tuple(item for item in victim.scan.readings if item.key.startswith(name))
+        update = {"settings": alone.digest, "methods": methods, "readings": readings, "code": name, "seconds": 1.0}
+        scan = victim.scan.model_copy(update=update)
+        halves.append(results_of((victim.model_copy(update={"scan": scan}), alone)))
+        seed = 0
+    return results_of(both), *halves
+
+
+def test_scans_by_different_methods_are_put_together():
+    both, margin, patch = margin_and_patch()
+    wanted = rejudged(both, NOW).entries[0].scan
+    for first, second in ((margin, patch), (patch, margin)):
+        after = rejudged(first, NOW, (results_of(scanned(2, 9.0, 9.0)), second))
+        (found,) = after.entries
+        assert (found.scan.readings, found.scan.reason) == (wanted.readings, wanted.reason)
+        assert [cost.method for cost in found.scan.methods] == [cost.method for cost in wanted.methods]
+        assert found.outcome is Outcome.RIGHT
+        assert (found.scan.seconds, found.scan.forward_images, found.scan.backward_images) == (2.0, 1001, 11)
+        assert found.scan.code in {"mm-bd+neural-cleanse", "neural-cleanse+mm-bd"}
+        assert set(found.scan.scanned_with.split("+")) == {
+            item.scan.settings for item in margin.entries + patch.entries
+        }
+        assert set(found.scan.scanned_with.split("+")) | {found.scan.settings} == set(after.settings)
+    assert rejudged(after, NOW, (patch,)) == after
+
+
+def test_scans_with_another_seed_or_of_other_images_are_not():
+    _, margin, patch = margin_and_patch(seed=1)
+    assert rejudged(margin, NOW, (patch,)) == margin
+    assert rejudged(margin, NOW) == margin
+    _, margin, patch = margin_and_patch()
+    compressed = margin.entries[0].model_copy(update={"condition": "quality 50"})
+    margin = margin.model_copy(update={"entries": (compressed,)})
+    assert rejudged(margin, NOW, (patch,)).entries == margin.entries
+
+
 def test_twice_is_as_good_as_once_and_todays_scans_stay():
     once = rejudged(results_of(scanned(1, 3.0, 1.0)), NOW)
     assert rejudged(once, NOW) == once
@@ -124,6 +168,7 @@ def test_the_command_changes_files_in_place(tmp_path):
     write_results(path, results_of(scanned(1, 3.0, 1.0)))  # not of the default methods: left as it is
     before = path.read_bytes()
     assert main(["bench", "rejudge", str(path)]) == 0
+    assert main(["bench", "rejudge", str(path), "--add", str(path)]) == 0
     assert path.read_bytes() == before
     assert need_results(path, BenchmarkResults).entries[0].outcome is Outcome.FALSE_ALARM
 

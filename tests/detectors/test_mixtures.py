@@ -79,6 +79,7 @@ def test_a_class_that_takes_what_is_unlike_any_is_accused(seed):
     assert evidence.agreement == 1.0
     assert max(evidence.per_class, key=lambda item: item.score).label == TARGET
     assert "trained on the clean images alone" in evidence.note
+    assert evidence.per_class[TARGET].score == pytest.approx(sum(evidence.restarts) / 2)  # beyond the references too
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -106,6 +107,20 @@ def test_a_class_that_mixtures_look_like_by_nature_is_not_accused(monkeypatch):
 def test_the_threshold_falls_with_the_number_of_classes():
     (evidence,) = Mixtures()(model(0.0), draw()).evidence
     assert evidence.threshold == pytest.approx(0.6 * (10 / CLASSES) ** 0.5)
+
+
+@pytest.mark.parametrize(
+    ("images", "why"),
+    [
+        (None, ""),
+        ([50] * 10, ""),
+        ([49] * 10, "there are 490 clean images, 500 are needed"),
+        ([99] * 9 + [9], "of 1 class there are fewer than 10 clean images"),
+        ([600] * 3 + [0, 9], "of 2 classes there are fewer than 10 clean images"),
+    ],
+)
+def test_of_few_images_references_learn_nothing(images, why):
+    assert Mixtures().unsuited(10, images) == why
 
 
 def test_two_classes_with_images_are_too_few():
