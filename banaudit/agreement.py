@@ -1,7 +1,7 @@
 """What several methods say together of one class, though none of them may be sure of it; no pass through the network.
 
-Two findings. *Joint evidence* adds up how near every method's all-to-one reading comes to its own threshold, class by
-class; *noise agreement* looks at the two kinds of neuron noise alone.
+Two findings. *Joint evidence* adds up how near the all-to-one readings of five methods come to their own thresholds,
+class by class; *noise agreement* looks at the two kinds of neuron noise alone.
 """
 
 from __future__ import annotations
@@ -92,10 +92,10 @@ def joint_evidence(findings: Sequence[Finding]) -> Finding | None:
     """Whether the methods' suspicions of one class add up.
 
     For class c the score is ``sqrt(sum over readings r of max(0, s_r(c) / threshold_r)^2)``, the distance from a
-    network that no reading suspects at all; a reading that did not fire counts :data:`HELD_BACK` at most, and nothing
-    where random noise says the same (:data:`NULL_MARGIN`). The methods look for the target in different places
-    (weights, pixels, margins), so on a clean network their chance leanings towards a class rarely coincide; a backdoor
-    leans all of them the same way.
+    network that no reading suspects at all. No reading counts more than its weakest restart; one that did not fire
+    counts :data:`HELD_BACK` at most, and nothing where random noise says the same (:data:`NULL_MARGIN`). The methods
+    look for the target in different places (weights, pixels, margins), so on a clean network their chance leanings
+    towards a class rarely coincide; a backdoor leans all of them the same way.
 
     Args:
         findings: Of the methods that ran.
@@ -114,8 +114,8 @@ def joint_evidence(findings: Sequence[Finding]) -> Finding | None:
     evidence = Evidence(
         reading=Reading.ALL_TO_ONE,
         measures=(
-            "root of the summed squares of score / threshold, over the all-to-one readings of the methods; one that "
-            f"did not fire counts {HELD_BACK:g} at most"
+            "root of the summed squares of score / threshold, over the all-to-one readings that the note names; one "
+            f"that did not fire counts {HELD_BACK:g} at most"
         ),
         score=scores[place],
         threshold=JOINT_THRESHOLD,
@@ -136,8 +136,8 @@ def joint_evidence(findings: Sequence[Finding]) -> Finding | None:
 
 
 def _share(item: Evidence, place: int) -> float:
-    """What a reading counts against a class."""
-    share = max(0.0, item.per_class[place].score / item.threshold)
+    """What a reading counts against a class: never more than its weakest restart."""
+    share = max(0.0, min(item.per_class[place].score, item.score) / item.threshold)
     if item.fired:
         return share
     return min(share, HELD_BACK) if _beyond_random(item) else 0.0

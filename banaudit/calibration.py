@@ -18,15 +18,18 @@ from banaudit.results import Finding, Reading, Verdict
 from banaudit.statistics import clopper_pearson
 
 CLEAN_STRENGTHS = (
-    0.358, 0.423, 0.485, 0.496, 0.538, 0.538, 0.544, 0.598, 0.598, 0.638, 0.650, 0.665,
-    0.693, 0.694, 0.721, 0.729, 0.736, 0.749, 0.754, 0.763, 0.768, 0.773, 0.774, 0.782,
-    0.794, 0.812, 0.818, 0.818, 0.826, 0.837, 0.840, 0.847, 0.849, 0.865, 0.866, 0.872,
-    0.889, 0.903, 0.939, 0.939, 0.941, 0.944, 0.962, 0.997, 1.088, 1.634,
+    0.358, 0.363, 0.423, 0.429, 0.470, 0.485, 0.496, 0.506, 0.538, 0.538, 0.544, 0.565,
+    0.578, 0.589, 0.598, 0.598, 0.610, 0.614, 0.638, 0.650, 0.654, 0.665, 0.689, 0.693,
+    0.694, 0.716, 0.721, 0.729, 0.736, 0.749, 0.754, 0.763, 0.768, 0.773, 0.774, 0.782,
+    0.789, 0.794, 0.812, 0.818, 0.818, 0.826, 0.832, 0.836, 0.837, 0.840, 0.847, 0.849,
+    0.865, 0.866, 0.872, 0.878, 0.889, 0.903, 0.939, 0.939, 0.941, 0.944, 0.961, 0.962,
+    0.997, 0.998, 1.088, 1.291, 1.634,
 )  # fmt: skip
 """:func:`strength` of the clean development models (``docs/benchmark/development.json`` and ``opened.json``)."""
 
-MEASURED = (1, 13)
-"""Clean models of the sealed test that were accused, and all of them (``docs/benchmark/test.json``)."""
+MEASURED = (1, 8)
+"""Clean models of the sealed test that were accused, and all of them: of its last part (``docs/benchmark/test.json``)
+and the one before (``test-sixth.json``), whose rule differed from today's only in being quicker to accuse."""
 
 FAMILIES = re.compile(r"((preact)?resnet|vgg|wrn-)\d[\w-]*")
 """Names of the families of networks among those models, as recognised, but for a single DenseNet; a user's
@@ -133,7 +136,7 @@ def distance(
         return "no method ran"
     unjudged = [finding.method for finding in findings if finding.verdict is Verdict.INCONCLUSIVE]
     usual, names = suited(default_detectors(), classes), {detector.name for detector in detectors}
-    missing = [detector.name for detector in usual if detector.name not in names]
+    missing = [detector.name for detector in usual if detector.name not in {*names, *unjudged}]
     reasons = {
         "other methods or settings than the default": any(detector not in usual for detector in detectors),
         f"without {', '.join(missing)}": bool(missing),

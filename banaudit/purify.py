@@ -23,6 +23,7 @@ from banaudit.checkpoints.writer import Rewritten, as_stored, check_out, rewrite
 from banaudit.data import CleanData
 from banaudit.data.images import MIN_PER_CLASS
 from banaudit.detectors import DETECTORS, Detector, default_detectors, leaves_some_out
+from banaudit.detectors.mixtures import LEAST_EACH
 from banaudit.disguises import undisguise
 from banaudit.errors import CheckpointError, DataError, UnsupportedModelError, UsageError
 from banaudit.meter import Listener, Meter
@@ -425,7 +426,7 @@ def _did_without(before: Report, after: Report | None) -> tuple[str, ...]:
 def _part_images(clean: CleanData, seed: int) -> _Parts:
     generator = torch.Generator().manual_seed(seed)
     untouched, repair = clean.split(UNTOUCHED_SHARE, generator)
-    most = max(MAX_SCAN_IMAGES, MIN_PER_CLASS * clean.num_classes)
+    most = max(MAX_SCAN_IMAGES, LEAST_EACH * clean.num_classes)
     rescan, scan = (data.subset(data.in_turn(generator)[:most]) for data in (untouched, clean))
     return _Parts(repair, untouched, scan, rescan)
 

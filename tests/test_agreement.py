@@ -82,12 +82,19 @@ def witness(method, scores, *, threshold=2.0, label="", verdict=Verdict.NO_EVIDE
 
 
 def test_a_reading_that_did_not_fire_accuses_nobody_alone():
-    # Its score is that of its weakest restart; what it holds against each class is a mean, and may be above.
-    disagreeing = witness(TargetedNoise.name, [2.4, 0.0, 0.0])
-    weakest = disagreeing.evidence[0].model_copy(update={"score": 1.5, "agreement": 0.5})
-    disagreeing = disagreeing.model_copy(update={"evidence": (weakest,)})
-    found = joint_evidence([disagreeing, witness(MMBD.name, [0.0, 0.0, 0.0])])
+    lacking = witness(TargetedNoise.name, [2.4, 0.0, 0.0])
+    (item,) = lacking.evidence
+    lacking = lacking.model_copy(update={"evidence": (item.model_copy(update={"fired": False}),)})
+    found = joint_evidence([lacking, witness(MMBD.name, [0.0, 0.0, 0.0])])
     assert (found.verdict, found.evidence[0].score) == (Verdict.NO_EVIDENCE, 0.9)
+
+
+def test_no_reading_counts_more_than_its_weakest_restart():
+    # Its score is that of its weakest restart; what it holds against each class is a mean, and may be above.
+    mean = witness(TargetedNoise.name, [2.4, 0.0, 0.0])
+    weakest = mean.evidence[0].model_copy(update={"score": 1.5, "fired": False, "agreement": 0.5})
+    found = joint_evidence([mean.model_copy(update={"evidence": (weakest,)}), witness(MMBD.name, [0.0, 0.0, 0.0])])
+    assert found.evidence[0].score == 0.75
 
 
 def test_suspicions_of_one_class_add_up_and_those_of_others_do_not():

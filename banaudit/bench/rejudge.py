@@ -38,6 +38,7 @@ from banaudit.detectors import Detector, default_detectors
 from banaudit.detectors.base import conclude, threshold_for
 from banaudit.detectors.pair_perturbation import PairPerturbation
 from banaudit.detectors.universal_perturbation import UniversalPerturbation
+from banaudit.errors import UsageError
 from banaudit.results import ClassScore, Evidence, Finding, Reading, Scalar, Verdict
 
 AnyResults = TypeVar("AnyResults", BenchmarkResults, StudyResults, ZooResults)
@@ -274,7 +275,7 @@ def rejudge_file(path: Path, progress: Progress, others: Sequence[Path] = ()) ->
         others: Results files of ``bench run``: the same victims scanned by methods that are missing.
 
     Raises:
-        UsageError: A file is missing, or something else.
+        UsageError: A file is missing, or something else; the others have clean images from elsewhere.
     """
     added = [need_results(other, BenchmarkResults) for other in others]
     kind = kind_of(path, ("benchmark", "study", "zoo"))
@@ -288,6 +289,8 @@ def rejudge_file(path: Path, progress: Progress, others: Sequence[Path] = ()) ->
 
 def _rejudge_file(path: Path, kind: type[AnyResults], progress: Progress, others: Sequence[BenchmarkResults]) -> None:
     before = need_results(path, kind)
+    if isinstance(before, BenchmarkResults) and any(before.clean_images != other.clean_images for other in others):
+        raise UsageError(f"{path}: its clean images are from the {before.clean_images}, those of a file to add are not")
 
     def judge_anew(results: AnyResults) -> AnyResults:
         nonlocal before

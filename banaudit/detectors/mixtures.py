@@ -35,6 +35,9 @@ from banaudit.statistics import median_margin
 FEWEST_PRESENT = 3
 """Classes with images that are needed: two to mix, and one that neither of them is."""
 
+NAMED = 10
+"""Classes, at most, that a reason lists."""
+
 LEAST_IMAGES, LEAST_EACH = 500, 10
 """Clean images of all classes together, and of each class, that the references need to know what is natural; to a class
 that they saw nothing of, any leaning looks planted."""
@@ -125,8 +128,9 @@ class Mixtures(Detector):
         if sum(images) < LEAST_IMAGES:
             return f"there are {sum(images)} clean images, {LEAST_IMAGES} are needed"
         if min(images) < LEAST_EACH:
-            scarce = sum(count < LEAST_EACH for count in images)
-            return f"of {scarce} class{'es' if scarce > 1 else ''} there are fewer than {LEAST_EACH} clean images"
+            scarce = [str(label) for label, count in enumerate(images) if count < LEAST_EACH]
+            named = ", ".join(scarce[:NAMED]) + (" and more" if len(scarce) > NAMED else "")
+            return f"of class{'es' if len(scarce) > 1 else ''} {named} there are fewer than {LEAST_EACH} clean images"
         return ""
 
     def planned_images(self, num_classes: int, images: int) -> int:

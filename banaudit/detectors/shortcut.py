@@ -75,6 +75,9 @@ class ShortcutDetector(Detector):
 
     perturbs: ClassVar[str]
     """What is perturbed, in the user's words."""
+    again_above: ClassVar[float] = 1.0
+    """Share of a threshold above which paths are followed once more; below 1 where what does not accuse by itself is to
+    be relied on too."""
 
     @abstractmethod
     def perturbation(self, model: SplitModel, samples: Samples, meter: Meter, *, share: float = 1.0) -> Perturbation:
@@ -108,7 +111,7 @@ class ShortcutDetector(Detector):
 
     @final
     def search(self, model: SplitModel, samples: Samples, generator: torch.Generator, meter: Meter) -> Found:
-        """Paths towards each class and a search for a map, each restarted while a reading of it could fire.
+        """Paths towards each class and a search for a map, each restarted while a reading of it could fire, or count.
 
         The weakest restart counts: once a reading is not above its threshold, further ones could not make it fire.
         """
@@ -135,7 +138,9 @@ class ShortcutDetector(Detector):
                 what=f"{self.name}, restart {restart + 1} of {self.restarts}: towards each class",
             )
             found.append(_Followed(paths, lead(paths.margins, paths.start), pair_lead(paths)))
-            if found[-1].lead.score <= self.lead_threshold and found[-1].pair.score <= self.pair_threshold:
+            if found[-1].lead.score <= self.again_above * self.lead_threshold and (
+                found[-1].pair.score <= self.pair_threshold
+            ):
                 break
         return found
 

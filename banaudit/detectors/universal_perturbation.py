@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, final
 
 import torch
@@ -18,6 +19,10 @@ from banaudit.precision import fast_precision
 from banaudit.results import TriggerFacts
 from banaudit.shapes import Images, Logits
 from banaudit.triggers import RecoveredTrigger, before_and_after, picture_of_change
+
+FEWEST_CLASSES = 7
+"""Classes of the networks that an audit asks it about: of four or six, cut out of a clean network of ten, chance puts
+one far ahead."""
 
 
 class _PixelShift:
@@ -64,9 +69,10 @@ class UniversalPerturbation(ShortcutDetector):
 
     name: ClassVar[str] = "universal-perturbation"
     title: ClassVar[str] = "a class that one small change of all images reaches too easily"
-    needs: ClassVar[str] = "clean images"
+    needs: ClassVar[str] = f"clean images; {FEWEST_CLASSES} classes"
     misses: ClassVar[str] = "triggers that no fixed additive pattern imitates: warping, per-image triggers"
     perturbs: ClassVar[str] = "universal perturbation"
+    again_above: ClassVar[float] = 0.5
 
     step_size: PositiveFloat = 0.6
     """Growth of the L2 norm with each step, for 3 x 32 x 32 images in [0, 1]."""
@@ -80,6 +86,13 @@ class UniversalPerturbation(ShortcutDetector):
     """Lead of one class above which the all-to-one reading fires."""
     pair_threshold: PositiveFloat = 1.2
     """Lead of one (source, target) pair above which the source-target reading fires."""
+
+    def unsuited(self, num_classes: int, images: Sequence[int] | None = None) -> str:
+        """Why of so few classes one is ahead by chance."""
+        del images
+        if num_classes < FEWEST_CLASSES:
+            return f"the network has {num_classes} classes, {FEWEST_CLASSES} are needed"
+        return ""
 
     def perturbation(self, model: SplitModel, samples: Samples, meter: Meter, *, share: float = 1.0) -> _PixelShift:
         """A universal perturbation of images of this shape."""

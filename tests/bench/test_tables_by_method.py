@@ -127,6 +127,24 @@ def test_all_victims_are_shown_by_the_scans_of_today():
     assert "| m | 1/2 = 50%" in everyone
 
 
+def test_default_scans_from_before_a_method_joined_are_still_joint_verdicts():
+    older, today, alone = (
+        ScanSettings(detectors={name: {} for name in names}, images=100, seed=0, tool_version="1")
+        for names in (("ban", "m"), ("ban", "m", "new"), ("m", "new"))
+    )
+
+    def scanned(victim, settings):
+        return victim.model_copy(update={"scan": victim.scan.model_copy(update={"settings": settings.digest})})
+
+    files = [
+        benchmark(scanned(entry(seed, reading("m/a", 2.0), backdoored=True), settings), split="test").model_copy(
+            update={"settings": {settings.digest: settings}}
+        )
+        for seed, settings in enumerate((today, older, alone), start=1)
+    ]
+    assert "| joint verdict | 2/2 = 100%" in side_by_side(files)
+
+
 def test_a_method_that_few_classes_are_asked_belongs_to_the_joint_verdict():
     both = ScanSettings(detectors={"m": {}, "p": {}}, images=100, seed=0, tool_version="1")
 
@@ -143,7 +161,7 @@ def test_a_method_that_few_classes_are_asked_belongs_to_the_joint_verdict():
     unused = ScanSettings(detectors={"m": {}, "z": {}}, images=100, seed=0, tool_version="1")
     files[0] = files[0].model_copy(update={"settings": {item.digest: item for item in (SETTINGS, both, unused)}})
     text = side_by_side(files)
-    assert "that of m, p (p only of networks with few classes, and not yet when the oldest scans were made)." in text
+    assert "that of m, p (p not of every network, or not yet when the older scans were made)." in text
     assert "| joint verdict | 1/3 = 33%" in text
     assert "| p | 0/1 = 0%" in text
     assert "unseen" not in text

@@ -115,8 +115,8 @@ def test_the_threshold_falls_with_the_number_of_classes():
         (None, ""),
         ([50] * 10, ""),
         ([49] * 10, "there are 490 clean images, 500 are needed"),
-        ([99] * 9 + [9], "of 1 class there are fewer than 10 clean images"),
-        ([600] * 3 + [0, 9], "of 2 classes there are fewer than 10 clean images"),
+        ([99] * 9 + [9], "of class 9 there are fewer than 10 clean images"),
+        ([600] * 3 + [0, 9], "of classes 3, 4 there are fewer than 10 clean images"),
     ],
 )
 def test_of_few_images_references_learn_nothing(images, why):

@@ -22,8 +22,8 @@ from banaudit.bench.tables.scans import (
 )
 
 OPENED_BEFORE = (
-    "These test victims were opened with thresholds that had been set on others. The verdict fell short on them; what "
-    "was changed then was chosen on them too: they count as development models since (split `opened`)"
+    "These test victims were opened with thresholds that had been set on others. The rule was changed since, with them "
+    "in sight: they count as development models now (split `opened`)"
 )
 
 

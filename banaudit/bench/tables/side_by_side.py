@@ -12,6 +12,7 @@ from banaudit.bench.tables.markdown import NOTHING, grouped, share, table
 from banaudit.bench.tables.methods import JOINT, accused_by_all, method_tables, methods_of
 from banaudit.bench.tables.scans import DETECTED, alarms, counter, detection, provenance
 from banaudit.bench.verdicts import outcome_at
+from banaudit.detectors.ban import BAN
 from banaudit.errors import UsageError
 
 
@@ -19,7 +20,7 @@ def side_by_side(files: Sequence[BenchmarkResults]) -> str:
     """Every method of several files on every victim, alone and together.
 
     Together are the methods that the first file asks of a network of so many classes, and in older files at least those
-    that it asks of every network.
+    that every default scan has asked.
 
     The victims of the test are shown by the files of the test alone, as they were opened: each by the thresholds of its
     time, and by no method whose rule was set on it. All victims together are shown by the scans of today as far as
@@ -38,7 +39,8 @@ def side_by_side(files: Sequence[BenchmarkResults]) -> str:
     if not files[0].entries:
         raise UsageError("files side by side: the joint verdict is that of the first file, which holds no scans")
     asked = [set(files[0].settings[entry.scan.settings].detectors) for entry in files[0].entries]
-    joint, always = set.union(*asked), set.intersection(*asked)
+    joint = set.union(*asked)
+    always = set.intersection(*asked, *_older_defaults(files, joint))
     today = {entry.victim.recipe.num_classes: entry.scan.settings for entry in files[0].entries}
     of_today_first = _entries(files)
     of_today_first.sort(key=lambda entry: entry.scan.settings != today.get(entry.victim.recipe.num_classes))
@@ -84,7 +86,13 @@ def side_by_side(files: Sequence[BenchmarkResults]) -> str:
 def _not_of_all(joint: set[str], always: set[str]) -> str:
     """Which methods of the joint verdict are not asked of every network."""
     some = ", ".join(sorted(joint - always))
-    return f" ({some} only of networks with few classes, and not yet when the oldest scans were made)" if some else ""
+    return f" ({some} not of every network, or not yet when the older scans were made)" if some else ""
+
+
+def _older_defaults(files: Sequence[BenchmarkResults], joint: set[str]) -> list[set[str]]:
+    """The methods of each scan that is or was a default one: of today's, and with BAN, which has always been one."""
+    every = [set(settings.detectors) for settings in _settings(files).values()]
+    return [methods for methods in every if BAN.name in methods and methods <= joint]
 
 
 def _judged_together(
