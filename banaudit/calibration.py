@@ -41,7 +41,7 @@ PARAMETERS = range(100_000, 1_000_001)
 ten times as many."""
 SIDES = range(28, 33)
 """Sides of their inputs, pixels."""
-LEAST_ACCURACY = 0.7
+LEAST_ACCURACY = 0.68
 """Clean accuracy of the least accurate of them, on the images of the scan."""
 IMAGES = 1000
 """Clean images that they were scanned with; half as many are taken to be near enough."""
