@@ -377,7 +377,7 @@ def judge(
             caveats=(
                 *_accuracy_caveats(accuracy),
                 *facts.caveats,
-                *_image_caveats(unasked, clean.num_classes),
+                *_image_caveats(unasked, clean),
                 *(f"{what}; give more" for what in overlooked),
             ),
         )
@@ -422,11 +422,14 @@ def judge(
     )
 
 
-def _image_caveats(unasked: Mapping[Detector, str], num_classes: int) -> tuple[str, ...]:
+def _image_caveats(unasked: Mapping[Detector, str], clean: CleanData) -> tuple[str, ...]:
     """What more images would cure, of the methods that were not asked, method -> why."""
     wanted = "give more images of each class, or raise --max-images if there are more"
-    cured = [(item.name, why) for item, why in unasked.items() if not item.unsuited(num_classes)]
-    return tuple(f"not asked was {name}, as {why}; {wanted}" for name, why in cured)
+    return tuple(
+        f"not asked was {item.name}, as {why}; {wanted}"
+        for item, why in unasked.items()
+        if item.lacks_images(clean.num_classes, clean.class_sizes)
+    )
 
 
 def _cannot_judge(detector: Detector, why: str) -> Finding:

@@ -456,14 +456,9 @@ def _scanned_again(parts: _Parts, before: Report, detectors: Sequence[Detector])
     enough = (
         len(few) >= max(MIN_SCAN_IMAGES, MIN_PER_CLASS * classes)
         and min((size for size in sizes if size), default=0) >= MIN_PER_CLASS
-        and not any(detector.name in needed and _only_of_few(detector, classes, sizes) for detector in detectors)
+        and not any(detector.name in needed and detector.lacks_images(classes, sizes) for detector in detectors)
     )
     return few if enough else parts.scan
-
-
-def _only_of_few(detector: Detector, classes: int, sizes: Sequence[int]) -> bool:
-    """Whether it is for want of images that a method would be left out, and not for the number of classes."""
-    return bool(detector.unsuited(classes, sizes)) and not detector.unsuited(classes)
 
 
 def _as_stored(prepared: audit.Prepared, repaired: Repaired) -> Weights:

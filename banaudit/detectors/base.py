@@ -51,6 +51,24 @@ def threshold_for(num_classes: int, at_ten: float, decline: float) -> float:
     return at_ten * scale
 
 
+NAMED = 10
+"""Classes, at most, that a text lists."""
+
+
+def classes_below(images: Sequence[int], least: int) -> str:
+    """Classes with fewer images than that, in words; empty: none.
+
+    Args:
+        images: Clean images of each class.
+        least: Images.
+    """
+    labels = [str(label) for label, count in enumerate(images) if count < least]
+    if not labels:
+        return ""
+    listed = ", ".join(labels[:NAMED]) + (" and more" if len(labels) > NAMED else "")
+    return f"class{'es' if len(labels) > 1 else ''} {listed}"
+
+
 @dataclass(frozen=True)
 class Samples:
     """Clean images for one detector: what it may search on, and what played no part in the search.
@@ -151,6 +169,16 @@ class Detector(Method, ABC):
             images: Clean images of each class; none: not known, and taken to be enough.
         """
         return ""
+
+    @final
+    def lacks_images(self, num_classes: int, images: Sequence[int]) -> bool:
+        """Whether it is for want of images that it does not suit, and not for the number of classes.
+
+        Args:
+            num_classes: Number of the network's classes K.
+            images: Clean images of each class.
+        """
+        return bool(self.unsuited(num_classes, images)) and not self.unsuited(num_classes)
 
     def overlooks(self, images: Sequence[int]) -> str:
         """What it does not look at for want of images, where an audit asks it; empty: nothing.

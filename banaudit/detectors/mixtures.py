@@ -23,7 +23,7 @@ from torch import Tensor
 
 from banaudit.architectures.base import SplitModel
 from banaudit.data import CleanData, images_of_a_pass, passes
-from banaudit.detectors.base import Detector, Found, Samples, agreement_of, freeze, threshold_for
+from banaudit.detectors.base import Detector, Found, Samples, agreement_of, classes_below, freeze, threshold_for
 from banaudit.detectors.reference import beyond, lead_by_all, references
 from banaudit.detectors.targeted_paths import margins_towards_all
 from banaudit.errors import UnsupportedModelError
@@ -34,9 +34,6 @@ from banaudit.statistics import median_margin
 
 FEWEST_PRESENT = 3
 """Classes with images that are needed: two to mix, and one that neither of them is."""
-
-NAMED = 10
-"""Classes, at most, that a reason lists."""
 
 LEAST_IMAGES, LEAST_EACH = 500, 10
 """Clean images of all classes together, and of each class, that the references need to know what is natural; to a class
@@ -112,6 +109,7 @@ class Mixtures(Detector):
     misses: ClassVar[str] = (
         "all-to-all and source-specific backdoors, blended patterns; with ten classes most but warping"
     )
+
     mixtures: PositiveInt = 500
     """Mixtures of each half of the images."""
     threshold: PositiveFloat = 0.6
@@ -127,11 +125,8 @@ class Mixtures(Detector):
             return ""
         if sum(images) < LEAST_IMAGES:
             return f"there are {sum(images)} clean images, {LEAST_IMAGES} are needed"
-        if min(images) < LEAST_EACH:
-            scarce = [str(label) for label, count in enumerate(images) if count < LEAST_EACH]
-            named = ", ".join(scarce[:NAMED]) + (" and more" if len(scarce) > NAMED else "")
-            return f"of class{'es' if len(scarce) > 1 else ''} {named} there are fewer than {LEAST_EACH} clean images"
-        return ""
+        scarce = classes_below(images, LEAST_EACH)
+        return f"of {scarce} there are fewer than {LEAST_EACH} clean images" if scarce else ""
 
     def planned_images(self, num_classes: int, images: int) -> int:
         """The mixtures, and the clean images for their unit."""

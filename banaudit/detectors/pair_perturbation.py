@@ -30,7 +30,7 @@ from torch import Tensor
 
 from banaudit.architectures.base import SplitModel
 from banaudit.data import CleanData, images_of_a_pass, passes
-from banaudit.detectors.base import Detector, Found, Samples, agreement_of, freeze
+from banaudit.detectors.base import Detector, Found, Samples, agreement_of, classes_below, freeze
 from banaudit.detectors.reference import beyond, lead_by_all, natural_closeness
 from banaudit.detectors.targeted_paths import by_source_and_target, margins_towards
 from banaudit.detectors.universal_perturbation import shown_change
@@ -168,12 +168,11 @@ class PairPerturbation(Detector):
 
     def overlooks(self, images: Sequence[int]) -> str:
         """Classes with too few images to be looked at as a source."""
-        labels = [str(label) for label, count in enumerate(images) if count < LEAST_IMAGES]
-        if self.anywhere or not labels:
+        scarce = classes_below(images, LEAST_IMAGES)
+        if self.anywhere or not scarce:
             return ""
-        named = f"class{'es' if len(labels) > 1 else ''} {', '.join(labels)}"
         few = f"of each there are fewer than {LEAST_IMAGES} clean images"
-        return f"backdoors that images of {named} alone trigger, as {few}"
+        return f"backdoors that images of {scarce} alone trigger, as {few}"
 
     def planned_images(self, num_classes: int, images: int) -> int:
         """Forward passes of all searches."""
