@@ -92,10 +92,11 @@ def joint_evidence(findings: Sequence[Finding]) -> Finding | None:
     """Whether the methods' suspicions of one class add up.
 
     For class c the score is ``sqrt(sum over readings r of max(0, s_r(c) / threshold_r)^2)``, the distance from a
-    network that no reading suspects at all. No reading counts more than its weakest restart; one that did not fire
-    counts :data:`HELD_BACK` at most, and nothing where random noise says the same (:data:`NULL_MARGIN`). The methods
-    look for the target in different places (weights, pixels, margins), so on a clean network their chance leanings
-    towards a class rarely coincide; a backdoor leans all of them the same way.
+    network that no reading suspects at all. s_r(c) is a mean over restarts, and no reading counts more than its score,
+    the lead of the weakest restart, whatever class that names; one that did not fire counts :data:`HELD_BACK` at most,
+    and nothing where random noise says the same (:data:`NULL_MARGIN`). The methods look for the target in different
+    places (weights, pixels, margins), so on a clean network their chance leanings towards a class rarely coincide; a
+    backdoor leans all of them the same way.
 
     Args:
         findings: Of the methods that ran.
@@ -136,7 +137,7 @@ def joint_evidence(findings: Sequence[Finding]) -> Finding | None:
 
 
 def _share(item: Evidence, place: int) -> float:
-    """What a reading counts against a class: never more than its weakest restart."""
+    """What a reading counts against a class: never more than its score, the lead of its weakest restart."""
     share = max(0.0, min(item.per_class[place].score, item.score) / item.threshold)
     if item.fired:
         return share

@@ -32,6 +32,7 @@ from banaudit.bench.runner import (
     measures_of,
     readings_of,
 )
+from banaudit.bench.victims import VictimFacts
 from banaudit.bench.workplace import Progress
 from banaudit.bench.zoo import ZooEntry, ZooResults
 from banaudit.detectors import Detector, default_detectors
@@ -119,7 +120,7 @@ def _put_together(
     """A scan with what the methods of today that it lacks found in another file, and the settings of both."""
     same = entry.key, entry.condition
     found = next((item for item in other.entries if (item.key, item.condition) == same), None)
-    if found is None:
+    if found is None or not _same_training(entry.victim, found.victim):
         return entry, then
     settings = other.settings[found.scan.settings]
     missing = settings.detectors.keys() & now.detectors.keys() - then.detectors.keys()
@@ -144,6 +145,11 @@ def _put_together(
     )
     both = then.model_copy(update={"detectors": {**then.detectors, **extra}})
     return entry.model_copy(update={"scan": whole}), both
+
+
+def _same_training(one: VictimFacts, other: VictimFacts) -> bool:
+    """Whether two trainings of a recipe, if they were two, ended alike: in all that was measured but their time."""
+    return one == other.model_copy(update={"seconds": one.seconds})
 
 
 def _judged(entry: VictimEntry | ZooEntry, now: ScanSettings, measures: dict[str, str]) -> VictimEntry | ZooEntry:
@@ -289,6 +295,8 @@ def rejudge_file(path: Path, progress: Progress, others: Sequence[Path] = ()) ->
 
 def _rejudge_file(path: Path, kind: type[AnyResults], progress: Progress, others: Sequence[BenchmarkResults]) -> None:
     before = need_results(path, kind)
+    if isinstance(before, ZooResults) and others:
+        raise UsageError(f"{path}: is of a zoo, whose scans take no other file's methods")
     if isinstance(before, BenchmarkResults) and any(before.clean_images != other.clean_images for other in others):
         raise UsageError(f"{path}: its clean images are from the {before.clean_images}, those of a file to add are not")
 

@@ -99,7 +99,8 @@ def asked_of(detectors: Iterable[Detector], recipe: VictimRecipe, images: int) -
         recipe: The victim's.
         images: Of all classes together.
     """
-    return suited(detectors, recipe.num_classes, [images // recipe.num_classes] * recipe.num_classes)
+    each, rest = divmod(images, recipe.num_classes)
+    return suited(detectors, recipe.num_classes, [each + (label < rest) for label in range(recipe.num_classes)])
 
 
 class ScoredReading(Record):

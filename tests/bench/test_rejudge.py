@@ -140,6 +140,19 @@ def test_scans_by_different_methods_are_put_together():
     assert rejudged(after, NOW, (patch,)) == after
 
 
+def test_scans_of_another_training_are_not_and_a_zoo_takes_none(tmp_path):
+    _, margin, patch = margin_and_patch()
+    facts = patch.entries[0].victim
+    for changed, same in (({"seconds": 9.0}, False), ({"clean_accuracy": 0.8}, True)):
+        trained = patch.entries[0].model_copy(update={"victim": facts.model_copy(update=changed)})
+        other = patch.model_copy(update={"entries": (trained,)})
+        assert (rejudged(margin, NOW, (other,)).entries == margin.entries) is same
+    zoo, added = tmp_path / "zoo.json", tmp_path / "patch.json"
+    write_results(zoo, ZooResults())
+    write_results(added, patch)
+    assert main(["bench", "rejudge", str(zoo), "--add", str(added)]) == 2
+
+
 def test_scans_with_another_seed_or_of_other_images_are_not():
     _, margin, patch = margin_and_patch(seed=1)
     assert rejudged(margin, NOW, (patch,)) == margin

@@ -9,7 +9,7 @@ from banaudit.bench.population import CHOSE_METHOD, CIFAR, HARD_KINDS, Setup, ba
 from banaudit.bench.published_detection import CLEAN, PUBLISHED, cell_of
 from banaudit.bench.runner import ScanSettings, ScoredReading, VictimEntry
 from banaudit.bench.tables.methods import method_tables
-from banaudit.bench.tables.side_by_side import side_by_side
+from banaudit.bench.tables.side_by_side import FIRST_DEFAULT, side_by_side
 from banaudit.errors import UsageError
 
 
@@ -130,7 +130,7 @@ def test_all_victims_are_shown_by_the_scans_of_today():
 def test_default_scans_from_before_a_method_joined_are_still_joint_verdicts():
     older, today, alone = (
         ScanSettings(detectors={name: {} for name in names}, images=100, seed=0, tool_version="1")
-        for names in (("ban", "m"), ("ban", "m", "new"), ("m", "new"))
+        for names in ((*FIRST_DEFAULT, "m"), (*FIRST_DEFAULT, "m", "new"), ("ban", "new"))
     )
 
     def scanned(victim, settings):

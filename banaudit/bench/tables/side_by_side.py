@@ -13,7 +13,13 @@ from banaudit.bench.tables.methods import JOINT, accused_by_all, method_tables, 
 from banaudit.bench.tables.scans import DETECTED, alarms, counter, detection, provenance
 from banaudit.bench.verdicts import outcome_at
 from banaudit.detectors.ban import BAN
+from banaudit.detectors.mm_bd import MMBD
+from banaudit.detectors.neural_cleanse import NeuralCleanse
+from banaudit.detectors.targeted_noise import TargetedNoise
 from banaudit.errors import UsageError
+
+FIRST_DEFAULT = {BAN.name, MMBD.name, NeuralCleanse.name, TargetedNoise.name}
+"""Methods that every default scan has asked."""
 
 
 def side_by_side(files: Sequence[BenchmarkResults]) -> str:
@@ -90,9 +96,9 @@ def _not_of_all(joint: set[str], always: set[str]) -> str:
 
 
 def _older_defaults(files: Sequence[BenchmarkResults], joint: set[str]) -> list[set[str]]:
-    """The methods of each scan that is or was a default one: of today's, and with BAN, which has always been one."""
+    """The methods of each scan that is or was a default one: of today's, and those that have always been among them."""
     every = [set(settings.detectors) for settings in _settings(files).values()]
-    return [methods for methods in every if BAN.name in methods and methods <= joint]
+    return [methods for methods in every if FIRST_DEFAULT <= methods <= joint]
 
 
 def _judged_together(
