@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from banaudit.detectors.ban import BAN, NOISE_ALONE
 from banaudit.detectors.mm_bd import MMBD
@@ -16,17 +17,42 @@ from banaudit.detectors.targeted_noise import TargetedNoise
 from banaudit.detectors.universal_perturbation import UniversalPerturbation
 from banaudit.results import ClassScore, Evidence, Finding, Reading, Verdict
 
-AIMED = (TargetedNoise.name, "")
-UNAIMED = (BAN.name, NOISE_ALONE)
-WITNESSES = (AIMED, (UniversalPerturbation.name, ""), (MMBD.name, ""), (NeuralCleanse.name, ""), UNAIMED)
-"""Readings that joint evidence is made of, by method and label: they look for the target in five unlike ways."""
-
-FEWEST_WITNESSES = 2
-
 HELD_BACK = 0.9
 """Most that a reading which did not fire counts, as a share of its threshold: alone it may not accuse. Its figure for
 a class can be above the threshold and yet lack what the reading asks besides (a patch that works on other images, a gap
-to the runner-up, restarts that agree)."""
+to the runner-up)."""
+
+
+@dataclass(frozen=True)
+class Witness:
+    """An all-to-one reading that joint evidence is made of.
+
+    Args:
+        method: Its method.
+        label: Its label.
+        weight: What a score at the reading's own threshold counts; above 1 where that is the threshold of an accusation
+            by this reading alone, and less is enough beside others.
+        most: Most that it counts where it did not fire.
+    """
+
+    method: str
+    label: str = ""
+    weight: float = 1.0
+    most: float = HELD_BACK
+
+
+AIMED = Witness(TargetedNoise.name)
+UNAIMED = Witness(BAN.name, NOISE_ALONE)
+WITNESSES = (
+    AIMED,
+    Witness(UniversalPerturbation.name),
+    Witness(MMBD.name, most=0.6),  # of clean networks for digits it names the same class, the 8, for three in four
+    Witness(NeuralCleanse.name, weight=1.25),
+    UNAIMED,
+)
+"""What joint evidence is made of: readings that look for the target in five unlike ways."""
+
+FEWEST_WITNESSES = 2
 
 NULL_MARGIN = 0.1
 """How far the share of the mistakes that unaimed noise sends to a class must lie above that of random noise to speak
@@ -66,7 +92,7 @@ def noise_agreement(findings: Sequence[Finding]) -> Finding | None:
     Returns:
         None where one of the two did not run, or could not judge.
     """
-    aimed, unaimed = _reading(findings, *AIMED), _reading(findings, *UNAIMED)
+    aimed, unaimed = _reading(findings, AIMED), _reading(findings, UNAIMED)
     if aimed is None or unaimed is None:
         return None
     sure = all(item.agreement in {None, 1.0} for item in (aimed, unaimed))  # restarts that differ name no class
@@ -91,12 +117,13 @@ def noise_agreement(findings: Sequence[Finding]) -> Finding | None:
 def joint_evidence(findings: Sequence[Finding]) -> Finding | None:
     """Whether the methods' suspicions of one class add up.
 
-    For class c the score is ``sqrt(sum over readings r of max(0, s_r(c) / threshold_r)^2)``, the distance from a
-    network that no reading suspects at all. s_r(c) is a mean over restarts, and no reading counts more than its score,
-    the lead of the weakest restart, whatever class that names; one that did not fire counts :data:`HELD_BACK` at most,
-    and nothing where random noise says the same (:data:`NULL_MARGIN`). The methods look for the target in different
-    places (weights, pixels, margins), so on a clean network their chance leanings towards a class rarely coincide; a
-    backdoor leans all of them the same way.
+    For class c the score is ``sqrt(sum over readings r of max(0, w_r s_r(c) / threshold_r)^2)``, the distance from a
+    network that no reading suspects at all; w_r is the :class:`Witness`'s weight. s_r(c) is a mean over restarts, and
+    no reading counts more than its score, the lead of the weakest restart. Where restarts name different classes a
+    reading counts nothing; one that did not fire counts no more than its witness's most, and nothing where random noise
+    says the same (:data:`NULL_MARGIN`). The methods look for the target in different places (weights, pixels, margins),
+    so on a clean network their chance leanings towards a class rarely coincide; a backdoor leans all of them the same
+    way.
 
     Args:
         findings: Of the methods that ran.
@@ -104,19 +131,21 @@ def joint_evidence(findings: Sequence[Finding]) -> Finding | None:
     Returns:
         None where fewer than :data:`FEWEST_WITNESSES` of them could judge.
     """
-    readings = {method: _reading(findings, method, label) for method, label in WITNESSES}
-    held = {method: item for method, item in readings.items() if item is not None and item.per_class}
+    readings = {witness: _reading(findings, witness) for witness in WITNESSES}
+    held = {witness: item for witness, item in readings.items() if item is not None and item.per_class}
     if len(held) < FEWEST_WITNESSES:
         return None
     labels = next(iter(held.values())).per_class
-    scores = [math.hypot(*(_share(item, place) for item in held.values())) for place in range(len(labels))]
+    scores = [
+        math.hypot(*(_share(witness, item, place) for witness, item in held.items())) for place in range(len(labels))
+    ]
     place = max(range(len(scores)), key=scores.__getitem__)
-    named = ", ".join(f"{method} {_share(item, place):.2f}" for method, item in held.items())
+    named = ", ".join(f"{witness.method} {_share(witness, item, place):.2f}" for witness, item in held.items())
     evidence = Evidence(
         reading=Reading.ALL_TO_ONE,
         measures=(
-            "root of the summed squares of score / threshold, over the all-to-one readings that the note names; one "
-            f"that did not fire counts {HELD_BACK:g} at most"
+            "root of the summed squares of what the all-to-one readings of the note count: score / threshold, by a "
+            f"weight; one that did not fire counts {HELD_BACK:g} at most"
         ),
         score=scores[place],
         threshold=JOINT_THRESHOLD,
@@ -126,7 +155,7 @@ def joint_evidence(findings: Sequence[Finding]) -> Finding | None:
             ClassScore(label=item.label, name=item.name, score=round(score, 6))
             for item, score in zip(labels, scores, strict=True)
         ),
-        note=f"class {labels[place].label}, score / threshold: {named}",
+        note=f"class {labels[place].label}: {named}",
     )
     return _finding(
         JOINT_EVIDENCE,
@@ -136,12 +165,14 @@ def joint_evidence(findings: Sequence[Finding]) -> Finding | None:
     )
 
 
-def _share(item: Evidence, place: int) -> float:
+def _share(witness: Witness, item: Evidence, place: int) -> float:
     """What a reading counts against a class: never more than its score, the lead of its weakest restart."""
-    share = max(0.0, min(item.per_class[place].score, item.score) / item.threshold)
+    if item.agreement not in {None, 1.0}:
+        return 0.0
+    share = witness.weight * max(0.0, min(item.per_class[place].score, item.score) / item.threshold)
     if item.fired:
         return share
-    return min(share, HELD_BACK) if _beyond_random(item) else 0.0
+    return min(share, witness.most) if _beyond_random(item) else 0.0
 
 
 def _beyond_random(item: Evidence) -> bool:
@@ -159,11 +190,11 @@ def _finding(method: str, title: str, named: str, evidence: Evidence) -> Finding
     )
 
 
-def _reading(findings: Sequence[Finding], method: str, label: str) -> Evidence | None:
-    """One all-to-one reading of one method."""
+def _reading(findings: Sequence[Finding], witness: Witness) -> Evidence | None:
+    """The reading of a witness."""
     for finding in findings:
-        if finding.method == method and finding.verdict is not Verdict.INCONCLUSIVE:
+        if finding.method == witness.method and finding.verdict is not Verdict.INCONCLUSIVE:
             for item in finding.evidence:
-                if item.reading is Reading.ALL_TO_ONE and item.label == label and item.target is not None:
+                if item.reading is Reading.ALL_TO_ONE and item.label == witness.label and item.target is not None:
                     return item
     return None

@@ -92,31 +92,38 @@ def test_a_reading_that_did_not_fire_accuses_nobody_alone():
 def test_no_reading_counts_more_than_its_weakest_restart():
     # Its score is that of its weakest restart; what it holds against each class is a mean, and may be above.
     mean = witness(TargetedNoise.name, [2.4, 0.0, 0.0])
-    weakest = mean.evidence[0].model_copy(update={"score": 1.5, "fired": False, "agreement": 0.5})
-    found = joint_evidence([mean.model_copy(update={"evidence": (weakest,)}), witness(MMBD.name, [0.0, 0.0, 0.0])])
-    assert found.evidence[0].score == 0.75
+    for agreement, score in ((None, 0.75), (1.0, 0.75), (0.5, 0.0)):  # those that differ name no class
+        weakest = mean.evidence[0].model_copy(update={"score": 1.5, "fired": False, "agreement": agreement})
+        found = joint_evidence([mean.model_copy(update={"evidence": (weakest,)}), witness(MMBD.name, [0.0, 0.0, 0.0])])
+        assert found.evidence[0].score == score
 
 
 def test_suspicions_of_one_class_add_up_and_those_of_others_do_not():
     found = joint_evidence(
         [
             witness(MMBD.name, [1.2, 0.0, -4.0]),  # 0.6 of its threshold for class 0
-            witness(NeuralCleanse.name, [1.6, 1.8, 0.0]),  # 0.8 for class 0, 0.9 for class 1
+            witness(NeuralCleanse.name, [1.28, 1.44, 0.0]),  # 0.64, which counts 0.8, for class 0, and 0.9 for class 1
             witness(BAN.name, [0.0, 0.0, 1.0], label="negative mask"),  # no witness
         ]
     )
     (evidence,) = found.evidence
     assert (found.method, found.verdict, evidence.target) == (JOINT_EVIDENCE, Verdict.NO_EVIDENCE, 0)
     assert [item.score for item in evidence.per_class] == pytest.approx([1.0, 0.9, 0.0])
-    assert evidence.note == "class 0, score / threshold: mm-bd 0.60, neural-cleanse 0.80"
+    assert evidence.note == "class 0: mm-bd 0.60, neural-cleanse 0.80"
     assert evidence.per_class[1].name == "n1"
 
 
 def test_joint_evidence_accuses_where_no_method_does():
-    found = joint_evidence([witness(MMBD.name, [0.0, 1.7]), witness(NeuralCleanse.name, [0.0, 1.9])])
+    found = joint_evidence([witness(TargetedNoise.name, [0.0, 1.7]), witness(NeuralCleanse.name, [0.0, 1.9])])
     (evidence,) = found.evidence
     assert (found.verdict, evidence.fired, evidence.target) == (Verdict.BACKDOORED, True, 1)
     assert evidence.score == pytest.approx((0.85**2 + 0.9**2) ** 0.5)  # a reading that has not fired counts 0.9 at most
+
+
+def test_margins_count_less_where_they_do_not_accuse():
+    # Of clean networks for digits MM-BD names the same class, most of the time.
+    found = joint_evidence([witness(MMBD.name, [1.9, 0.0]), witness(TargetedNoise.name, [1.4, 0.0])])
+    assert found.evidence[0].score == pytest.approx((0.6**2 + 0.7**2) ** 0.5)
 
 
 def test_a_reading_that_was_held_back_accuses_only_with_others():

@@ -5,6 +5,9 @@ scan are put together again from its record, held against today's thresholds, an
 is what several methods say together, by its rule of today. One difference from a new scan is left: a second restart
 that an old threshold had asked for and today's would not still counts, with the weaker of both scores.
 
+One threshold falls where few images arrived at any class; what fires by it follows from the record as well, where paths
+were followed twice.
+
 Nor does a method change what another finds: each draws from its own seed. So two scans of one victim by different
 methods, on the same images and with the same seed, are one scan by all of them.
 """
@@ -12,6 +15,7 @@ methods, on the same images and with the same seed, are one scan by all of them.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -36,6 +40,7 @@ from banaudit.bench.victims import VictimFacts
 from banaudit.bench.workplace import Progress
 from banaudit.bench.zoo import ZooEntry, ZooResults
 from banaudit.detectors import Detector, default_detectors
+from banaudit.detectors.ban import BAN, MASK_BY_CLASS, NEGATIVE_MASK
 from banaudit.detectors.base import conclude, threshold_for
 from banaudit.detectors.pair_perturbation import PairPerturbation
 from banaudit.detectors.universal_perturbation import UniversalPerturbation
@@ -46,17 +51,27 @@ AnyResults = TypeVar("AnyResults", BenchmarkResults, StudyResults, ZooResults)
 
 THRESHOLDS = {
     **{
-        (*witness, Reading.ALL_TO_ONE): setting
+        (witness.method, witness.label, Reading.ALL_TO_ONE): setting
         for witness, setting in zip(
             WITNESSES, ("lead_threshold", "lead_threshold", "threshold", "threshold", "errors_threshold"), strict=True
         )
     },
+    (BAN.name, NEGATIVE_MASK, Reading.ALL_TO_ONE): "share_threshold",
+    (BAN.name, MASK_BY_CLASS, Reading.ALL_TO_ALL): "share_threshold",
     (UniversalPerturbation.name, "", Reading.ALL_TO_ALL): "mapping_threshold",
     (UniversalPerturbation.name, "", Reading.SOURCE_TARGET): "pair_threshold",
     (PairPerturbation.name, "", Reading.SOURCE_TARGET): "threshold",
 }
 """Method, label and kind of a reading -> the setting that is its threshold, or for ten classes is: of those that joint
-evidence is made of, of pairs, and of the map of universal perturbations."""
+evidence is made of, of masks, of pairs, and of the map of universal perturbations."""
+
+FOLLOWS = {(UniversalPerturbation.name, "unreached_share"), (UniversalPerturbation.name, "relied_on")}
+"""Settings that recorded scans may lack, since what they do follows from a record as far as it goes: the threshold
+falls with the share of the images that arrived, which the note says. Where paths would be followed a second time today
+and were not, the lead of the one path counts in joint evidence, but does not fire."""
+
+REACH = re.compile(r"(\d+)% after \d+ steps")
+"""In the note of a path: the share of the images that reach the median class."""
 
 AND = "+"
 """Between the digests of scans that were put together."""
@@ -162,7 +177,8 @@ def _judged(entry: VictimEntry | ZooEntry, now: ScanSettings, measures: dict[str
 
 def _only_raised(then: ScanSettings, now: ScanSettings) -> bool:
     names = {(method, setting) for (method, _, _), setting in THRESHOLDS.items()}
-    before, after = _flat(then), _flat(now)
+    after = _flat(now)
+    before = {key: value for key, value in after.items() if key in FOLLOWS} | _flat(then)
     return before.keys() == after.keys() and all(
         _number(before[key]) <= _number(after[key]) if key in names else before[key] == after[key] for key in before
     )
@@ -228,9 +244,14 @@ def _held_against(item: ScoredReading, now: ScanSettings) -> ScoredReading:
         return item
     settings = now.detectors[_method(item)]
     threshold = _number(settings[name])
-    if item.reading is Reading.ALL_TO_ALL:
+    if name == "mapping_threshold":
         threshold = min(1.0, threshold_for(len(item.per_class), threshold, _number(settings["mapping_decline"])))
-    fired = item.fired and item.score is not None and item.score > threshold
+    reaches = REACH.findall(item.note) if _method(item) == UniversalPerturbation.name else []
+    if reaches:
+        detector = UniversalPerturbation.model_validate(settings)
+        threshold = detector.lead_threshold_at(max(int(share) for share in reaches) / 100)
+    held = item.fired or (threshold < item.threshold and item.agreement == 1.0)
+    fired = held and item.score is not None and item.score > threshold
     return item.model_copy(update={"threshold": threshold, "fired": fired})
 
 

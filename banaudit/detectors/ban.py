@@ -28,6 +28,7 @@ FEWEST_MISTAKES = 0.1
 """Share of the images that must be mistaken before the mistakes' shares count in full: of one mistake all falls in one
 class, on any network."""
 
+NEGATIVE_MASK, MASK_BY_CLASS = "negative mask", "mask by class"
 NOISE_ALONE = "noise alone"
 """Label of the reading of the mistakes under noise, without the mask."""
 
@@ -109,8 +110,8 @@ class BAN(Detector):
     """Held-out images of a reading."""
     restarts: PositiveInt = 2
     """Independent noises and masks, at most; all must name the same class."""
-    share_threshold: PositiveFloat = 0.5
-    """Share in one class above which Eq. 6 fires; the authors' own rule, given by them in public."""
+    share_threshold: PositiveFloat = 0.7
+    """Share in one class above which Eq. 6 fires. The authors' own rule, given by them in public, is 0.5."""
     errors_threshold: PositiveFloat = 0.85
     """Share of the mistakes under noise alone that must fall in one class."""
     null_margin: NonNegativeFloat | None = 0.2
@@ -135,6 +136,7 @@ class BAN(Detector):
             restarts=1,
             search_images=500,
             read_images=5000,
+            share_threshold=0.5,
             errors_threshold=1.0,
             null_margin=None,
             distinct_threshold=1.0,
@@ -240,7 +242,7 @@ class BAN(Detector):
             nulls,
             threshold=self.share_threshold,
             null_margin=self.null_margin,
-            label="negative mask",
+            label=NEGATIVE_MASK,
             measures=(
                 "share of other-class images that the negative mask under noise sends to one class (Eq. 6); "
                 "null: random noise"
@@ -305,7 +307,7 @@ class BAN(Detector):
         distinct = len(set(mapping.values())) / len(weakest)
         return Evidence(
             reading=Reading.ALL_TO_ALL,
-            label="mask by class",
+            label=MASK_BY_CLASS,
             measures=(
                 "mean over classes of the share sent to the class's favourite wrong class (Eq. 6); null: random noise"
             ),

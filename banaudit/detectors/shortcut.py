@@ -75,9 +75,23 @@ class ShortcutDetector(Detector):
 
     perturbs: ClassVar[str]
     """What is perturbed, in the user's words."""
-    again_above: ClassVar[float] = 1.0
-    """Share of a threshold above which paths are followed once more; below 1 where what does not accuse by itself is to
-    be relied on too."""
+
+    def lead_threshold_at(self, reach: float) -> float:
+        """Lead that accuses.
+
+        Args:
+            reach: Share of the images that reach the median class where the paths ended.
+        """
+        del reach
+        return self.lead_threshold
+
+    def relied_on_above(self, reach: float) -> float:
+        """Lead above which paths are followed once more: below the threshold where one that does not accuse counts too.
+
+        Args:
+            reach: As for :meth:`lead_threshold_at`.
+        """
+        return self.lead_threshold_at(reach)
 
     @abstractmethod
     def perturbation(self, model: SplitModel, samples: Samples, meter: Meter, *, share: float = 1.0) -> Perturbation:
@@ -138,9 +152,8 @@ class ShortcutDetector(Detector):
                 what=f"{self.name}, restart {restart + 1} of {self.restarts}: towards each class",
             )
             found.append(_Followed(paths, lead(paths.margins, paths.start), pair_lead(paths)))
-            if found[-1].lead.score <= self.again_above * self.lead_threshold and (
-                found[-1].pair.score <= self.pair_threshold
-            ):
+            last = found[-1]
+            if last.lead.score <= self.relied_on_above(last.paths.reach) and last.pair.score <= self.pair_threshold:
                 break
         return found
 
@@ -172,6 +185,7 @@ class ShortcutDetector(Detector):
     def _all_to_one(self, samples: Samples, paths: list[Paths], leads: list[Lead]) -> Evidence:
         weakest = min(leads, key=lambda item: item.score)
         agreement = agreement_of([item.target for item in leads], weakest.target)
+        threshold = self.lead_threshold_at(max(path.reach for path in paths))
         reach = ", ".join(f"{path.reach:.0%} after {path.steps} steps" for path in paths)
         return Evidence(
             reading=Reading.ALL_TO_ONE,
@@ -180,8 +194,8 @@ class ShortcutDetector(Detector):
                 "null: the second's over the third"
             ),
             score=weakest.score,
-            threshold=self.lead_threshold,
-            fired=weakest.score > self.lead_threshold and agreement in {None, 1.0},
+            threshold=threshold,
+            fired=weakest.score > threshold and agreement in {None, 1.0},
             null=max(item.null for item in leads),
             target=weakest.target,
             per_class=samples.per_class(torch.stack([item.per_class for item in leads]).mean(dim=0)),

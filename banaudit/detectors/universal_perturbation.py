@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import ClassVar, final
 
 import torch
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from banaudit.architectures.base import SplitModel
@@ -23,6 +23,9 @@ from banaudit.triggers import RecoveredTrigger, before_and_after, picture_of_cha
 FEWEST_CLASSES = 7
 """Classes of the networks that an audit asks it about: of four or six, cut out of a clean network of ten, chance puts
 one far ahead."""
+
+MEDIAN_REACHED = 0.5
+"""Share of the images from which on the median class counts as reached: the mean margin is about nought there."""
 
 
 class _PixelShift:
@@ -72,7 +75,6 @@ class UniversalPerturbation(ShortcutDetector):
     needs: ClassVar[str] = f"clean images; {FEWEST_CLASSES} classes"
     misses: ClassVar[str] = "triggers that no fixed additive pattern imitates: warping, per-image triggers"
     perturbs: ClassVar[str] = "universal perturbation"
-    again_above: ClassVar[float] = 0.5
 
     step_size: PositiveFloat = 0.6
     """Growth of the L2 norm with each step, for 3 x 32 x 32 images in [0, 1]."""
@@ -83,9 +85,25 @@ class UniversalPerturbation(ShortcutDetector):
     mapping_threshold: PositiveFloat = 0.5
     """Share of held-out images that follow the map above which the all-to-all reading fires."""
     lead_threshold: PositiveFloat = 0.4
-    """Lead of one class above which the all-to-one reading fires."""
+    """Lead of one class above which the all-to-one reading fires, where at least half of the images reach the median
+    class."""
+    unreached_share: float = Field(default=0.5, gt=0, le=1)
+    """The same as a share of ``lead_threshold`` where no image reaches it; between them it rises evenly. Where a
+    network is hard to steer (digits), margins have moved a part of the way when the paths end, and chance puts a class
+    ahead by less."""
+    relied_on: float = Field(default=0.5, gt=0, le=1)
+    """Share of the threshold above which paths are followed once more, since joint evidence relies on the lead too."""
     pair_threshold: PositiveFloat = 1.2
     """Lead of one (source, target) pair above which the source-target reading fires."""
+
+    def lead_threshold_at(self, reach: float) -> float:
+        """Lower where few images arrive (``unreached_share``)."""
+        reached = min(1.0, reach / MEDIAN_REACHED)
+        return self.lead_threshold * (self.unreached_share + (1 - self.unreached_share) * reached)
+
+    def relied_on_above(self, reach: float) -> float:
+        """The share ``relied_on`` of the threshold."""
+        return self.relied_on * self.lead_threshold_at(reach)
 
     def unsuited(self, num_classes: int, images: Sequence[int] | None = None) -> str:
         """Why of so few classes one is ahead by chance."""

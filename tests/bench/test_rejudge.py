@@ -13,6 +13,7 @@ from banaudit.bench.zoo import ZooEntry, ZooResults
 from banaudit.cli import main
 from banaudit.detectors import MMBD, NeuralCleanse
 from banaudit.detectors.pair_perturbation import PairPerturbation
+from banaudit.detectors.universal_perturbation import UniversalPerturbation
 from banaudit.results import Reading, Verdict
 
 THEN = (MMBD(threshold=2.0), NeuralCleanse(threshold=2.0))
@@ -47,7 +48,7 @@ def test_a_raised_threshold_unfires_and_joint_evidence_is_taken_from_the_record(
     assert [item.outcome for item in after.entries] == [Outcome.RIGHT, Outcome.RIGHT, Outcome.FALSE_ALARM]
     joint = [item.scan.readings[-1] for item in after.entries]
     assert [item.key for item in joint] == ["joint-evidence/all-to-one"] * 3
-    assert [item.score for item in joint] == pytest.approx([0.790569, 1.15244, 1.25])
+    assert [item.score for item in joint] == pytest.approx([0.676503, 1.08167, 1.25])
     assert after.entries[1].scan.target == 3
     assert [item.threshold for item in after.entries[0].scan.readings] == [4.0, 4.0, 1.0]
     assert set(after.settings) == {after.entries[0].scan.settings, before.entries[0].scan.settings}
@@ -58,7 +59,7 @@ def test_a_raised_threshold_unfires_and_joint_evidence_is_taken_from_the_record(
 def test_what_a_reading_lacked_besides_its_threshold_it_lacks_still():
     after = rejudged(results_of(scanned(1, 9.0, 0.0, fired=False)), NOW)
     first, *_, joint = after.entries[0].scan.readings
-    assert (first.fired, joint.fired, joint.score) == (False, False, 0.9)
+    assert (first.fired, joint.fired, joint.score) == (False, False, 0.6)
 
 
 def test_a_reason_against_any_verdict_outlasts_a_method_that_could_not_judge():
@@ -207,3 +208,35 @@ def test_a_zoo_is_judged_anew_and_what_was_inconclusive_for_other_reasons_stays(
     assert main(["bench", "rejudge", str(path)]) == 0
     path.write_text('{"kind": "speed"}')
     assert main(["bench", "rejudge", str(path)]) == 2
+
+
+@pytest.mark.parametrize(
+    ("restarts", "note", "threshold", "fired"),
+    [
+        ((0.3, 0.35), "2% after 8 steps, 0% after 8 steps", 0.208, True),
+        ((0.3,), "2% after 8 steps", 0.208, False),  # today a second path would be followed; it is not known where to
+        ((0.3, 0.35), "60% after 6 steps, 2% after 8 steps", 0.4, False),
+    ],
+)
+def test_a_threshold_falls_where_no_image_had_arrived(restarts, note, threshold, fired):
+    now = UniversalPerturbation()
+    then = {
+        name: value
+        for name, value in ScanSettings.of([now], 100, 0).detectors[now.name].items()
+        if name not in {"unreached_share", "relied_on"}
+    }
+    settings = ScanSettings.of([now], 100, 0).model_copy(update={"detectors": {now.name: then}})
+    lead = reading("universal-perturbation/all-to-one", 0.3, 0.4, per_class=(0.0, 0.3)).model_copy(
+        update={"note": f"share of images that reach the median class: {note}", "restarts": restarts}
+    )
+    lead = lead.model_copy(update={"agreement": 1.0 if len(restarts) > 1 else None})
+    cost = MethodCost(
+        method=now.name, verdict=Verdict.NO_EVIDENCE, reason="", seconds=1, forward_images=1, backward_images=1
+    )
+    victim = entry(1, lead, backdoored=True)
+    scan = victim.scan.model_copy(update={"methods": (cost,), "settings": settings.digest})
+    results = benchmark(victim.model_copy(update={"scan": scan})).model_copy(
+        update={"settings": {settings.digest: settings}}
+    )
+    (found, *_) = rejudged(results, [now]).entries[0].scan.readings
+    assert (found.threshold, found.fired) == (pytest.approx(threshold), fired)

@@ -75,6 +75,7 @@ def test_released_is_the_authors_procedure():
         "restarts": 1,
         "search_images": 500,
         "read_images": 5000,
+        "share_threshold": 0.5,
         "errors_threshold": 1.0,
         "null_margin": None,
         "distinct_threshold": 1.0,

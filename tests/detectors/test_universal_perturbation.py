@@ -85,3 +85,10 @@ def test_puts_the_target_of_a_trained_network_first(planted, clean_twin, clean_d
     assert found.evidence[0].target == TARGET
     assert found.evidence[0].score > 1.5 * clean.evidence[0].score
     assert clean.verdict is Verdict.NO_EVIDENCE
+
+
+@pytest.mark.parametrize(("reach", "threshold"), [(0.0, 0.2), (0.25, 0.3), (0.5, 0.4), (1.0, 0.4)])
+def test_less_of_a_lead_accuses_where_few_images_arrive(reach, threshold):
+    detector = UniversalPerturbation()
+    assert detector.lead_threshold_at(reach) == pytest.approx(threshold)
+    assert detector.relied_on_above(reach) == pytest.approx(threshold / 2)
