@@ -55,22 +55,19 @@ class MethodCost(Cost):
         )
 
 
-def measured(
-    work: Callable[[Meter], Result], device: torch.device, *, time_limit: float | None = None
-) -> tuple[Result, PeakCost]:
+def measured(work: Callable[[Meter], Result], device: torch.device) -> tuple[Result, PeakCost]:
     """Run something and say what it took.
 
     Args:
         work: Is given a meter that it has to tell of its passes.
         device: Where it computes.
-        time_limit: Seconds after which the meter ends it; none: no limit.
 
     Returns:
         What ``work`` returned, and its cost.
     """
     reset_peak(device)
     started = clock(device)
-    meter = Meter(time_limit=time_limit)
+    meter = Meter()
     result = work(meter)
     cost = PeakCost(
         seconds=round(clock(device) - started, 3),

@@ -1,10 +1,8 @@
 from __future__ import annotations
 
-import pytest
 import torch
 
 from banaudit.bench.cost import MethodCost, measured, memory_note
-from banaudit.errors import TimeLimitReached
 from banaudit.results import Finding, Verdict
 
 CPU = torch.device("cpu")
@@ -24,11 +22,6 @@ def test_passes_and_memory_are_those_of_the_work():
     assert cost.peak_bytes > HELD
     if "each part" in memory_note(CPU):
         assert measured(lambda meter: None, CPU)[1].peak_bytes < cost.peak_bytes - HELD // 2
-
-
-def test_work_is_ended_by_its_time_limit():
-    with pytest.raises(TimeLimitReached):
-        measured(lambda meter: meter.spend("work", forward=1), CPU, time_limit=0.0)
 
 
 def test_a_methods_cost_is_read_from_its_finding():

