@@ -18,7 +18,7 @@ from banaudit.detectors.universal_perturbation import UniversalPerturbation
 from banaudit.results import ClassScore, Evidence, Finding, Reading, Verdict
 
 HELD_BACK = 0.9
-"""Most that a reading which did not fire counts, as a share of its threshold: alone it may not accuse. Its figure for
+"""Most that a reading which did not fire counts, after its weight: alone it may not accuse. Its figure for
 a class can be above the threshold and yet lack what the reading asks besides (a patch that works on other images, a gap
 to the runner-up)."""
 
@@ -145,7 +145,7 @@ def joint_evidence(findings: Sequence[Finding]) -> Finding | None:
         reading=Reading.ALL_TO_ONE,
         measures=(
             "root of the summed squares of what the all-to-one readings of the note count: score / threshold, by a "
-            f"weight; one that did not fire counts {HELD_BACK:g} at most"
+            f"weight; one that did not fire counts {HELD_BACK:g} at most, or less"
         ),
         score=scores[place],
         threshold=JOINT_THRESHOLD,

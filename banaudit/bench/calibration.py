@@ -55,7 +55,7 @@ class ReadingFit(Record):
 
     key: str
     reading: Reading
-    frozen: float = Field(description="The threshold that the scans were made with.")
+    frozen: float = Field(description="The threshold of the scans; the largest, where it differs from scan to scan.")
     proposed: float = Field(description="The refitted one; the frozen one where there was too little to fit it on.")
     fitted: bool = Field(description="Whether there were enough clean victims to fit the threshold.")
     clean: int = Field(description="Clean victims with a score.")
@@ -193,16 +193,19 @@ def calibrate(*files: BenchmarkResults, aimed_rate: float = AIMED_RATE) -> Calib
 
 
 def _on_one_scale(entries: Sequence[VictimEntry]) -> list[VictimEntry]:
-    """The entries with the scores of each reading as if all had been held against its first threshold.
+    """The entries with the scores of each reading as if all had been held against its largest threshold.
 
-    Some thresholds depend on the number of classes; what can be compared is the score as a share of its own.
+    Some thresholds depend on the number of classes, or on what a search found; what can be compared is the score as a
+    share of its own. Readings stay in the order in which they come first.
     """
-    first = {item.key: item.threshold for entry in reversed(entries) for item in reversed(entry.scan.readings)}
+    largest: dict[str, float] = {}
+    for item in (item for entry in entries for item in entry.scan.readings):
+        largest[item.key] = max(item.threshold, largest.get(item.key, item.threshold))
 
     def scaled(item: ScoredReading) -> ScoredReading:
-        factor = first[item.key] / item.threshold
+        factor = largest[item.key] / item.threshold
         score, null = (None if value is None else value * factor for value in (item.score, item.null))
-        return item.model_copy(update={"threshold": first[item.key], "score": score, "null": null})
+        return item.model_copy(update={"threshold": largest[item.key], "score": score, "null": null})
 
     return [
         entry.model_copy(

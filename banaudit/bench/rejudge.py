@@ -2,11 +2,13 @@
 
 A threshold that was raised changes no score: what the search found stays, and fewer readings fire. So the findings of a
 scan are put together again from its record, held against today's thresholds, and combined by the audit's own code; so
-is what several methods say together, by its rule of today. One difference from a new scan is left: a second restart
-that an old threshold had asked for and today's would not still counts, with the weaker of both scores.
+is what several methods say together, by its rule of today. What is left of difference from a new scan:
 
-One threshold falls where few images arrived at any class; what fires by it follows from the record as well, where paths
-were followed twice.
+- a second restart that an old threshold had asked for and today's would not still counts, with the weaker of both
+  scores, or with none where both name different classes;
+- the threshold that falls where few images arrive at any class is taken from the note of the paths, which has whole
+  per cents, and paths that would be followed a second time today were followed once: their lead counts beside others,
+  but does not fire by a threshold that fell.
 
 Nor does a method change what another finds: each draws from its own seed. So two scans of one victim by different
 methods, on the same images and with the same seed, are one scan by all of them.
@@ -66,9 +68,9 @@ THRESHOLDS = {
 evidence is made of, of masks, of pairs, and of the map of universal perturbations."""
 
 FOLLOWS = {(UniversalPerturbation.name, "unreached_share"), (UniversalPerturbation.name, "relied_on")}
-"""Settings that recorded scans may lack, since what they do follows from a record as far as it goes: the threshold
-falls with the share of the images that arrived, which the note says. Where paths would be followed a second time today
-and were not, the lead of the one path counts in joint evidence, but does not fire."""
+"""Settings that recorded scans may lack, since what they do follows from a record, as far as is said above."""
+
+_LEAD = f"{UniversalPerturbation.name}/{Reading.ALL_TO_ONE}"
 
 REACH = re.compile(r"(\d+)% after \d+ steps")
 """In the note of a path: the share of the images that reach the median class."""
@@ -80,7 +82,7 @@ AND = "+"
 def rejudged(
     results: AnyResults, detectors: Sequence[Detector] | None = None, others: Sequence[BenchmarkResults] = ()
 ) -> AnyResults:
-    """Results with every scan judged by the thresholds of today.
+    """Results with every scan judged by the thresholds and the settings of today, where its record says enough.
 
     Args:
         results: Of ``bench run``, a study or a zoo.
@@ -89,7 +91,8 @@ def rejudged(
 
     Returns:
         The results; scans that were made with other settings beyond the thresholds, with a higher threshold or without
-        one of the methods stay as they are: their record does not say what a scan of today would find.
+        one of the methods stay as they are, and those that lack what a threshold falls with: their record does not say
+        what a scan of today would find.
     """
     detectors = tuple(detectors) if detectors is not None else default_detectors()
     settings, measures = dict(results.settings), dict(results.measures)
@@ -105,11 +108,13 @@ def rejudged(
         for other in others:
             if isinstance(whole, VictimEntry):
                 whole, then = _put_together(whole, then, other, now)
-        if not _only_raised(then, now):
+        name = UniversalPerturbation.name
+        moved = then.detectors.get(name) != now.detectors.get(name)
+        if not _only_thresholds_differ(then, now) or (moved and _lacks_a_note(whole)):
             entries.append(entry)
             continue
         settings[now.digest] = now
-        entries.append(_judged(whole, now, measures))
+        entries.append(_judged(whole, now, measures, moved=moved))
     used = {digest for judged in entries for digest in _digests(judged)}
     return results.model_copy(
         update={
@@ -167,15 +172,23 @@ def _same_training(one: VictimFacts, other: VictimFacts) -> bool:
     return one == other.model_copy(update={"seconds": one.seconds})
 
 
-def _judged(entry: VictimEntry | ZooEntry, now: ScanSettings, measures: dict[str, str]) -> VictimEntry | ZooEntry:
+def _lacks_a_note(entry: VictimEntry | ZooEntry) -> bool:
+    """Whether a record does not say how many images the paths of universal perturbations led to a class."""
+    readings = entry.scan.readings if entry.scan is not None else ()
+    return any(item.key == _LEAD and not REACH.search(item.note) for item in readings)
+
+
+def _judged(
+    entry: VictimEntry | ZooEntry, now: ScanSettings, measures: dict[str, str], *, moved: bool
+) -> VictimEntry | ZooEntry:
     changes: dict[str, object] = {"settings": now.digest} if isinstance(entry, ZooEntry) else {}
     if entry.scan is not None:  # of a file that was refused there is none
-        scan = _scan_judged(entry.scan, now, measures)
+        scan = _scan_judged(entry.scan, now, measures, moved=moved)
         changes |= {"scan": scan, "outcome": hold_against(entry.truth, scan)}
     return entry.model_copy(update=changes)
 
 
-def _only_raised(then: ScanSettings, now: ScanSettings) -> bool:
+def _only_thresholds_differ(then: ScanSettings, now: ScanSettings) -> bool:
     names = {(method, setting) for (method, _, _), setting in THRESHOLDS.items()}
     after = _flat(now)
     before = {key: value for key, value in after.items() if key in FOLLOWS} | _flat(then)
@@ -192,8 +205,12 @@ def _number(value: Scalar) -> float:
     return float(value) if value is not None else math.nan
 
 
-def _scan_judged(scan: ScanRecord, now: ScanSettings, measures: dict[str, str]) -> ScanRecord:
-    readings = tuple(_held_against(item, now) for item in scan.readings if _method(item) in now.detectors)
+def _scan_judged(scan: ScanRecord, now: ScanSettings, measures: dict[str, str], *, moved: bool) -> ScanRecord:
+    kept = (item for item in scan.readings if _method(item) in now.detectors)
+    readings = tuple(
+        (_held_against_what_falls(item, now) if moved else item) if item.key == _LEAD else _held_against(item, now)
+        for item in kept
+    )
     findings = [
         _finding(cost, [item for item in readings if _method(item) == cost.method], measures)
         for cost in scan.methods
@@ -246,12 +263,18 @@ def _held_against(item: ScoredReading, now: ScanSettings) -> ScoredReading:
     threshold = _number(settings[name])
     if name == "mapping_threshold":
         threshold = min(1.0, threshold_for(len(item.per_class), threshold, _number(settings["mapping_decline"])))
-    reaches = REACH.findall(item.note) if _method(item) == UniversalPerturbation.name else []
-    if reaches:
-        detector = UniversalPerturbation.model_validate(settings)
-        threshold = detector.lead_threshold_at(max(int(share) for share in reaches) / 100)
-    held = item.fired or (threshold < item.threshold and item.agreement == 1.0)
-    fired = held and item.score is not None and item.score > threshold
+    return _at(item, threshold, item.fired)
+
+
+def _held_against_what_falls(item: ScoredReading, now: ScanSettings) -> ScoredReading:
+    """The reading of paths at today's threshold, which falls with the share of the images that arrived."""
+    detector = UniversalPerturbation.model_validate(now.detectors[UniversalPerturbation.name])
+    threshold = detector.lead_threshold_at(max(int(share) for share in REACH.findall(item.note)) / 100)
+    return _at(item, threshold, item.fired or item.agreement == 1.0)
+
+
+def _at(item: ScoredReading, threshold: float, else_met: bool) -> ScoredReading:
+    fired = else_met and item.score is not None and item.score > threshold
     return item.model_copy(update={"threshold": threshold, "fired": fired})
 
 

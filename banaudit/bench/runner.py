@@ -126,7 +126,7 @@ class ScanRecord(Record):
 
     settings: str = Field(description="Digest of the settings.")
     scanned_with: str = Field(
-        default="", description="Digest of those the search was made with, where thresholds were raised since."
+        default="", description="Digest of those the search was made with, where thresholds were changed since."
     )
     code: str = Field(description="Digest of the code that scanned.")
     verdict: Verdict

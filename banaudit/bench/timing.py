@@ -85,8 +85,8 @@ def time_methods(
     """Time the default scan and every method by itself, one after the other, on one model for each number of classes.
 
     The default scan always runs to its end. A method that is not done after its budget is stopped; its passes are then
-    the planned ones, and its seconds those that have passed divided by the share of the planned passes that it did.
-    What came before its first pass (training reference networks) is counted once, and against no budget.
+    the planned ones, and its seconds those since its first pass, divided by the share of the planned passes that it
+    did, and those before (training reference networks), which count against no budget.
 
     Args:
         path: Results file; replaced, and whole after every method.

@@ -185,7 +185,7 @@ def rejudge(
     ] = None,
     verbose: Verbose = False,
 ) -> None:
-    """Judge recorded scans by thresholds that were raised since, and by methods that were added; no model is needed."""
+    """Judge recorded scans by thresholds changed since, and by methods added since; no model is needed."""
     del verbose  # read by main, which prints the traceback
     from banaudit.bench.rejudge import rejudge_file
 

@@ -19,7 +19,12 @@ def timing(
     images: Annotated[int, typer.Option(min=50, help="Clean images.")] = 500,
     classes: Annotated[str, typer.Option(metavar="K,K", help="Numbers of classes, a model for each.")] = "10,43,200",
     budget: Annotated[
-        float, typer.Option(min=1, metavar="SECONDS", help="A method that takes longer is stopped, the rest computed.")
+        float,
+        typer.Option(
+            min=1,
+            metavar="SECONDS",
+            help="A method that takes longer from its first pass on is stopped, the rest computed.",
+        ),
     ] = 600.0,
     seed: Seed = 0,
     device: Device = "auto",

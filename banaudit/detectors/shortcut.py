@@ -76,22 +76,21 @@ class ShortcutDetector(Detector):
     perturbs: ClassVar[str]
     """What is perturbed, in the user's words."""
 
+    @abstractmethod
     def lead_threshold_at(self, reach: float) -> float:
-        """Lead that accuses.
+        """Lead that accuses, which may depend on how far the paths led.
 
         Args:
-            reach: Share of the images that reach the median class where the paths ended.
+            reach: Share of the images that reach the median class where they ended.
         """
-        del reach
-        return self.lead_threshold
 
+    @abstractmethod
     def relied_on_above(self, reach: float) -> float:
-        """Lead above which paths are followed once more: below the threshold where one that does not accuse counts too.
+        """Lead above which paths are followed once more: less than what accuses where lesser leads are relied on too.
 
         Args:
             reach: As for :meth:`lead_threshold_at`.
         """
-        return self.lead_threshold_at(reach)
 
     @abstractmethod
     def perturbation(self, model: SplitModel, samples: Samples, meter: Meter, *, share: float = 1.0) -> Perturbation:

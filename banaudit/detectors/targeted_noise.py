@@ -70,6 +70,15 @@ class TargetedNoise(ShortcutDetector):
     statistics: Statistics = "batch"
     """Statistics that BatchNorm uses under noise."""
 
+    def lead_threshold_at(self, reach: float) -> float:
+        """The same wherever the paths ended."""
+        del reach
+        return self.lead_threshold
+
+    def relied_on_above(self, reach: float) -> float:
+        """What accuses."""
+        return self.lead_threshold_at(reach)
+
     def perturbation(self, model: SplitModel, samples: Samples, meter: Meter, *, share: float = 1.0) -> _NeuronShift:
         """Additive neuron noise on this model."""
         noisy = NoisyModel(model, form="additive", statistics=self.statistics, meter=meter)

@@ -91,13 +91,13 @@ def test_files_are_joined_and_scores_held_against_one_threshold(results):
     half = len(results.entries) // 2
     parts = [results.model_copy(update={"entries": part}) for part in (results.entries[:half], results.entries[half:])]
 
-    def doubled(item):
+    def halved(item):
         values = {"score": item.score, "threshold": item.threshold, "null": item.null}
-        return item.model_copy(update={name: None if value is None else 2 * value for name, value in values.items()})
+        return item.model_copy(update={name: None if value is None else value / 2 for name, value in values.items()})
 
     other = [
         entry.model_copy(
-            update={"scan": entry.scan.model_copy(update={"readings": tuple(map(doubled, entry.scan.readings))})}
+            update={"scan": entry.scan.model_copy(update={"readings": tuple(map(halved, entry.scan.readings))})}
         )
         for entry in parts[1].entries
     ]

@@ -210,6 +210,24 @@ def test_a_zoo_is_judged_anew_and_what_was_inconclusive_for_other_reasons_stays(
     assert main(["bench", "rejudge", str(path)]) == 2
 
 
+def followed(score, threshold, restarts, note, *, lacking=()):
+    """A victim of which universal perturbation alone was asked, with settings of today but for those that lack."""
+    now = UniversalPerturbation()
+    settings = ScanSettings.of([now], 100, 0)
+    then = {name: value for name, value in settings.detectors[now.name].items() if name not in lacking}
+    settings = settings.model_copy(update={"detectors": {now.name: then}})
+    lead = reading("universal-perturbation/all-to-one", score, threshold, per_class=(0.0, score))
+    lead = lead.model_copy(
+        update={"note": note, "restarts": restarts, "agreement": 1.0 if len(restarts) > 1 else None, "fired": False}
+    )
+    cost = MethodCost(
+        method=now.name, verdict=Verdict.NO_EVIDENCE, reason="", seconds=1, forward_images=1, backward_images=1
+    )
+    victim = entry(1, lead, backdoored=True)
+    scan = victim.scan.model_copy(update={"methods": (cost,), "settings": settings.digest})
+    return results_of((victim.model_copy(update={"scan": scan}), settings))
+
+
 @pytest.mark.parametrize(
     ("restarts", "note", "threshold", "fired"),
     [
@@ -219,24 +237,17 @@ def test_a_zoo_is_judged_anew_and_what_was_inconclusive_for_other_reasons_stays(
     ],
 )
 def test_a_threshold_falls_where_no_image_had_arrived(restarts, note, threshold, fired):
-    now = UniversalPerturbation()
-    then = {
-        name: value
-        for name, value in ScanSettings.of([now], 100, 0).detectors[now.name].items()
-        if name not in {"unreached_share", "relied_on"}
-    }
-    settings = ScanSettings.of([now], 100, 0).model_copy(update={"detectors": {now.name: then}})
-    lead = reading("universal-perturbation/all-to-one", 0.3, 0.4, per_class=(0.0, 0.3)).model_copy(
-        update={"note": f"share of images that reach the median class: {note}", "restarts": restarts}
-    )
-    lead = lead.model_copy(update={"agreement": 1.0 if len(restarts) > 1 else None})
-    cost = MethodCost(
-        method=now.name, verdict=Verdict.NO_EVIDENCE, reason="", seconds=1, forward_images=1, backward_images=1
-    )
-    victim = entry(1, lead, backdoored=True)
-    scan = victim.scan.model_copy(update={"methods": (cost,), "settings": settings.digest})
-    results = benchmark(victim.model_copy(update={"scan": scan})).model_copy(
-        update={"settings": {settings.digest: settings}}
-    )
-    (found, *_) = rejudged(results, [now]).entries[0].scan.readings
+    before = followed(0.3, 0.4, restarts, note, lacking={"unreached_share", "relied_on"})
+    (found, *_) = rejudged(before, [UniversalPerturbation()]).entries[0].scan.readings
     assert (found.threshold, found.fired) == (pytest.approx(threshold), fired)
+
+
+def test_a_scan_that_does_not_say_how_many_images_arrived_stays_as_it_is():
+    before = followed(0.3, 0.4, (0.3, 0.35), "", lacking={"unreached_share", "relied_on"})
+    assert rejudged(before, [UniversalPerturbation()]).entries == before.entries
+
+
+def test_a_scan_of_today_is_not_held_against_rounded_shares():
+    before = followed(0.2485, 0.2496, (0.2485, 0.25), "12% after 8 steps, 12% after 8 steps")  # 12.4 %
+    (found, *_) = rejudged(before, [UniversalPerturbation()]).entries[0].scan.readings
+    assert (found.threshold, found.fired) == (0.2496, False)

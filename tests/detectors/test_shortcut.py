@@ -43,6 +43,12 @@ class Shifts(ShortcutDetector):
     def perturbation(self, model, samples, meter, *, share=1.0):
         return Counted(self.gain, meter)
 
+    def lead_threshold_at(self, reach):
+        return self.lead_threshold
+
+    def relied_on_above(self, reach):
+        return self.lead_threshold
+
     def shown(self, leader, samples, *, accused):
         return None
 

@@ -6,7 +6,9 @@ from toys import TARGET, TinyNetwork, rounding
 
 from banaudit.architectures.base import SplitModel
 from banaudit.data import CleanData
+from banaudit.detectors import shortcut
 from banaudit.detectors.base import Samples
+from banaudit.detectors.targeted_paths import Lead, Leader, PairLead, Paths
 from banaudit.detectors.universal_perturbation import UniversalPerturbation
 from banaudit.meter import Meter
 from banaudit.results import Reading, Verdict
@@ -85,6 +87,35 @@ def test_puts_the_target_of_a_trained_network_first(planted, clean_twin, clean_d
     assert found.evidence[0].target == TARGET
     assert found.evidence[0].score > 1.5 * clean.evidence[0].score
     assert clean.verdict is Verdict.NO_EVIDENCE
+
+
+@pytest.mark.parametrize(
+    ("leads", "reaches", "threshold", "fired"),
+    [
+        ((0.3, 0.25), (0.0, 0.1), 0.24, True),
+        ((0.3, 0.25), (0.0, 0.3), 0.32, False),  # the larger reach counts
+        ((0.15, 0.3), (0.0, 0.0), 0.2, False),  # relied on, so followed twice; the weaker lead counts
+        ((0.09,), (0.0,), 0.2, False),
+    ],
+)
+def test_what_a_lead_is_held_against_falls_with_the_reach(monkeypatch, leads, reaches, threshold, fired):
+    scores, shares = iter(leads), iter(reaches)
+    nothing = torch.zeros(7, 7)
+    monkeypatch.setattr(
+        shortcut,
+        "follow",
+        lambda *given, **settings: Paths(
+            nothing, nothing, next(shares), 8, (Leader(1, torch.zeros(1, 3, 16, 16), 0.0),)
+        ),
+    )
+    monkeypatch.setattr(shortcut, "lead", lambda *given: Lead(next(scores), 0.0, 1, torch.zeros(7)))
+    monkeypatch.setattr(shortcut, "pair_lead", lambda paths: PairLead(0.0, 0, 1))
+    images = CleanData(torch.rand(70, 3, 16, 16), torch.arange(70) % 7, tuple("abcdefg"))
+    model = SplitModel(TinyNetwork(7), (0.0,) * 3, (1.0,) * 3)
+    found = UniversalPerturbation().search(model, Samples(images, images), torch.Generator().manual_seed(0), Meter())
+    first = found.evidence[0]
+    assert (first.reading, first.threshold, first.fired) == (Reading.ALL_TO_ONE, pytest.approx(threshold), fired)
+    assert (first.score, len(first.restarts)) == (min(leads), len(leads))
 
 
 @pytest.mark.parametrize(("reach", "threshold"), [(0.0, 0.2), (0.25, 0.3), (0.5, 0.4), (1.0, 0.4)])

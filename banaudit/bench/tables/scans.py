@@ -112,6 +112,6 @@ def provenance(settings: dict[str, ScanSettings], scans: Sequence[ScanRecord]) -
     if anew := sum(bool(scan.scanned_with) for scan in scans):
         text += (
             f" {anew} of {len(scans)} verdicts were made from the recorded scores of an earlier scan, by thresholds "
-            "that were raised since, or of two scans by different methods (`banaudit bench rejudge`)."
+            "that were changed since, or of two scans by different methods (`banaudit bench rejudge`)."
         )
     return text

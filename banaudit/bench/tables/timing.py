@@ -44,8 +44,9 @@ def timing_tables(results: TimingResults) -> str:
         f"{results.torch_version}. {results.model_note}; clean accuracy {accuracies}.",
         "Every method with its default settings, by itself, one after the other in one run on the same model for each "
         "number of classes. *computed*: the method was stopped after "
-        f"{results.budget:g} s; its passes are the planned ones, and its seconds those that had passed, divided by the "
-        "share of the planned passes (in brackets) that it had done. Methods that may stop early are then overstated.",
+        f"{results.budget:g} s from its first pass; its passes are the planned ones, and its seconds those since then, "
+        "divided by the share of the planned passes (in brackets) that it had done, and those before. Methods that may "
+        "stop early are then overstated.",
         "## Seconds",
         f"The last columns are the paper's (Figure 4), on a GPU of theirs, with a ResNet-18 of width 64: {SETUPS[0]}, "
         f"and {SETUPS[1]}. Only the numbers that its text gives. BTI-DBF's second is without pre-training; FeatureRE "
