@@ -108,8 +108,7 @@ def rejudged(
         for other in others:
             if isinstance(whole, VictimEntry):
                 whole, then = _put_together(whole, then, other, now)
-        name = UniversalPerturbation.name
-        moved = then.detectors.get(name) != now.detectors.get(name)
+        moved = _lead_threshold_moved(then, now)
         if not _only_thresholds_differ(then, now) or (moved and _lacks_a_note(whole)):
             entries.append(entry)
             continue
@@ -170,6 +169,12 @@ def _put_together(
 def _same_training(one: VictimFacts, other: VictimFacts) -> bool:
     """Whether two trainings of a recipe, if they were two, ended alike: in all that was measured but their time."""
     return one == other.model_copy(update={"seconds": one.seconds})
+
+
+def _lead_threshold_moved(then: ScanSettings, now: ScanSettings) -> bool:
+    """Whether the threshold that falls where few images arrive is another today than in the record."""
+    before, after = (item.detectors.get(UniversalPerturbation.name, {}) for item in (then, now))
+    return any(before.get(name) != after.get(name) for name in ("lead_threshold", "unreached_share"))
 
 
 def _lacks_a_note(entry: VictimEntry | ZooEntry) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -161,28 +162,24 @@ def _time_method(
     name: str, detector: Detector, model: SplitModel, clean: CleanData, budget: float, seed: int
 ) -> TimingEntry:
     booked = [(0, 0), (0, 0)]
-    before = 0.0  # seconds before the first pass, such as for training reference networks
-    over = False
 
-    def work(meter: Meter) -> Finding:
+    def work(meter: Meter) -> tuple[Finding, float, bool]:
         def note(what: str, share: float) -> None:
             del what, share
-            nonlocal before
             if meter.time_limit is None and meter.forward_images:
-                before = time.monotonic() - meter.started
-                meter.time_limit = before + budget
+                meter.time_limit = time.monotonic() - meter.started + budget
             booked.append((meter.forward_images, meter.backward_images))
 
         meter.listener = note
         found = detector(model, clean, seed=seed, meter=meter)
-        nonlocal over
-        over = meter.time_limit is not None and time.monotonic() - meter.started > meter.time_limit
-        return found
+        limit = meter.time_limit if meter.time_limit is not None else math.inf
+        return found, limit, time.monotonic() - meter.started > limit
 
-    finding, cost = measured(work, clean.images.device)
+    (finding, limit, over), cost = measured(work, clean.images.device)
     share = 1.0
     timed_seconds = cost.seconds
     if finding.verdict is Verdict.INCONCLUSIVE and over:
+        before = limit - budget  # the first pass, after what is no pass, such as training reference networks
         forward, backward = booked[-2]  # the last batch was booked, but not computed
         if forward == 0:
             raise UsageError(f"--budget {budget:g}: {name} did not finish its first batch; give more seconds")

@@ -210,9 +210,9 @@ def test_a_zoo_is_judged_anew_and_what_was_inconclusive_for_other_reasons_stays(
     assert main(["bench", "rejudge", str(path)]) == 2
 
 
-def followed(score, threshold, restarts, note, *, lacking=()):
-    """A victim of which universal perturbation alone was asked, with settings of today but for those that lack."""
-    now = UniversalPerturbation()
+def followed(score, threshold, restarts, note, *, lacking=(), **settings_then):
+    """A victim that universal perturbation alone was asked about, with settings of today but for these."""
+    now = UniversalPerturbation(**settings_then)
     settings = ScanSettings.of([now], 100, 0)
     then = {name: value for name, value in settings.detectors[now.name].items() if name not in lacking}
     settings = settings.model_copy(update={"detectors": {now.name: then}})
@@ -247,7 +247,8 @@ def test_a_scan_that_does_not_say_how_many_images_arrived_stays_as_it_is():
     assert rejudged(before, [UniversalPerturbation()]).entries == before.entries
 
 
-def test_a_scan_of_today_is_not_held_against_rounded_shares():
-    before = followed(0.2485, 0.2496, (0.2485, 0.25), "12% after 8 steps, 12% after 8 steps")  # 12.4 %
+@pytest.mark.parametrize("other", [{}, {"pair_threshold": 1.0}])
+def test_a_scan_of_today_is_not_held_against_rounded_shares(other):
+    before = followed(0.2485, 0.2496, (0.2485, 0.25), "12% after 8 steps, 12% after 8 steps", **other)  # 12.4 %
     (found, *_) = rejudged(before, [UniversalPerturbation()]).entries[0].scan.readings
     assert (found.threshold, found.fired) == (0.2496, False)
