@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from banaudit.detectors.ban import BAN, NOISE_ALONE
+from banaudit.detectors.base import restarts_agree
 from banaudit.detectors.mm_bd import MMBD
 from banaudit.detectors.neural_cleanse import NeuralCleanse
 from banaudit.detectors.targeted_noise import TargetedNoise
@@ -95,7 +96,7 @@ def noise_agreement(findings: Sequence[Finding]) -> Finding | None:
     aimed, unaimed = _reading(findings, AIMED), _reading(findings, UNAIMED)
     if aimed is None or unaimed is None:
         return None
-    sure = all(item.agreement in {None, 1.0} for item in (aimed, unaimed))  # restarts that differ name no class
+    sure = all(restarts_agree(item.agreement) for item in (aimed, unaimed))  # those that differ name no class
     same = sure and aimed.target == unaimed.target and _beyond_random(unaimed)
     score = min(aimed.score / aimed.threshold, unaimed.score / unaimed.threshold) if same else 0.0
     evidence = Evidence(
@@ -167,7 +168,7 @@ def joint_evidence(findings: Sequence[Finding]) -> Finding | None:
 
 def _share(witness: Witness, item: Evidence, place: int) -> float:
     """What a reading counts against a class: never more than its score, the lead of its weakest restart."""
-    if item.agreement not in {None, 1.0}:
+    if not restarts_agree(item.agreement):
         return 0.0
     share = witness.weight * max(0.0, min(item.per_class[place].score, item.score) / item.threshold)
     if item.fired:

@@ -20,6 +20,7 @@ class Meter:
         planned_images: Forward passes that the whole job is expected to take; progress is measured against it.
         time_limit: Seconds from now after which ``spend`` raises; none: no limit.
         listener: Told of progress after every ``spend``.
+        stopped: Whether the time limit ended the job.
     """
 
     planned_images: int = 0
@@ -28,6 +29,7 @@ class Meter:
     forward_images: int = 0
     backward_images: int = 0
     started: float = field(default_factory=time.monotonic)
+    stopped: bool = field(default=False, init=False)
 
     def spend(self, what: str, *, forward: int, backward: int = 0) -> None:
         """Book a batch that is about to be computed.
@@ -45,4 +47,5 @@ class Meter:
         if self.listener is not None:
             self.listener(what, min(1.0, self.forward_images / self.planned_images) if self.planned_images else 0.0)
         if self.time_limit is not None and time.monotonic() - self.started > self.time_limit:
+            self.stopped = True
             raise TimeLimitReached(f"the time limit of {self.time_limit:g} s ended during: {what}")

@@ -10,6 +10,7 @@ from banaudit import calibration
 from banaudit.bench.calibration import is_of_today
 from banaudit.bench.datasets import dataset_spec
 from banaudit.bench.population import OPENED_SEEDS
+from banaudit.bench.rejudge import rejudged
 from banaudit.bench.results_files import need_results
 from banaudit.bench.runner import BenchmarkResults, Outcome
 from banaudit.bench.strata import counted
@@ -42,6 +43,15 @@ def test_the_frozen_strengths_are_those_of_the_benchmark():
     assert sorted(round(calibration.strength(scan.readings), 3) for scan in scans) == list(calibration.CLEAN_STRENGTHS)
     assert min(scan.accuracy for scan in scans) >= calibration.LEAST_ACCURACY
     assert {scan.images for scan in scans} == {calibration.IMAGES}
+
+
+def test_what_clean_scans_say_together_is_still_what_was_recorded():
+    # The weights of joint evidence are in no record's settings: changed, they would leave old strengths behind unseen.
+    for name in ("development.json", "opened.json"):
+        results = need_results(BENCHMARK / name, BenchmarkResults)
+        for before, now in zip(results.entries, rejudged(results).entries, strict=True):
+            strengths = [calibration.strength(entry.scan.readings) for entry in (before, now)]
+            assert strengths[1] == pytest.approx(strengths[0], abs=1e-3), before.key
 
 
 def test_the_measured_rate_is_that_of_the_sealed_test():

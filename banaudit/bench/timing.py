@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -163,7 +162,7 @@ def _time_method(
 ) -> TimingEntry:
     booked = [(0, 0), (0, 0)]
 
-    def work(meter: Meter) -> tuple[Finding, float, bool]:
+    def work(meter: Meter) -> tuple[Finding, float | None]:
         def note(what: str, share: float) -> None:
             del what, share
             if meter.time_limit is None and meter.forward_images:
@@ -172,14 +171,13 @@ def _time_method(
 
         meter.listener = note
         found = detector(model, clean, seed=seed, meter=meter)
-        limit = meter.time_limit if meter.time_limit is not None else math.inf
-        return found, limit, time.monotonic() - meter.started > limit
+        return found, meter.time_limit if meter.stopped else None
 
-    (finding, limit, over), cost = measured(work, clean.images.device)
+    (finding, stopped_at), cost = measured(work, clean.images.device)
     share = 1.0
     timed_seconds = cost.seconds
-    if finding.verdict is Verdict.INCONCLUSIVE and over:
-        before = limit - budget  # the first pass, after what is no pass, such as training reference networks
+    if stopped_at is not None:
+        before = stopped_at - budget  # the first pass, after what is no pass, such as training reference networks
         forward, backward = booked[-2]  # the last batch was booked, but not computed
         if forward == 0:
             raise UsageError(f"--budget {budget:g}: {name} did not finish its first batch; give more seconds")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from banaudit.architectures.base import SplitModel
 from banaudit.data import CleanData
-from banaudit.detectors.base import MAPPING_AGREEMENT, Detector, Found, Samples, agreement_of
+from banaudit.detectors.base import MAPPING_AGREEMENT, Detector, Found, Samples, agreement_of, restarts_agree
 from banaudit.meter import Meter
 from banaudit.neurons import NoisyModel, Statistics, fit_feature_mask
 from banaudit.results import Evidence, Reading
@@ -286,7 +286,7 @@ class BAN(Detector):
             score=score,
             threshold=threshold,
             fired=(
-                score > threshold and agreement in {None, 1.0} and (null_margin is None or score - null >= null_margin)
+                score > threshold and restarts_agree(agreement) and (null_margin is None or score - null >= null_margin)
             ),
             null=null,
             target=target,

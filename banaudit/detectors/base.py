@@ -127,6 +127,15 @@ def agreement_of(answers: Sequence[object], answer: object) -> float | None:
     return sum(item == answer for item in answers) / len(answers) if len(answers) > 1 else None
 
 
+def restarts_agree(agreement: float | None) -> bool:
+    """Whether all restarts give one answer, as a single one does.
+
+    Args:
+        agreement: Of :func:`agreement_of`.
+    """
+    return agreement in {None, 1.0}
+
+
 class Detector(Method, ABC):
     """A detector is its hyperparameters and one method.
 

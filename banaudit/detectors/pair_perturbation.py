@@ -30,7 +30,7 @@ from torch import Tensor
 
 from banaudit.architectures.base import SplitModel
 from banaudit.data import CleanData, images_of_a_pass, passes
-from banaudit.detectors.base import Detector, Found, Samples, agreement_of, classes_below, freeze
+from banaudit.detectors.base import Detector, Found, Samples, agreement_of, classes_below, freeze, restarts_agree
 from banaudit.detectors.reference import beyond, lead_by_all, natural_closeness
 from banaudit.detectors.targeted_paths import by_source_and_target, margins_towards
 from banaudit.detectors.universal_perturbation import shown_change
@@ -214,7 +214,7 @@ class PairPerturbation(Detector):
             ),
             score=leader.score,
             threshold=self.threshold,
-            fired=leader.score > self.threshold and agreement in {None, 1.0},
+            fired=leader.score > self.threshold and restarts_agree(agreement),
             null=leader.null,
             target=leader.target,
             sources=(leader.source,),

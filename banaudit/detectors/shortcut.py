@@ -14,7 +14,15 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from banaudit.architectures.base import SplitModel
-from banaudit.detectors.base import MAPPING_AGREEMENT, Detector, Found, Samples, agreement_of, threshold_for
+from banaudit.detectors.base import (
+    MAPPING_AGREEMENT,
+    Detector,
+    Found,
+    Samples,
+    agreement_of,
+    restarts_agree,
+    threshold_for,
+)
 from banaudit.detectors.mapping import Mapping, search_mapping
 from banaudit.detectors.targeted_paths import (
     Lead,
@@ -194,7 +202,7 @@ class ShortcutDetector(Detector):
             ),
             score=weakest.score,
             threshold=threshold,
-            fired=weakest.score > threshold and agreement in {None, 1.0},
+            fired=weakest.score > threshold and restarts_agree(agreement),
             null=max(item.null for item in leads),
             target=weakest.target,
             per_class=samples.per_class(torch.stack([item.per_class for item in leads]).mean(dim=0)),
@@ -235,7 +243,7 @@ class ShortcutDetector(Detector):
             measures=f"lead of the first source-target pair over the second under {self.perturbs}",
             score=weakest.score,
             threshold=self.pair_threshold,
-            fired=weakest.score > self.pair_threshold and agreement in {None, 1.0},
+            fired=weakest.score > self.pair_threshold and restarts_agree(agreement),
             target=weakest.target,
             sources=(weakest.source,),
             restarts=tuple(item.score for item in pairs),

@@ -90,7 +90,7 @@ class Paths:
         margins: [K, K] mean margin towards target t (row) of held-out images of class k (column); NaN where k = t,
             where k has no images, and in the rows of targets that were dropped on the way.
         start: The same before any perturbation.
-        reach: Median over targets of the share of images that are classified as the target.
+        reach: Median over the targets that are still followed of the share of images classified as the target.
         steps: Steps taken.
         leaders: The classes of the largest mean margins, at most :data:`LEADERS`, the first one first.
     """

@@ -20,9 +20,9 @@ from banaudit.results import TriggerFacts
 from banaudit.shapes import Images, Logits
 from banaudit.triggers import RecoveredTrigger, before_and_after, picture_of_change
 
-FEWEST_CLASSES = 7
-"""Classes of the networks that an audit asks it about: of four or six, cut out of a clean network of ten, chance puts
-one far ahead."""
+FEWEST_CLASSES = 8
+"""Classes of the networks that an audit asks it about: of four, six or seven, cut out of a clean network of ten, chance
+puts one far ahead."""
 
 MEDIAN_REACHED = 0.5
 """Share of the images from which on the median class counts as reached: the mean margin is about nought there."""
