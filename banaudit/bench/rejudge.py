@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from banaudit.agreement import WITNESSES, together
+from banaudit.agreement import together
 from banaudit.audit import NOTED, combine, undecided
 from banaudit.bench.cost import MethodCost
 from banaudit.bench.results_files import kind_of, need_results, update_results
@@ -42,9 +42,12 @@ from banaudit.bench.victims import VictimFacts
 from banaudit.bench.workplace import Progress
 from banaudit.bench.zoo import ZooEntry, ZooResults
 from banaudit.detectors import Detector, default_detectors
-from banaudit.detectors.ban import BAN, MASK_BY_CLASS, NEGATIVE_MASK
+from banaudit.detectors.ban import BAN, MASK_BY_CLASS, NEGATIVE_MASK, NOISE_ALONE
 from banaudit.detectors.base import conclude, threshold_for
+from banaudit.detectors.mm_bd import MMBD
+from banaudit.detectors.neural_cleanse import NeuralCleanse
 from banaudit.detectors.pair_perturbation import PairPerturbation
+from banaudit.detectors.targeted_noise import TargetedNoise
 from banaudit.detectors.universal_perturbation import UniversalPerturbation
 from banaudit.errors import UsageError
 from banaudit.results import ClassScore, Evidence, Finding, Reading, Scalar, Verdict
@@ -52,12 +55,11 @@ from banaudit.results import ClassScore, Evidence, Finding, Reading, Scalar, Ver
 AnyResults = TypeVar("AnyResults", BenchmarkResults, StudyResults, ZooResults)
 
 THRESHOLDS = {
-    **{
-        (witness.method, witness.label, Reading.ALL_TO_ONE): setting
-        for witness, setting in zip(
-            WITNESSES, ("lead_threshold", "lead_threshold", "threshold", "threshold", "errors_threshold"), strict=True
-        )
-    },
+    (TargetedNoise.name, "", Reading.ALL_TO_ONE): "lead_threshold",
+    (UniversalPerturbation.name, "", Reading.ALL_TO_ONE): "lead_threshold",
+    (MMBD.name, "", Reading.ALL_TO_ONE): "threshold",
+    (NeuralCleanse.name, "", Reading.ALL_TO_ONE): "threshold",
+    (BAN.name, NOISE_ALONE, Reading.ALL_TO_ONE): "errors_threshold",
     (BAN.name, NEGATIVE_MASK, Reading.ALL_TO_ONE): "share_threshold",
     (BAN.name, MASK_BY_CLASS, Reading.ALL_TO_ALL): "share_threshold",
     (UniversalPerturbation.name, "", Reading.ALL_TO_ALL): "mapping_threshold",
