@@ -23,7 +23,7 @@ from banaudit.checkpoints.writer import Rewritten, as_stored, check_out, rewrite
 from banaudit.data import CleanData
 from banaudit.data.images import MIN_PER_CLASS
 from banaudit.detectors import DETECTORS, Detector, default_detectors, leaves_some_out
-from banaudit.detectors.mixtures import LEAST_EACH
+from banaudit.detectors.reference import LEAST_EACH
 from banaudit.disguises import undisguise
 from banaudit.errors import CheckpointError, DataError, UnsupportedModelError, UsageError
 from banaudit.meter import Listener, Meter

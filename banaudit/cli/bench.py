@@ -19,6 +19,8 @@ from banaudit.cli.bench_options import (
     Images,
     Jobs,
     Limit,
+    Methods,
+    MethodSettings,
     Only,
     OnlyFiles,
     Root,
@@ -67,6 +69,8 @@ def zoo(
     data: ZooData,
     factories: Factories = None,
     only: OnlyFiles = None,
+    method: Methods = None,
+    settings: MethodSettings = None,
     max_images: Images = 1000,
     seed: Seed = 0,
     device: Device = "auto",
@@ -74,7 +78,7 @@ def zoo(
     fresh: Fresh = False,
     verbose: Verbose = False,
 ) -> None:
-    """Scan every checkpoint of a zoo and measure its clean accuracy over the whole test split."""
+    """Scan every checkpoint of a zoo, and measure its clean accuracy over the whole test split."""
     del verbose  # read by main, which prints the traceback
     from banaudit.bench.tables import render
     from banaudit.bench.zoo import run_zoo
@@ -84,6 +88,7 @@ def zoo(
         data,
         output,
         factories=factories,
+        detectors=choose_detectors(method, parse_settings(settings or ())),
         images=max_images,
         seed=seed,
         device=device,
@@ -136,13 +141,8 @@ def run(
     data: Root = None,
     limit: Limit = None,
     only: Only = None,
-    method: Annotated[
-        str | None,
-        typer.Option("--method", "-m", metavar="A,B", help="Methods instead of the default; also default, all."),
-    ] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="METHOD.KEY=VALUE", help="Change a method's setting.")
-    ] = None,
+    method: Methods = None,
+    settings: MethodSettings = None,
     clean_images: Annotated[
         Literal["test", "pool"], typer.Option(help="Clean images: the held-out split, or training images kept aside.")
     ] = "test",

@@ -46,6 +46,13 @@ Zoo = Annotated[Path, typer.Option(help="Folder with the manifests third_party.j
 ZooData = Annotated[Path, typer.Option("--data", "-d", help="Folder with cifar10/test, gtsrb32/test, mnist/test.")]
 Factories = Annotated[Path | None, typer.Option(help="Folder of factories.json: architectures as code you trust.")]
 OnlyFiles = Annotated[str | None, typer.Option(metavar="PATTERN", help="Only files that match, e.g. '*ibau*'.")]
+Methods = Annotated[
+    str | None,
+    typer.Option("--method", "-m", metavar="A,B", help="Methods instead of the default; also default, all."),
+]
+MethodSettings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="METHOD.KEY=VALUE", help="Change a method's setting.")
+]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Show the traceback of an error.")]
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from banaudit.detectors.ban import BAN
 from banaudit.detectors.base import Detector, Samples
 from banaudit.detectors.bti_dbf import BTIDBF, BTIDBFStar
+from banaudit.detectors.clean_logits import CleanLogits
 from banaudit.detectors.feature_re import FeatureRE
 from banaudit.detectors.free_eagle import FreeEagle
 from banaudit.detectors.mixtures import Mixtures
@@ -26,6 +27,7 @@ DETECTORS: dict[str, type[Detector]] = {
         UniversalPerturbation,
         PairPerturbation,
         Mixtures,
+        CleanLogits,
         MMBD,
         NeuralCleanse,
         Tabor,

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from banaudit.architectures.base import SplitModel
 from banaudit.data import CleanData, images_of_a_pass, passes
-from banaudit.detectors.base import Detector, Found, Samples, agreement_of, classes_below, freeze, threshold_for
-from banaudit.detectors.reference import beyond, lead_by_all, references
+from banaudit.detectors.base import Detector, Found, Samples, agreement_of, freeze, threshold_for
+from banaudit.detectors.reference import LEAST_EACH, LEAST_IMAGES, beyond, few_images, lead_by_all, references
 from banaudit.detectors.targeted_paths import margins_towards_all
 from banaudit.errors import UnsupportedModelError
 from banaudit.meter import Meter
@@ -34,10 +34,6 @@ from banaudit.statistics import median_margin
 
 FEWEST_PRESENT = 3
 """Classes with images that are needed: two to mix, and one that neither of them is."""
-
-LEAST_IMAGES, LEAST_EACH = 500, 10
-"""Clean images of all classes together, and of each class, that the references need to know what is natural; to a class
-that they saw nothing of, any leaning looks planted."""
 
 
 @dataclass(frozen=True)
@@ -121,12 +117,7 @@ class Mixtures(Detector):
     def unsuited(self, num_classes: int, images: Sequence[int] | None = None) -> str:
         """Why references trained on so few images would not know what is natural."""
         del num_classes
-        if images is None:
-            return ""
-        if sum(images) < LEAST_IMAGES:
-            return f"there are {sum(images)} clean images, {LEAST_IMAGES} are needed"
-        scarce = classes_below(images, LEAST_EACH)
-        return f"of {scarce} there are fewer than {LEAST_EACH} clean images" if scarce else ""
+        return few_images(images) if images is not None else ""
 
     def planned_images(self, num_classes: int, images: int) -> int:
         """The mixtures, and the clean images for their unit."""

@@ -7,13 +7,14 @@ will name these. What a network that saw nothing but the clean images finds alik
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from banaudit.data import CleanData, batches
+from banaudit.detectors.base import classes_below
 from banaudit.detectors.targeted_paths import by_source_and_target
 from banaudit.meter import Meter
 from banaudit.shapes import Images, Labels, Logits
@@ -35,6 +36,10 @@ DROPOUT, NOISE, SHIFT = 0.3, 0.1, 2
 
 READ_BATCH = 256
 
+LEAST_IMAGES, LEAST_EACH = 500, 10
+"""Clean images of all classes together, and of each class, with which the references know what is natural; to a class
+that they saw nothing of, any leaning looks planted."""
+
 SLOPES = 2000
 """Pairs of classes, at most, that a line is fitted to; they are drawn where there are more."""
 
@@ -50,11 +55,42 @@ def natural_closeness(one: CleanData, other: CleanData, generator: torch.Generat
         generator: Source of randomness, on the CPU.
         meter: Keeps the time limit; no pass through the audited network is made.
     """
-    read = []
+    return on_unseen(one, other, generator, meter, by_source_and_target)
+
+
+def on_unseen(
+    one: CleanData,
+    other: CleanData,
+    generator: torch.Generator,
+    meter: Meter,
+    read: Callable[[Logits, Labels], Tensor],
+) -> Tensor:
+    """Mean over the references of what is read from their logits on the images that they have not seen.
+
+    Args:
+        one: Clean images.
+        other: Disjoint ones, of the same classes.
+        generator: Source of randomness, on the CPU.
+        meter: Keeps the time limit; no pass through the audited network is made.
+        read: Of logits [B, K] and labels [B], both on the CPU.
+    """
+    found = []
     for network, unseen in references(one, other, generator, meter):
         parts = [network(images) for images, _ in batches(unseen.images, unseen.labels, READ_BATCH)]
-        read.append(by_source_and_target(torch.cat(parts).cpu(), unseen.labels.cpu()))
-    return torch.stack(read).mean(0)
+        found.append(read(torch.cat(parts).cpu(), unseen.labels.cpu()))
+    return torch.stack(found).mean(0)
+
+
+def few_images(images: Sequence[int]) -> str:
+    """Why references trained on so few images would not know what is natural; empty: they are enough.
+
+    Args:
+        images: Clean images of each class.
+    """
+    if sum(images) < LEAST_IMAGES:
+        return f"there are {sum(images)} clean images, {LEAST_IMAGES} are needed"
+    scarce = classes_below(images, LEAST_EACH)
+    return f"of {scarce} there are fewer than {LEAST_EACH} clean images" if scarce else ""
 
 
 def references(
@@ -74,14 +110,14 @@ def references(
 
 
 def beyond(values: Tensor, natural: Tensor, generator: torch.Generator) -> Tensor:
-    """What is left of the values of pairs of classes once a line through their natural closeness is taken off.
+    """What is left of the values of classes, or pairs of classes, once a line through the natural ones is taken off.
 
     The line is Theil's and Sen's (its slope the median of the slopes between any two pairs), which a few pairs that
     stand out do not bend.
 
     Args:
-        values: [K, K]; NaN where there is none.
-        natural: [K, K], of :func:`natural_closeness`.
+        values: [K] or [K, K]; NaN where there is none.
+        natural: The same of the references.
         generator: Draws the pairs where there are more than :data:`SLOPES`.
     """
     known = (~values.isnan() & ~natural.isnan()).flatten().nonzero().flatten()
