@@ -134,8 +134,14 @@ OPENED_SEEDS = (
 )
 """Test victims on which the default scan was changed after they had been opened; development victims since."""
 
-CHOSE_METHOD = {"pair-perturbation": frozenset((1049, 1486, 22000, 22001, 22002, 22003, 22004))}
-"""Method -> victims of the test's third part on which its rule was set: sealed for the other methods, not for it."""
+CHOSE_METHOD = {
+    "pair-perturbation": frozenset((1049, 1486, 22000, 22001, 22002, 22003, 22004)),
+    "clean-logits": frozenset((
+        1100, 1234, 1235, 1267, 23035, 23054, 23055, 23056, 23057, 23059, 23060, 23061, 23062, 23063, 23064, 23065,
+        23066, 23068, 23069, 23070, 23071, 24035, 24040, 24048, 24049, 24050, 24051, 24052, 24054, 24055, 24056, 24057,
+    )),
+}  # fmt: skip
+"""Method -> victims of the test on which its rule was set: sealed for the other methods, not for it."""
 
 CHOSE_REPAIR = frozenset((1017, 1043, 1056, 1112, 1414, 1423, 1436, 1439, 1446))
 """Test victims that have a repair in the tables and may have chosen its settings. IAD of the first part: the settings

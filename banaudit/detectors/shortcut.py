@@ -214,11 +214,10 @@ class ShortcutDetector(Detector):
     def _all_to_all(self, samples: Samples, mappings: list[Mapping]) -> Evidence:
         weakest = min(mappings, key=lambda item: item.score)
         threshold = self._mapping_threshold(samples.num_classes)
-        common = [
-            sum(item.targets[source] == target for item in mappings) == len(mappings)
-            for source, target in weakest.targets.items()
-        ]
-        agreement = sum(common) / len(common) if len(mappings) > 1 else None
+        # A class with few images may have been in the draws of some restarts and not of others.
+        everywhere = set.intersection(*(set(item.targets) for item in mappings))
+        common = sum(all(item.targets[source] == weakest.targets[source] for item in mappings) for source in everywhere)
+        agreement = common / max(1, len(everywhere)) if len(mappings) > 1 else None
         return Evidence(
             reading=Reading.ALL_TO_ALL,
             measures=(

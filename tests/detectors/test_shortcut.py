@@ -138,6 +138,21 @@ def test_maps_must_agree_on_more_than_half(monkeypatch, scores, maps, classes, f
     assert reading.mapping == dict(enumerate(maps[1]))
 
 
+@pytest.mark.parametrize("scores", [(0.9, 0.5), (0.5, 0.9)])
+def test_a_class_that_a_restart_drew_no_image_of_does_not_count_for_agreement(monkeypatch, scores):
+    from banaudit.detectors import shortcut
+    from banaudit.detectors.mapping import Mapping
+
+    maps = ({0: 1, 1: 2, 2: 3, 3: 0}, {0: 1, 2: 3, 3: 0})
+    mappings = iter(
+        Mapping(score=score, null=0.0, targets=targets, per_source=torch.zeros(4))
+        for score, targets in zip(scores, maps, strict=True)
+    )
+    monkeypatch.setattr(shortcut, "search_mapping", lambda *given, **settings: next(mappings))
+    reading = read(Shifts())[Reading.ALL_TO_ALL]
+    assert (reading.fired, reading.agreement) == (True, 1.0)
+
+
 @pytest.mark.parametrize(("classes", "threshold"), [(10, 0.31), (43, 0.173), (4, 0.447)])
 def test_more_classes_need_fewer_followers(classes, threshold):
     reading = read(Shifts(gain=(1.0,) * classes, steps=1))[Reading.ALL_TO_ALL]
