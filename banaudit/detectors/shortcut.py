@@ -214,10 +214,11 @@ class ShortcutDetector(Detector):
     def _all_to_all(self, samples: Samples, mappings: list[Mapping]) -> Evidence:
         weakest = min(mappings, key=lambda item: item.score)
         threshold = self._mapping_threshold(samples.num_classes)
-        # A class with few images may have been in the draws of some restarts and not of others.
-        everywhere = set.intersection(*(set(item.targets) for item in mappings))
-        common = sum(all(item.targets[source] == weakest.targets[source] for item in mappings) for source in everywhere)
-        agreement = common / max(1, len(everywhere)) if len(mappings) > 1 else None
+        # A class with few images may be in the draws of some restarts and not of others: they do not agree on it.
+        common = sum(
+            all(item.targets.get(source) == target for item in mappings) for source, target in weakest.targets.items()
+        )
+        agreement = common / len(weakest.targets) if len(mappings) > 1 else None
         return Evidence(
             reading=Reading.ALL_TO_ALL,
             measures=(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, final
@@ -20,10 +21,16 @@ from banaudit.mitigations.ban import NoiseTraining
 from banaudit.mitigations.base import RepairJob
 from banaudit.neurons import count_neurons, train_under_noise
 from banaudit.shapes import Images, Labels, Logits
-from banaudit.training import EPOCH_SEEDS, Tuned, private_copy
+from banaudit.training import EPOCH_SEEDS, Augmentation, Tuned, accuracy, private_copy
 
 REPEATED_AT = 0.4
 """Share of the run after which the patch is searched a second time, on the network as it is then."""
+
+FURTHER = 1.5
+"""How much further than in training the images that choose are shifted, to see what a strong repair costs."""
+
+COPIES = 8
+"""Shifted copies of each of these images."""
 
 
 def distillation_loss(logits: Logits, teacher: Logits, temperature: float) -> Tensor:
@@ -74,6 +81,28 @@ STRENGTHS = (*STRONGER, AS_SET, *WEAKER)
 """From the strongest on."""
 
 
+@dataclass(frozen=True)
+class Tried:
+    """A repair at one of the strengths.
+
+    Args:
+        tuned: What it led to.
+        cost: Accuracy that it lost on shifted copies of the images that choose; NaN where that is not asked.
+    """
+
+    tuned: Tuned
+    cost: float = math.nan
+
+    def affordable(self, drop: float) -> bool:
+        """Whether the last epoch is within the budget and cost at most this much on the shifted copies.
+
+        It is the last one that counts: an earlier epoch of a strong repair is no strong repair.
+        """
+        last = self.tuned.epochs[-1].epoch
+        # The small number is for shares that are no exact fractions.
+        return self.tuned.within_budget and self.tuned.kept_epoch == last and self.cost <= drop + 1e-9
+
+
 @final
 class BANDistillation(NoiseTraining):
     """Trains all weights to answer clean images as before, under the worst noise on the neurons and under a patch.
@@ -92,9 +121,11 @@ class BANDistillation(NoiseTraining):
 
     How strong a repair a network affords differs by far: what takes a backdoor from a digit network at almost no cost
     takes much of a small CIFAR network's accuracy. So the strongest of :data:`STRENGTHS` comes first. Of those
-    that are stronger than the settings the first is kept whose last epoch cost nothing on the images that choose; if
-    there is none, the first that cost at most ``stronger_drop``; else the first of the others with an epoch within the
-    budget. Where there is none either, an earlier epoch of a stronger one will do.
+    that are stronger than the settings the first is kept whose last epoch cost at most ``free_drop``; if there is none,
+    the cheapest that cost at most ``stronger_drop``; else the first of the others with an epoch within the budget.
+    Where there is none either, an earlier epoch of a stronger one will do. The cost of a stronger one is measured on
+    copies of the images that choose, shifted further than any in training: few images, which may be near copies of
+    those trained on, are all right even after a repair that costs several points elsewhere.
 
     Source:
         Ours, on top of Xu et al., "BAN", NeurIPS 2024, Eq. 8. Unlearning a reversed patch: Wang et al., "Neural
@@ -122,11 +153,10 @@ class BANDistillation(NoiseTraining):
     """c, the weight of the loss on stamped images."""
     patch_share: float = Field(default=0.25, gt=0, le=1)
     """Share of a batch that is stamped."""
+    free_drop: float = Field(default=0.01, ge=0, lt=1)
+    """Accuracy on the shifted copies up to which a repair stronger than these settings is kept at once."""
     stronger_drop: float = Field(default=0.02, ge=0, lt=1)
-    """Clean accuracy that a repair stronger than these settings may cost: by default the whole usual budget. With 0 it
-    has to look free, which leaves some backdoors whole."""
-    free_first: bool = True
-    """Before a stronger repair that costs something, try whether another one looks free."""
+    """The same up to which it is kept if no other is cheaper."""
     gentle: bool = False
     """Make only the repair with these very settings, none of the stronger and the weaker ones."""
     patch_ratio: float = Field(default=0.5, gt=0, lt=1)
@@ -135,54 +165,73 @@ class BANDistillation(NoiseTraining):
     def repair(self, job: RepairJob) -> Tuned:
         """Repair as strongly as the accuracy allows, from the weights as they came each time."""
         strengths = self.strengths()
-        tried: list[Tuned] = []
+        before = math.nan if self.gentle else self._accuracy_when_shifted(job, job.model, "as it came")
+        tried: list[Tried] = []
         kept = None
         while kept is None:
             number, last = len(tried) + 1, len(tried) + 1 == len(strengths)
             own = job if last else replace(job, model=private_copy(job.model))
             # Of a strength that an interrupted call had tried to the end, the state says all.
-            run = replace(own, progress=job.progress.run(f"strength {number}"))
-            tuned = strengths[number - 1].repair_once(run, job.model)
-            tried.append(tuned if self.gentle else _told(tuned, f"strength {number} of {len(strengths)}"))
+            name = f"strength {number}"
+            tuned = strengths[number - 1].repair_once(replace(own, progress=job.progress.run(name)), job.model)
+            if self.gentle:
+                return tuned
+            asked = number <= len(STRONGER)
+            cost = before - self._accuracy_when_shifted(job, own.model, name) if asked else math.nan
+            tried.append(Tried(_told(tuned, f"{name} of {len(strengths)}"), cost))
             kept = self.choose(tried)
-        return replace(tried[kept - 1], attempts=() if self.gentle else self.attempts(tried, kept))
+        return replace(tried[kept - 1].tuned, attempts=self.attempts(tried, kept))
 
-    def choose(self, tried: Sequence[Tuned]) -> int | None:
+    def choose(self, tried: Sequence[Tried]) -> int | None:
         """Which of the strengths tried so far is kept, from 1; none: the next one is to be tried."""
-        if self.gentle:
-            return 1
-        stronger = tried[: len(STRONGER)]
-        drops = [0.0, self.stronger_drop] if self.free_first else [self.stronger_drop]
-        for number, drop in enumerate(drops):
-            affordable = [place for place, tuned in enumerate(stronger, start=1) if _accepts(tuned, drop)]
-            # What costs something waits until all the stronger ones were tried: another may be free.
-            if affordable and (number == 0 or len(tried) >= len(STRONGER)):
-                return affordable[0]
-        if len(tried) > len(STRONGER) and tried[-1].within_budget:
+        stronger = list(enumerate(tried[: len(STRONGER)], start=1))
+        free = [number for number, item in stronger if item.affordable(self.free_drop)]
+        if free:
+            return free[0]
+        affordable = [(item.cost, number) for number, item in stronger if item.affordable(self.stronger_drop)]
+        if affordable and len(tried) >= len(STRONGER):
+            return min(affordable)[1]
+        within = [number for number, item in enumerate(tried, start=1) if item.tuned.within_budget]
+        if len(tried) > len(STRONGER) and len(tried) in within:
             return len(tried)
-        if len(tried) == len(STRENGTHS):
-            most_accurate = max(
-                reversed(range(len(tried))), key=lambda place: max(item.accuracy for item in tried[place].epochs)
-            )
-            return next((place for place, tuned in enumerate(tried, 1) if tuned.within_budget), most_accurate + 1)
-        return None
+        if len(tried) < len(STRENGTHS):
+            return None
+        best = [max(epoch.accuracy for epoch in item.tuned.epochs) for item in tried]
+        return within[0] if within else max(range(1, len(tried) + 1), key=lambda number: (best[number - 1], number))
 
-    def attempts(self, tried: list[Tuned], kept: int) -> tuple[str, ...]:
+    def attempts(self, tried: Sequence[Tried], kept: int) -> tuple[str, ...]:
         """A line for each strength that was tried: how it differs from the settings, and what it cost."""
         lines = []
         own = self.settings()
-        for number, (settings, tuned) in enumerate(zip(self.strengths(), tried, strict=False), start=1):
+        for number, (settings, item) in enumerate(zip(self.strengths(), tried, strict=False), start=1):
             other = {name: value for name, value in settings.settings().items() if value != own[name]}
             how = ", ".join(f"{name}={value:g}" for name, value in other.items()) or "the settings as they are"
+            tuned = item.tuned
             told = tuned.epochs[-1]
             if number == kept:
-                told = next((item for item in tuned.epochs if item.epoch == tuned.kept_epoch), told)
+                told = next((epoch for epoch in tuned.epochs if epoch.epoch == tuned.kept_epoch), told)
+            shifted = "" if math.isnan(item.cost) else f"; on shifted copies {-100 * item.cost:+.1f} points"
             lines.append(
                 f"strength {number} of {len(STRENGTHS)} ({how}): {'kept' if number == kept else 'given up'}, accuracy "
                 f"{told.accuracy:.1%} after epoch {told.epoch} of {settings.epochs} on the images that choose, "
-                f"{tuned.accuracy_before:.1%} before"
+                f"{tuned.accuracy_before:.1%} before{shifted}"
             )
         return tuple(lines)
+
+    def _accuracy_when_shifted(self, job: RepairJob, model: SplitModel, name: str) -> float:
+        """On copies of the images that choose; found once, however often the repair is interrupted."""
+        progress = job.progress.run(f"{name}, shifted")
+        state = progress.load()
+        if state is None:
+            further = Augmentation(round(FURTHER * job.augmentation.margin), job.augmentation.flips)
+            generator = torch.Generator().manual_seed(job.seed)
+            found = []
+            for _ in range(COPIES):
+                copies = replace(job.selection, images=further(job.selection.images, generator))
+                found.append(accuracy(model, copies, job.meter, "accuracy on shifted copies"))
+            state = {"accuracy": sum(found) / COPIES}
+            progress.save(state)
+        return float(state["accuracy"])
 
     def strengths(self) -> tuple[BANDistillation, ...]:
         """These settings at each strength that is tried, the strongest first."""
@@ -245,7 +294,8 @@ class BANDistillation(NoiseTraining):
 
     def planned_images(self, training: int, selection: int) -> int:
         """Those of the fine-tuning at every strength; a repair adds its searches for a patch, which depend on K."""
-        return sum(
+        shifted = 0 if self.gentle else (1 + len(STRONGER)) * COPIES * selection
+        return shifted + sum(
             settings.planned_tuning(training, selection, forward=self._passes()[0]) for settings in self.strengths()
         )
 
@@ -256,16 +306,6 @@ class BANDistillation(NoiseTraining):
     def _passes(self) -> tuple[int, int]:
         """The ascent, a noisy and a clean pass, and the teacher's, which has no way back."""
         return self.noise_steps + 3, self.noise_steps + 2
-
-
-def _accepts(tuned: Tuned, drop: float) -> bool:
-    """Whether the last epoch of a repair cost at most this much, and no more than the budget.
-
-    It is the one that counts: an earlier epoch of a strong repair is no strong repair.
-    """
-    last = tuned.epochs[-1]
-    lowest = tuned.accuracy_before - drop - 1e-9  # for shares that are no exact fractions
-    return tuned.within_budget and tuned.kept_epoch == last.epoch and last.accuracy >= lowest
 
 
 def _told(tuned: Tuned, strength: str) -> Tuned:

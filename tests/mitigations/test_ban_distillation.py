@@ -1,6 +1,7 @@
 """Distillation under neuron noise: the loss by hand, and what the teacher is."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from banaudit.mitigations import BANDistillation, ban_distillation
 from banaudit.mitigations.ban_distillation import SmallestPatch, distillation_loss
 from banaudit.neurons import train_under_noise, worst_noise
 from banaudit.results import RepairEpoch
-from banaudit.training import Tuned
+from banaudit.training import Augmentation, Tuned
 from mitigations.tiny import make_data, make_job, make_model, same_weights
 
 
@@ -168,31 +169,39 @@ def test_the_strengths_that_are_tried():
 
 
 @pytest.mark.parametrize(
-    ("settings", "epochs", "accuracies", "wanted"),
+    ("settings", "epochs", "within", "costs", "wanted"),
     [
-        ({}, (10,), (0.9,), 1),
-        ({}, (10, 20), (0.89, 0.9), 2),  # what costs nothing goes before what costs something
-        ({"free_first": False}, (10,), (0.89,), 1),
-        ({}, (10, 20), (0.89, 0.88), 1),  # where nothing is free the stronger of the affordable ones
-        ({}, (10, 20), (0.87, 0.88), 2),
-        ({"stronger_drop": 0.0}, (10, 20, 10), (0.89, 0.88, 0.85), 3),
-        ({}, (9, 20), (0.95, 0.95), 2),  # an earlier epoch of the strongest is no strong repair
-        ({}, (10, 20, 10), (0.5, 0.5, 0.85), 3),  # within the budget, the settings as they are will do
-        ({}, (10, 20, 10, 20), (0.5, 0.5, 0.7, 0.85), 4),  # else a weaker one
-        ({}, (10, 20, 10, 20, 25), (0.5, 0.5, 0.7, 0.7, 0.7), 5),  # the weakest is the answer, whatever it costs
+        ({}, (10,), "y", (0.01,), 1),
+        ({}, (10,), "y", (-0.02,), 1),
+        ({}, (10, 20), "yy", (0.015, 0.01), 2),  # what looks free goes before what costs something
+        ({"free_drop": 0.02}, (10,), "y", (0.015,), 1),
+        ({}, (10, 20), "yy", (0.015, 0.02), 1),  # where nothing looks free, the cheaper one
+        ({}, (10, 20), "yy", (0.02, 0.015), 2),
+        ({}, (10, 20), "yy", (0.02, 0.02), 1),  # of equals the stronger one
+        ({}, (10, 20), "ny", (0.0, 0.02), 2),  # on the images as they are it kept to no budget
+        ({"stronger_drop": 0.01}, (10, 20, 10), "yyy", (0.015, 0.015), 3),
+        ({}, (9, 20), "yy", (0.0, 0.02), 2),  # an earlier epoch of the strongest is no strong repair
+        ({}, (10, 20, 10), "nny", (0.5, 0.5), 3),  # within the budget, the settings as they are will do
+        ({}, (10, 20, 10, 20), "nnny", (0.5, 0.5), 4),  # else a weaker one
+        ({}, (10, 20, 10, 20, 25), "nnnnn", (0.5, 0.5), 5),  # the most accurate, whatever it costs; of equals the last
+        ({}, (1, 1, 1, 1, 1), "nynnn", (0.5, 0.5), 2),  # an affordable epoch of a stronger one
     ],
 )
-def test_which_strength_is_kept(monkeypatch, settings, epochs, accuracies, wanted):
+def test_which_strength_is_kept(monkeypatch, settings, epochs, within, costs, wanted):
     seen = []
 
     def once(self, job, original):
         seen.append((self.batch_size, job.model is original))
         number = len(seen) - 1
-        last = RepairEpoch(epoch=self.epochs, loss=0.0, accuracy=accuracies[number], seconds=0.0)
-        return Tuned({}, (last,), epochs[number], within_budget=accuracies[number] > 0.8, accuracy_before=0.9)
+        last = RepairEpoch(epoch=self.epochs, loss=0.0, accuracy=0.5, seconds=0.0)
+        return Tuned({}, (last,), epochs[number], within_budget=within[number] == "y", accuracy_before=0.9)
 
+    shifted = iter((0.9, *(0.9 - cost for cost in costs)))
     monkeypatch.setattr(BANDistillation, "repair_once", once)
+    monkeypatch.setattr(ban_distillation, "accuracy", lambda *_: next(shifted))
+    monkeypatch.setattr(ban_distillation, "COPIES", 1)
     tuned = BANDistillation(**settings).repair(make_job())
+    assert next(shifted, None) is None
     tried = len(epochs)
     assert [size for size, _ in seen] == [32, 64, 128, 32, 32][:tried]
     # Each begins with the weights as they came.
@@ -202,37 +211,31 @@ def test_which_strength_is_kept(monkeypatch, settings, epochs, accuracies, wante
     assert len(tuned.attempts) == tried
     assert [" kept, " in line for line in tuned.attempts] == [number == wanted for number in range(1, tried + 1)]
     assert tuned.attempts[0].startswith("strength 1 of 5 (batch_size=32, noise_weight=0.5): ")
+    told = [f"; on shifted copies {-100 * cost:+.1f} points" for cost in costs] + [", 90.0% before"] * (tried - 2)
+    assert all(line.endswith(end) for line, end in zip(tuned.attempts, told, strict=False))
 
 
-def test_a_smaller_budget_than_a_stronger_repairs_holds(monkeypatch):
-    accuracies = iter((0.89, 0.89, 0.9))
+def test_the_cost_is_measured_on_copies_that_are_shifted_further_than_in_training(monkeypatch):
+    shown = []
 
-    def once(self, job, original):
-        accuracy = next(accuracies)
-        last = RepairEpoch(epoch=self.epochs, loss=0.0, accuracy=accuracy, seconds=0.0)
-        return Tuned({}, (last,), self.epochs, within_budget=accuracy >= 0.9, accuracy_before=0.9)
+    def accuracy(model, data, meter, what):
+        shown.append(data)
+        return 0.9
 
-    monkeypatch.setattr(BANDistillation, "repair_once", once)
-    tuned = BANDistillation().repair(make_job())
-    assert tuned.within_budget
-    assert tuned.epochs[0].what.startswith("strength 3 of 5, epoch ")
-
-
-def test_where_no_strength_will_do_an_affordable_epoch_of_a_stronger_one_does(monkeypatch):
-    within = iter((False, True, False, False, False))
-
-    def once(self, job, original):
-        last = RepairEpoch(epoch=self.epochs, loss=0.0, accuracy=0.5, seconds=0.0)
-        return Tuned({}, (last,), 1, within_budget=next(within), accuracy_before=0.9)
-
-    monkeypatch.setattr(BANDistillation, "repair_once", once)
-    tuned = BANDistillation().repair(make_job())
-    assert tuned.within_budget
-    assert tuned.epochs[0].what.startswith("strength 2 of 5, epoch ")
+    monkeypatch.setattr(ban_distillation, "accuracy", accuracy)
+    data = CleanData(torch.rand(5, 3, 32, 32) * 0.5 + 0.5, torch.tensor([0, 1, 2, 0, 1]), ("a", "b", "c"))
+    job = replace(make_job(data=data), augmentation=Augmentation(margin=4, flips=False))
+    assert BANDistillation()._accuracy_when_shifted(job, job.model, "as it came") == pytest.approx(0.9)
+    assert len(shown) == 8
+    assert all(torch.equal(copies.labels, data.labels) for copies in shown)
+    black = torch.stack([(copies.images.sum(1) == 0) for copies in shown])  # [8, B, H, W]
+    widths = black.all(2).sum(-1)  # columns of a copy that were shifted in
+    assert int(widths.max()) == 6
+    assert len({tuple(item.flatten().tolist()) for item in widths}) > 1  # each copy is another one
 
 
 def test_an_interrupted_repair_goes_on_at_its_strength(monkeypatch, tmp_path):
-    monkeypatch.setattr(ban_distillation, "_accepts", lambda *_: False)
+    monkeypatch.setattr(ban_distillation.Tried, "affordable", lambda *_: False)
     method, data = BANDistillation(epochs=2, batch_size=8), make_data()
     told = []
 
@@ -252,4 +255,4 @@ def test_an_interrupted_repair_goes_on_at_its_strength(monkeypatch, tmp_path):
     assert same_weights(whole.model.state_dict(), resumed.model.state_dict())
     assert resumed.epochs[0].what == whole.epochs[0].what == "strength 3 of 5, epoch 1"
     assert resumed.seconds > resumed.earlier_seconds > 0
-    assert resumed.backward_images == whole.backward_images
+    assert (resumed.forward_images, resumed.backward_images) == (whole.forward_images, whole.backward_images)
