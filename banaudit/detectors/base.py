@@ -25,6 +25,7 @@ from banaudit.method import Method
 from banaudit.precision import full_precision
 from banaudit.randomness import isolated_random
 from banaudit.results import ClassScore, Evidence, Finding, Reading, Verdict
+from banaudit.shapes import Images, Logits
 from banaudit.triggers import RecoveredTrigger, TriggerSink
 
 SEARCH_SHARE = 0.5
@@ -120,6 +121,27 @@ class Found:
 def freeze(model: SplitModel) -> SplitModel:
     """The same model in eval mode, without gradients for its parameters."""
     return model.eval().requires_grad_(False)
+
+
+def finite_answers(model: SplitModel, images: Images, meter: Meter, what: str) -> Logits:
+    """Logits [B, K] of a pass, without gradients.
+
+    Args:
+        model: Images in [0, 1] to logits.
+        images: [B, C, H, W].
+        meter: Books the pass.
+        what: What the images are, for whoever watches.
+
+    Raises:
+        UnsupportedModelError: An answer is not finite.
+        TimeLimitReached: From the meter.
+    """
+    meter.spend(what, forward=len(images))
+    with torch.no_grad():
+        logits: Logits = model(images)
+    if not bool(logits.isfinite().all()):
+        raise UnsupportedModelError(f"the network's answers to {what} are not finite")
+    return logits
 
 
 def agreement_of(answers: Sequence[object], answer: object) -> float | None:

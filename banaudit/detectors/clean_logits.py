@@ -31,7 +31,7 @@ from torch import Tensor
 
 from banaudit.architectures.base import SplitModel
 from banaudit.data import passes
-from banaudit.detectors.base import Detector, Found, Samples, freeze, threshold_for
+from banaudit.detectors.base import Detector, Found, Samples, finite_answers, freeze, threshold_for
 from banaudit.detectors.reference import LEAST_EACH, LEAST_IMAGES, beyond, few_images, lead_by_all, on_unseen
 from banaudit.detectors.targeted_paths import margins_towards_all
 from banaudit.errors import UnsupportedModelError
@@ -85,29 +85,29 @@ class CleanLogits(Detector):
         return images
 
     def search(self, model: SplitModel, samples: Samples, generator: torch.Generator, meter: Meter) -> Found:
-        """Read all clean images, and train the references."""
+        """Train the references, and read all clean images."""
         freeze(model)
         halves = (samples.search, samples.held_out)
-        labels = torch.cat([half.labels for half in halves]).cpu()
-        parts = []
-        for half in halves:
-            for images in passes(half.images):
-                meter.spend("clean images", forward=len(images))
-                with torch.no_grad():
-                    parts.append(model(images).float().cpu())
-        logits = torch.cat(parts)
-        if not bool(logits.isfinite().all()):
-            raise UnsupportedModelError("the network's answers to the clean images are not finite")
-        targets, pairs = additive_parts(leanings(logits, labels))
-        natural_targets, natural_pairs = additive_parts(on_unseen(*halves, generator, meter, leanings))
-        unit = _spread(pairs)
-        rulers = torch.stack((targets, beyond(targets, natural_targets, generator))) / unit
+        # First, so that a run that a limit cuts off has not made all its passes yet.
+        natural, known = on_unseen(*halves, generator, meter, leanings)
+        images = (part for half in halves for part in passes(half.images))
+        logits = torch.cat([finite_answers(model, part, meter, "clean images").float().cpu() for part in images])
+        targets, pairs = additive_parts(leanings(logits, torch.cat([half.labels for half in halves]).cpu()))
+        natural_targets, natural_pairs = additive_parts(natural)
         left = unexplained(pairs, natural_pairs)
-        return Found([self._target(rulers, samples), self._map(left / _spread(left))])
+        unit, unit_left = _spread(pairs), _spread(left)
+        if min(unit, unit_left) <= LEAST_SPREAD:
+            raise UnsupportedModelError("the wrong logits of the clean images do not differ between pairs of classes")
+        rulers = torch.stack((targets, beyond(targets, natural_targets, generator))) / unit
+        note = f"networks trained on these images alone know {known:.0%} of those that they have not seen"
+        return Found([self._target(rulers, samples, note), self._map(left / unit_left, note)])
 
-    def _target(self, rulers: Tensor, samples: Samples) -> Evidence:
+    def _target(self, rulers: Tensor, samples: Samples, note: str) -> Evidence:
         """Args: rulers: [V, K] of each class by each ruler."""
         lead, target = lead_by_all(rulers)
+        first = [samples.class_names[label] for label in rulers.argmax(dim=1).tolist()]
+        if len(set(first)) > 1:
+            note = f"as it is {first[0]!r} leads, beyond what is natural {first[1]!r}; {note}"
         score = round(lead, 6)
         return Evidence(
             reading=Reading.ALL_TO_ONE,
@@ -120,9 +120,10 @@ class CleanLogits(Detector):
             fired=score > self.lead_threshold,
             target=target,
             per_class=samples.per_class(margins_towards_all(rulers).amin(dim=0)),
+            note=note,
         )
 
-    def _map(self, ruled: Tensor) -> Evidence:
+    def _map(self, ruled: Tensor, note: str) -> Evidence:
         """Args: ruled: [K, K] of each target (row) and source (column); NaN where there is none."""
         filled = ruled.nan_to_num(-torch.inf)
         sources = [label for label in range(len(ruled)) if bool(filled[:, label].isfinite().any())]
@@ -143,7 +144,7 @@ class CleanLogits(Detector):
             threshold=threshold,
             fired=score > threshold,
             mapping=mapping,
-            note=f"{mutual:.0%} of the classes are the first source of their first target",
+            note=f"{mutual:.0%} of the classes are the first source of their first target; {note}",
         )
 
 
@@ -155,12 +156,12 @@ def leanings(logits: Logits, labels: Labels) -> Tensor:
         labels: [B] true ones.
     """
     own = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, labels[:, None], True)
-    wrong = logits.masked_fill(own, torch.nan)
+    wrong = logits.double().masked_fill(own, torch.nan)  # float32 overflows in the squares of large logits
     wrong = wrong - wrong.nanmean(dim=1, keepdim=True)
     wrong = wrong / wrong.square().nanmean(dim=1, keepdim=True).sqrt().clamp_min(LEAST_SPREAD)
     means = torch.full((logits.shape[1], logits.shape[1]), torch.nan)
     for source in sorted(set(labels.tolist())):
-        means[:, source] = wrong[labels == source].mean(dim=0)
+        means[:, source] = wrong[labels == source].mean(dim=0).float()
     return means
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from banaudit.architectures.base import SplitModel
 from banaudit.data import CleanData, images_of_a_pass, passes
-from banaudit.detectors.base import Detector, Found, Samples, agreement_of, freeze, threshold_for
+from banaudit.detectors.base import Detector, Found, Samples, agreement_of, finite_answers, freeze, threshold_for
 from banaudit.detectors.reference import LEAST_EACH, LEAST_IMAGES, beyond, few_images, lead_by_all, references
 from banaudit.detectors.targeted_paths import margins_towards_all
 from banaudit.errors import UnsupportedModelError
@@ -129,12 +129,7 @@ class Mixtures(Detector):
         freeze(model)
 
         def predict(images: Images) -> Logits:
-            meter.spend("mixtures of two images", forward=len(images))
-            with torch.no_grad():
-                logits: Logits = model(images)
-            if not bool(logits.isfinite().all()):
-                raise UnsupportedModelError("the network's answers to mixtures of images are not finite")
-            return logits
+            return finite_answers(model, images, meter, "mixtures of two images")
 
         halves = [_Mixtures.draw(half, self.mixtures, generator) for half in (samples.search, samples.held_out)]
         rulers = [(half.profile(predict) / half.unit(predict))[None] for half in halves]

@@ -55,7 +55,7 @@ def natural_closeness(one: CleanData, other: CleanData, generator: torch.Generat
         generator: Source of randomness, on the CPU.
         meter: Keeps the time limit; no pass through the audited network is made.
     """
-    return on_unseen(one, other, generator, meter, by_source_and_target)
+    return on_unseen(one, other, generator, meter, by_source_and_target)[0]
 
 
 def on_unseen(
@@ -64,7 +64,7 @@ def on_unseen(
     generator: torch.Generator,
     meter: Meter,
     read: Callable[[Logits, Labels], Tensor],
-) -> Tensor:
+) -> tuple[Tensor, float]:
     """Mean over the references of what is read from their logits on the images that they have not seen.
 
     Args:
@@ -73,12 +73,17 @@ def on_unseen(
         generator: Source of randomness, on the CPU.
         meter: Keeps the time limit; no pass through the audited network is made.
         read: Of logits [B, K] and labels [B], both on the CPU.
+
+    Returns:
+        What is read, and the share of these images that they know: near 1 / K they learnt nothing.
     """
-    found = []
+    found, known = [], []
     for network, unseen in references(one, other, generator, meter):
         parts = [network(images) for images, _ in batches(unseen.images, unseen.labels, READ_BATCH)]
-        found.append(read(torch.cat(parts).cpu(), unseen.labels.cpu()))
-    return torch.stack(found).mean(0)
+        logits, labels = torch.cat(parts).cpu(), unseen.labels.cpu()
+        found.append(read(logits, labels))
+        known.append(float((logits.argmax(dim=1) == labels).double().mean()))
+    return torch.stack(found).mean(0), sum(known) / len(known)
 
 
 def few_images(images: Sequence[int]) -> str:

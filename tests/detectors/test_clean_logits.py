@@ -100,7 +100,7 @@ def test_what_the_references_lean_to_as_well_is_no_map(monkeypatch, shared, fire
     generator = torch.Generator().manual_seed(0)
     natural = 2 * shared * NEXT.T + 0.2 * torch.rand(CLASSES, CLASSES, generator=generator)
     natural.fill_diagonal_(torch.nan)
-    monkeypatch.setattr("banaudit.detectors.clean_logits.on_unseen", lambda *given: natural)
+    monkeypatch.setattr("banaudit.detectors.clean_logits.on_unseen", lambda *given: (natural, 1.0))
     found = readings(CleanLogits()(model(0.3 * NEXT), draw(), seed=0))
     assert found[Reading.ALL_TO_ALL].fired == fired
 
@@ -115,9 +115,37 @@ def test_neither_the_scale_of_the_logits_nor_a_class_without_images_matters():
     assert 2 not in readings(finding)[Reading.ALL_TO_ALL].mapping
 
 
-def test_outputs_that_are_no_numbers_are_no_evidence():
-    extra = torch.full((CLASSES, CLASSES), torch.inf)
-    assert CleanLogits()(model(extra), draw(), seed=0).verdict is Verdict.INCONCLUSIVE
+@pytest.mark.parametrize(
+    ("network", "reason"),
+    [
+        (model(torch.full((CLASSES, CLASSES), torch.inf)), "answers to clean images are not finite"),
+        (model(scale=0.0), "do not differ between pairs of classes"),
+    ],
+)
+def test_outputs_that_say_nothing_are_no_evidence(network, reason):
+    finding = CleanLogits()(network, draw(), seed=0)
+    assert finding.verdict is Verdict.INCONCLUSIVE
+    assert reason in finding.reason
+
+
+def test_huge_logits_are_read_like_any_others():
+    found = leanings(torch.tensor([[0.0, 1.0, 2.0, 3.0]]) * 1e30, torch.tensor([0]))
+    assert found[1:, 0].tolist() == pytest.approx([-(1.5**0.5), 0.0, 1.5**0.5], abs=1e-6)
+
+
+def test_a_note_says_what_the_references_know_and_where_the_rulers_part(monkeypatch):
+    # Beyond nature, the class that leads by itself has nothing left.
+    natural = torch.full((CLASSES, CLASSES), 0.0)
+    natural[TARGET] += 10
+    natural += 0.2 * torch.rand(CLASSES, CLASSES, generator=torch.Generator().manual_seed(0))
+    natural.fill_diagonal_(torch.nan)
+    monkeypatch.setattr("banaudit.detectors.clean_logits.on_unseen", lambda *given: (natural, 0.5))
+    found = readings(CleanLogits()(model(towards_target(0.3)), draw(), seed=0))
+    told = "networks trained on these images alone know 50% of those that they have not seen"
+    assert found[Reading.ALL_TO_ALL].note.endswith(told)
+    assert found[Reading.ALL_TO_ONE].note.endswith(told)
+    assert found[Reading.ALL_TO_ONE].note.startswith("as it is 'e' leads, beyond what is natural ")
+    assert found[Reading.ALL_TO_ONE].score == 0
 
 
 def test_who_is_asked():
