@@ -177,6 +177,7 @@ def purify(
         training=parts.repair,
         held_out=parts.untouched,
         detectors=detectors,
+        trains_against=mitigation.trains_against,
         accuracy_floor=subject.accuracy_floor,
         facts=scanned.facts,
         seed=seed,
@@ -520,6 +521,7 @@ def judge_repaired(
     training: CleanData,
     held_out: CleanData,
     detectors: Sequence[Detector] | None = None,
+    trains_against: frozenset[str] = frozenset(),
     accuracy_floor: float | None = None,
     facts: audit.Facts | None = None,
     seed: int = 0,
@@ -536,6 +538,7 @@ def judge_repaired(
         training: Clean images that the probe trains on.
         held_out: Clean images that the probe's shares are read from.
         detectors: Methods of the scan; none: the default ones.
+        trains_against: Methods that are part of the repair; a scan by these alone does not clear its result.
         accuracy_floor: Clean accuracy below which the scan gives no verdict; none: five times chance, held between
             20 % and 60 %.
         facts: Origin of model and images.
@@ -552,11 +555,11 @@ def judge_repaired(
     if wanted and reading is not None:
         meter.planned_images = meter.forward_images + planned_images(len(held_out))
         relapse = probe_relapse(before, after, training, held_out, wanted, reading, seed=seed, meter=meter)
-    verdict, reason = _verdict(report, relapse)
+    verdict, reason = _verdict(report, relapse, trains_against)
     return Judgement(verdict, reason, report, relapse)
 
 
-def _verdict(after: Report, relapse: RelapseProbe | None) -> tuple[Verdict, str]:
+def _verdict(after: Report, relapse: RelapseProbe | None, trains_against: frozenset[str]) -> tuple[Verdict, str]:
     if after.verdict is Verdict.BACKDOORED:
         return Verdict.BACKDOORED, f"the repaired model is still accused: {after.reason}"
     if relapse is not None and relapse.fired:
@@ -566,6 +569,12 @@ def _verdict(after: Report, relapse: RelapseProbe | None) -> tuple[Verdict, str]
         return Verdict.INCONCLUSIVE, f"the relapse probe says nothing: {relapse.note}"
     if after.verdict is Verdict.INCONCLUSIVE:
         return Verdict.INCONCLUSIVE, f"the repaired model cannot be judged: {after.reason}"
+    asked = {finding.method for finding in after.findings if finding.method in DETECTORS}
+    if asked and asked <= trains_against:
+        return Verdict.INCONCLUSIVE, (
+            f"the repaired model was scanned by {', '.join(sorted(asked))} alone, which the repair trains against; "
+            "name other methods with --scan-method, or leave it out"
+        )
     return Verdict.NO_EVIDENCE, f"the scan of the repaired model finds no evidence: {after.reason}"
 
 

@@ -274,6 +274,7 @@ def fine_tune(
     passes: tuple[int, int],
     progress: Progress,
     companion: Companion | None = None,
+    name: str = "",
 ) -> Tuned:
     """Train all weights of a model in place and keep one epoch.
 
@@ -293,6 +294,7 @@ def fine_tune(
         passes: Passes forward and backward that the objective takes for an image.
         progress: Where the state is kept.
         companion: What the objective makes anew between epochs, if anything.
+        name: Of the run, before each epoch, for whoever watches.
 
     Returns:
         The kept weights and how it went.
@@ -323,7 +325,7 @@ def fine_tune(
                 companion.restore(state["companion"])
     for epoch in range(len(choice.epochs) + 1, schedule.epochs + 1):
         started = time.monotonic()
-        told = f"epoch {epoch}/{schedule.epochs}"
+        told = f"{name}epoch {epoch}/{schedule.epochs}"
         told += f", acc {choice.epochs[-1].accuracy:.1%}" if choice.epochs else ""
         if companion is not None:
             companion.before_epoch(epoch, model)

@@ -44,6 +44,7 @@ from banaudit.purify import (
     _require_suspicion,
     _scanned_again,
     _suspected,
+    _verdict,
     judge_repaired,
     purify,
 )
@@ -382,6 +383,41 @@ def test_verdict_is_that_of_the_second_scan(demo, tmp_path, answers, expected):
     assert "safe" not in "".join(shown.lower().split()).replace("safetensors", "")
 
 
+@pytest.mark.parametrize(
+    ("again", "expected"),
+    [(("ban",), Verdict.INCONCLUSIVE), (("ban", "mm-bd"), Verdict.NO_EVIDENCE), (("mm-bd",), Verdict.NO_EVIDENCE)],
+)
+def test_methods_that_the_repair_trains_against_do_not_clear_its_result_by_themselves(demo, tmp_path, again, expected):
+    after = run(demo, tmp_path / "out", True, False).after
+    (finding, *_) = after.findings
+    after = after.model_copy(update={"findings": tuple(finding.model_copy(update={"method": name}) for name in again)})
+    verdict, reason = _verdict(after, None, BANFineTuning.trains_against)
+    assert verdict is expected
+    assert ("scanned by ban alone" in reason) == (expected is Verdict.INCONCLUSIVE)
+
+
+def test_a_backdoor_that_comes_back_is_an_accusation(demo, tmp_path, monkeypatch):
+    monkeypatch.setattr(relapse, "THRESHOLDS", {Reading.ALL_TO_ONE: -1.0})
+    record = run(demo, tmp_path / "out", True, False)
+    assert record.after.verdict is Verdict.NO_EVIDENCE
+    assert (record.verdict, record.written) == (Verdict.BACKDOORED, True)
+    assert record.reason == "the backdoor comes back after a few steps of fine-tuning"
+
+
+def test_an_input_that_can_only_be_read_is_enough(demo, tmp_path):
+    folder = tmp_path / "given"
+    folder.mkdir()
+    model = Path(shutil.copy(demo.model, folder / "model.safetensors"))
+    model.chmod(0o444)
+    folder.chmod(0o555)
+    try:
+        record = run(demo, tmp_path / "out", True, False, known={"model": model})
+    finally:
+        folder.chmod(0o755)
+    assert record.written
+    assert files(folder) == ["model.safetensors"]
+
+
 def test_the_report_says_what_does_not_count_and_what_was_tried(demo, tmp_path):
     record = run(demo, tmp_path / "out", True, False)
     (finding,) = (item for item in record.before.findings if item.evidence and item.evidence[0].fired)
@@ -516,6 +552,33 @@ def test_killed_midway(tmp_path):
         assert not (tmp_path / name).exists()
         assert not (tmp_path / f"{name}.json").exists()
         assert torch.load(state, weights_only=True)["states"]
+        told = second_call(tmp_path / name)
+        assert int(told.split("epoch ")[1].split("/")[0]) > 1
+        assert state.exists()
+
+
+def second_call(out):
+    """What the first epoch of the same call is that a killed one made."""
+
+    class Enough(Exception):  # noqa: N818 - stands for the end of the process
+        pass
+
+    def stop(what, _):
+        if what.startswith("epoch ") and "/500" in what:
+            raise Enough(what)
+
+    with examples() as models, pytest.raises(Enough) as stopped:
+        purify(
+            subject(models[0], max_images=100),
+            out,
+            mitigation=FineTuning(epochs=500),
+            force=True,
+            max_drop=1.0,
+            detectors=[],
+            device="cpu",
+            listener=stop,
+        )
+    return str(stopped.value)
 
 
 def test_relapse_probe(demo, monkeypatch):

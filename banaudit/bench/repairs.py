@@ -427,6 +427,7 @@ class _Bench:
             training=parts.repair,
             held_out=parts.scan,
             detectors=self.detectors,
+            trains_against=case.mitigation.trains_against,
             seed=SCAN_SEED,
             meter=meter,
         )

@@ -49,6 +49,9 @@ enough."""
 
 LEAST_SPREAD = 1e-6
 
+LEAST_KNOWN = 3.0
+"""Share of unseen images, in units of chance, that references must know; those of the benchmark knew far more."""
+
 
 @final
 class CleanLogits(Detector):
@@ -88,7 +91,7 @@ class CleanLogits(Detector):
         """Train the references, and read all clean images."""
         freeze(model)
         halves = (samples.search, samples.held_out)
-        # First, so that a run that a limit cuts off has not made all its passes yet.
+        # Before the passes: what a benchmark cuts off is judged by how many of them it had made.
         natural, known = on_unseen(*halves, generator, meter, leanings)
         images = (part for half in halves for part in passes(half.images))
         logits = torch.cat([finite_answers(model, part, meter, "clean images").float().cpu() for part in images])
@@ -96,10 +99,12 @@ class CleanLogits(Detector):
         natural_targets, natural_pairs = additive_parts(natural)
         left = unexplained(pairs, natural_pairs)
         unit, unit_left = _spread(pairs), _spread(left)
-        if min(unit, unit_left) <= LEAST_SPREAD:
+        if min(unit, unit_left) < LEAST_SPREAD:
             raise UnsupportedModelError("the wrong logits of the clean images do not differ between pairs of classes")
         rulers = torch.stack((targets, beyond(targets, natural_targets, generator))) / unit
         note = f"networks trained on these images alone know {known:.0%} of those that they have not seen"
+        if known < LEAST_KNOWN / samples.num_classes:
+            raise UnsupportedModelError(f"what is natural is not known: {note}")
         return Found([self._target(rulers, samples, note), self._map(left / unit_left, note)])
 
     def _target(self, rulers: Tensor, samples: Samples, note: str) -> Evidence:
@@ -197,4 +202,4 @@ def unexplained(values: Tensor, natural: Tensor) -> Tensor:
 
 
 def _spread(values: Tensor) -> float:
-    return max(float(mad(values[~values.isnan()])), LEAST_SPREAD)
+    return float(mad(values[~values.isnan()]))

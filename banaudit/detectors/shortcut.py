@@ -218,7 +218,7 @@ class ShortcutDetector(Detector):
         common = sum(
             all(item.targets.get(source) == target for item in mappings) for source, target in weakest.targets.items()
         )
-        agreement = common / len(weakest.targets) if len(mappings) > 1 else None
+        agreement = common / max(1, len(weakest.targets)) if len(mappings) > 1 else None
         return Evidence(
             reading=Reading.ALL_TO_ALL,
             measures=(

@@ -20,6 +20,7 @@ class NoiseTraining(SGDMitigation, ABC):
     """A mitigation that trains against the worst neuron noise of each batch: BAN's, and what builds on it."""
 
     needs: ClassVar[str] = "BatchNorm, clean images"
+    trains_against: ClassVar[frozenset[str]] = frozenset({"ban"})
 
     eps: PositiveFloat = 0.3
     """Largest relative change of a neuron's weight and bias. The paper: 0.3 at 32 pixels, 0.2 at 64, 0.1 at 224."""

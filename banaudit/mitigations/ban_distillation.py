@@ -123,7 +123,8 @@ class BANDistillation(NoiseTraining):
     takes much of a small CIFAR network's accuracy. So the strongest of :data:`STRENGTHS` comes first. Of those
     that are stronger than the settings the first is kept whose last epoch cost at most ``free_drop``; if there is none,
     the cheapest that cost at most ``stronger_drop``; else the first of the others with an epoch within the budget.
-    Where there is none either, an earlier epoch of a stronger one will do. The cost of a stronger one is measured on
+    Where there is none either, an earlier epoch of a stronger one will do. No stronger one may cost more than the
+    budget for the images as they are. The cost of a stronger one is measured on
     copies of the images that choose, shifted further than any in training: few images, which may be near copies of
     those trained on, are all right even after a repair that costs several points elsewhere.
 
@@ -135,6 +136,7 @@ class BANDistillation(NoiseTraining):
 
     name: ClassVar[str] = "ban-distillation"
     title: ClassVar[str] = "fine-tuning against neuron noise and the smallest patch, held to its own clean answers"
+    trains_against: ClassVar[frozenset[str]] = frozenset({"ban", "neural-cleanse"})
 
     epochs: PositiveInt = 10
     """Passes over the training images; other strengths take up to 2.5 times as many."""
@@ -173,22 +175,26 @@ class BANDistillation(NoiseTraining):
             own = job if last else replace(job, model=private_copy(job.model))
             # Of a strength that an interrupted call had tried to the end, the state says all.
             name = f"strength {number}"
-            tuned = strengths[number - 1].repair_once(replace(own, progress=job.progress.run(name)), job.model)
+            run, settings = replace(own, progress=job.progress.run(name)), strengths[number - 1]
             if self.gentle:
-                return tuned
+                return settings.repair_once(run, job.model)
+            if number > 1:
+                job.meter.planned_images += settings.planned_run(len(job.training), len(job.selection))
+            tuned = settings.repair_once(run, job.model, name=f"{name} of {len(strengths)}, ")
             asked = number <= len(STRONGER)
             cost = before - self._accuracy_when_shifted(job, own.model, name) if asked else math.nan
             tried.append(Tried(_told(tuned, f"{name} of {len(strengths)}"), cost))
-            kept = self.choose(tried)
+            kept = self.choose(tried, job.max_drop)
         return replace(tried[kept - 1].tuned, attempts=self.attempts(tried, kept))
 
-    def choose(self, tried: Sequence[Tried]) -> int | None:
+    def choose(self, tried: Sequence[Tried], max_drop: float) -> int | None:
         """Which of the strengths tried so far is kept, from 1; none: the next one is to be tried."""
         stronger = list(enumerate(tried[: len(STRONGER)], start=1))
-        free = [number for number, item in stronger if item.affordable(self.free_drop)]
+        free = [number for number, item in stronger if item.affordable(min(self.free_drop, max_drop))]
         if free:
             return free[0]
-        affordable = [(item.cost, number) for number, item in stronger if item.affordable(self.stronger_drop)]
+        most = min(self.stronger_drop, max_drop)
+        affordable = [(item.cost, number) for number, item in stronger if item.affordable(most)]
         if affordable and len(tried) >= len(STRONGER):
             return min(affordable)[1]
         within = [number for number, item in enumerate(tried, start=1) if item.tuned.within_budget]
@@ -210,7 +216,8 @@ class BANDistillation(NoiseTraining):
             told = tuned.epochs[-1]
             if number == kept:
                 told = next((epoch for epoch in tuned.epochs if epoch.epoch == tuned.kept_epoch), told)
-            shifted = "" if math.isnan(item.cost) else f"; on shifted copies {-100 * item.cost:+.1f} points"
+            change = round(-100 * item.cost, 1) + 0.0  # no minus before a zero
+            shifted = "" if math.isnan(item.cost) else f"; on shifted copies {change:+.1f} points"
             lines.append(
                 f"strength {number} of {len(STRENGTHS)} ({how}): {'kept' if number == kept else 'given up'}, accuracy "
                 f"{told.accuracy:.1%} after epoch {told.epoch} of {settings.epochs} on the images that choose, "
@@ -248,12 +255,13 @@ class BANDistillation(NoiseTraining):
             for strength in ((AS_SET,) if self.gentle else STRENGTHS)
         )
 
-    def repair_once(self, job: RepairJob, original: SplitModel) -> Tuned:
+    def repair_once(self, job: RepairJob, original: SplitModel, *, name: str = "") -> Tuned:
         """Fine-tune with these very settings, and keep an epoch.
 
         Args:
             job: Its model is changed.
             original: The network as it came in, whose frozen copy is the teacher; may be the job's.
+            name: Of the run, before each epoch, for whoever watches.
         """
         teacher = copy.deepcopy(original).eval().requires_grad_(False)
         patch = SmallestPatch(self, job)
@@ -271,7 +279,7 @@ class BANDistillation(NoiseTraining):
             answers = train_under_noise(model, stamped, still, form=self.form)
             return loss + self.patch_weight * F.cross_entropy(answers, labels[:count])
 
-        return self.tune(job, objective, passes=self._passes(), companion=patch)
+        return self.tune(job, objective, passes=self._passes(), companion=patch, name=name)
 
     def loss(
         self, model: SplitModel, teacher: SplitModel, images: Images, labels: Labels, generator: torch.Generator
@@ -293,11 +301,16 @@ class BANDistillation(NoiseTraining):
         return kept + noisy
 
     def planned_images(self, training: int, selection: int) -> int:
-        """Those of the fine-tuning at every strength; a repair adds its searches for a patch, which depend on K."""
+        """Those at the first strength; a repair adds those at each other, and its searches for a patch.
+
+        How many are tried is not known before, and the searches depend on K.
+        """
         shifted = 0 if self.gentle else (1 + len(STRONGER)) * COPIES * selection
-        return shifted + sum(
-            settings.planned_tuning(training, selection, forward=self._passes()[0]) for settings in self.strengths()
-        )
+        return shifted + self.strengths()[0].planned_run(training, selection)
+
+    def planned_run(self, training: int, selection: int) -> int:
+        """The same of the fine-tuning with these very settings."""
+        return self.planned_tuning(training, selection, forward=self._passes()[0])
 
     def searched_before(self, epoch: int) -> bool:
         """Whether the patch is searched before this epoch, from 1."""

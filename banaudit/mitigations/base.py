@@ -116,6 +116,8 @@ class Mitigation(Method, ABC):
 
     trains: ClassVar[bool] = True
     """Whether it optimises anything on images; if not, all images choose what is kept, and none is augmented."""
+    trains_against: ClassVar[frozenset[str]] = frozenset()
+    """Detectors whose search is part of the repair: that these find nothing afterwards says little."""
 
     @abstractmethod
     def check(self, model: SplitModel) -> None:
@@ -288,7 +290,13 @@ class SGDMitigation(Mitigation, ABC):
 
     @final
     def tune(
-        self, job: RepairJob, objective: Objective, *, passes: tuple[int, int], companion: Companion | None = None
+        self,
+        job: RepairJob,
+        objective: Objective,
+        *,
+        passes: tuple[int, int],
+        companion: Companion | None = None,
+        name: str = "",
     ) -> Tuned:
         """Fine-tune on an objective, and keep an epoch.
 
@@ -297,6 +305,7 @@ class SGDMitigation(Mitigation, ABC):
             objective: Loss of a batch.
             passes: Passes forward and backward that it takes for an image.
             companion: What it makes anew between epochs, if anything.
+            name: Of the run, before each epoch, for whoever watches.
         """
         return fine_tune(
             job.model,
@@ -318,6 +327,7 @@ class SGDMitigation(Mitigation, ABC):
             passes=passes,
             progress=job.progress,
             companion=companion,
+            name=name,
         )
 
     @final

@@ -78,6 +78,7 @@ class BTIDBFUnlearning(SGDMitigation, TargetedMitigation):
     name: ClassVar[str] = "bti-dbf-unlearning"
     title: ClassVar[str] = "unlearning of a trigger that a generator inverts (BTI-DBF(U))"
     needs: ClassVar[str] = "clean images; a backdoor that is there, all to one"
+    trains_against: ClassVar[frozenset[str]] = frozenset({"bti-dbf", "bti-dbf-star"})
 
     rounds: PositiveInt = 5
     """Inversions, spread evenly over the epochs; at most one for each."""

@@ -102,6 +102,7 @@ class FeatureFlip(FeatureInversion, TargetedMitigation):
     name: ClassVar[str] = "feature-flip"
     title: ClassVar[str] = "flipping of the features that an inverted trigger is made of (FeatureRE)"
     needs: ClassVar[str] = "few clean images; a backdoor that is there, all to one"
+    trains_against: ClassVar[frozenset[str]] = frozenset({"feature-re"})
     trains: ClassVar[bool] = False
     mask_by_channel: ClassVar[bool] = True
 

@@ -189,6 +189,25 @@ def test_repairs_that_were_not_aimed_are_told_from_those_that_were():
     assert "bti-dbf-unlearning not aimed" in text
 
 
+def test_settings_that_came_or_went_are_not_the_default():
+    gone = BAN.model_copy(update={"settings": {**BAN.settings, "former": True}})
+    missing = BAN.model_copy(update={"settings": {key: v for key, v in BAN.settings.items() if key != "eps"}})
+    entries = tuple(
+        entry(BADNETS, made, 0.8, 0.1, seed=seed)
+        for made, times in ((gone, 2), (missing, 2), (BAN, 1))
+        for seed in range(times)
+    )
+    results = RepairResults(
+        split="whole-test",
+        setups={made.digest: made for made in (gone, missing, BAN)},
+        victims=(facts(BADNETS),),
+        entries=entries,
+    )
+    lines = section(repair_tables(results), "## Other settings")
+    assert any("ban former=True" in line for line in lines)
+    assert any("ban no eps" in line for line in lines)
+
+
 def test_victims_that_chose_settings_are_named():
     chose = backdoored(CIFAR, min(CHOSE_REPAIR), BadNets(), ONE)
     entries = (entry(BADNETS, BAN, 0.8, 0.1), entry(chose, BAN, 0.8, 0.1))

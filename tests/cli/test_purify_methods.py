@@ -15,6 +15,9 @@ from banaudit.detectors.base import Found
 from banaudit.results import Evidence, Reading, Repair
 
 SETTINGS = {
+    "ban": ("--epochs", "1"),
+    "ban-distillation": ("--epochs", "1", "--set", "ban-distillation.gentle=true"),
+    "fine-tuning": ("--epochs", "1"),
     "ft-sam": ("--epochs", "1", "--set", "ft-sam.rho=0.1"),
     "anp": (
         *("--set", "anp.iterations=6", "--set", "anp.batch_size=16", "--set", "anp.learning_rate=0.5"),
@@ -31,7 +34,7 @@ SETTINGS = {
     ),
 }
 
-TRAINING = {"ft-sam", "bti-dbf-unlearning"}
+TRAINING = {"ban", "ban-distillation", "fine-tuning", "ft-sam", "bti-dbf-unlearning"}
 PRUNING = {"anp", "clp"}
 
 

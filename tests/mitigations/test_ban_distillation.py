@@ -180,6 +180,8 @@ def test_the_strengths_that_are_tried():
         ({}, (10, 20), "yy", (0.02, 0.02), 1),  # of equals the stronger one
         ({}, (10, 20), "ny", (0.0, 0.02), 2),  # on the images as they are it kept to no budget
         ({"stronger_drop": 0.01}, (10, 20, 10), "yyy", (0.015, 0.015), 3),
+        ({"max_drop": 0.005}, (10, 20), "yy", (0.01, 0.005), 2),  # not more than a repair may cost at all
+        ({"max_drop": 0.005}, (10, 20, 10), "yyy", (0.015, 0.015), 3),
         ({}, (9, 20), "yy", (0.0, 0.02), 2),  # an earlier epoch of the strongest is no strong repair
         ({}, (10, 20, 10), "nny", (0.5, 0.5), 3),  # within the budget, the settings as they are will do
         ({}, (10, 20, 10, 20), "nnny", (0.5, 0.5), 4),  # else a weaker one
@@ -188,21 +190,30 @@ def test_the_strengths_that_are_tried():
     ],
 )
 def test_which_strength_is_kept(monkeypatch, settings, epochs, within, costs, wanted):
+    settings = dict(settings)
+    max_drop = settings.pop("max_drop", 0.02)
     seen = []
 
-    def once(self, job, original):
+    def once(self, job, original, *, name):
+        number = len(seen)
         seen.append((self.batch_size, job.model is original))
-        number = len(seen) - 1
+        job.model.mark = number
         last = RepairEpoch(epoch=self.epochs, loss=0.0, accuracy=0.5, seconds=0.0)
         return Tuned({}, (last,), epochs[number], within_budget=within[number] == "y", accuracy_before=0.9)
 
-    shifted = iter((0.9, *(0.9 - cost for cost in costs)))
+    measured = []
+
+    def accuracy(model, *_):
+        measured.append(getattr(model, "mark", None))  # of which strength it is; none: as it came
+        return 0.9 - (costs[model.mark] if hasattr(model, "mark") else 0)
+
     monkeypatch.setattr(BANDistillation, "repair_once", once)
-    monkeypatch.setattr(ban_distillation, "accuracy", lambda *_: next(shifted))
+    monkeypatch.setattr(ban_distillation, "accuracy", accuracy)
     monkeypatch.setattr(ban_distillation, "COPIES", 1)
-    tuned = BANDistillation(**settings).repair(make_job())
-    assert next(shifted, None) is None
+    job = replace(make_job(), max_drop=max_drop)
+    tuned = BANDistillation(**settings).repair(job)
     tried = len(epochs)
+    assert measured == [None, 0, 1][: 1 + min(tried, 2)]
     assert [size for size, _ in seen] == [32, 64, 128, 32, 32][:tried]
     # Each begins with the weights as they came.
     assert [same for _, same in seen] == [False, False, False, False, True][:tried]
@@ -211,8 +222,10 @@ def test_which_strength_is_kept(monkeypatch, settings, epochs, within, costs, wa
     assert len(tuned.attempts) == tried
     assert [" kept, " in line for line in tuned.attempts] == [number == wanted for number in range(1, tried + 1)]
     assert tuned.attempts[0].startswith("strength 1 of 5 (batch_size=32, noise_weight=0.5): ")
-    told = [f"; on shifted copies {-100 * cost:+.1f} points" for cost in costs] + [", 90.0% before"] * (tried - 2)
-    assert all(line.endswith(end) for line, end in zip(tuned.attempts, told, strict=False))
+    words = {0.0: "+0.0", 0.01: "-1.0", 0.02: "-2.0", -0.02: "+2.0"}
+    for cost, line in zip(costs, tuned.attempts, strict=False):
+        assert line.endswith(f"; on shifted copies {words.get(cost, '')} points") or cost not in words
+    assert all(line.endswith(", 90.0% before") for line in tuned.attempts[2:])
 
 
 def test_the_cost_is_measured_on_copies_that_are_shifted_further_than_in_training(monkeypatch):
@@ -240,18 +253,18 @@ def test_an_interrupted_repair_goes_on_at_its_strength(monkeypatch, tmp_path):
     told = []
 
     def stop(what, _):
-        if "epoch 2/4" in what and "loss" in what:  # the second strength takes twice as many
+        if "strength 2 of 5, epoch 2/4" in what and "loss" in what:  # the second strength takes twice as many
             raise KeyboardInterrupt
         told.append(what)
 
     whole = method(make_model(), data, max_drop=1.0)
     with pytest.raises(KeyboardInterrupt):
         method(make_model(), data, max_drop=1.0, meter=Meter(listener=stop), state=tmp_path / "state")
-    assert any(what.startswith("epoch 2/2") for what in told)
+    assert any(what.startswith("strength 1 of 5, epoch 2/2") for what in told)
     told.clear()
     meter = Meter(listener=lambda what, _: told.append(what))
     resumed = method(make_model(), data, max_drop=1.0, meter=meter, state=tmp_path / "state")
-    assert next(what for what in told if what.startswith("epoch")).startswith("epoch 2/4")
+    assert next(what for what in told if "epoch" in what).startswith("strength 2 of 5, epoch 2/4")
     assert same_weights(whole.model.state_dict(), resumed.model.state_dict())
     assert resumed.epochs[0].what == whole.epochs[0].what == "strength 3 of 5, epoch 1"
     assert resumed.seconds > resumed.earlier_seconds > 0

@@ -139,7 +139,8 @@ def _changes(setup: RepairSetup) -> list[str]:
     """What of a setup is not the default of today."""
     mitigation = MITIGATIONS.get(setup.method)
     defaults = mitigation().settings() if mitigation is not None else {}
-    changed = [f"{key}={value}" for key, value in setup.settings.items() if defaults.get(key, value) != value]
+    changed = [f"{key}={value}" for key, value in setup.settings.items() if defaults.get(key) != value]
+    changed += [f"no {key}" for key in defaults if key not in setup.settings]
     if mitigation is not None and issubclass(mitigation, TargetedMitigation) and not (setup.aimed or changed):
         changed.append("not aimed")
     return changed + ([f"max-drop={100 * setup.max_drop:g}"] if setup.max_drop != MAX_DROP else [])
