@@ -101,6 +101,9 @@ class RepairMeasured(Cost):
     within_budget: bool = Field(description="By the rule of purify; if not, it would have written nothing.")
     kept_epoch: int
     kept_what: str = Field(default="", description="What was kept where no epochs were tried.")
+    attempts: tuple[str, ...] = Field(
+        default=(), description="What was tried as a whole, where that was several things."
+    )
     losses: tuple[Number, ...] = Field(description="Of each epoch, mean over the batches.")
     accuracies: tuple[float, ...] = Field(description="Of each epoch, on the images that choose.")
     accuracy_before: float = Field(description="On the images that choose, before the repair.")

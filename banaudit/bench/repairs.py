@@ -398,6 +398,7 @@ class _Bench:
             within_budget=not missed_budget(repaired, found, max_drop),
             kept_epoch=repaired.kept_epoch,
             kept_what=kept.what,
+            attempts=repaired.attempts,
             losses=tuple(None if item.loss is None else rounded(item.loss) for item in repaired.epochs),
             accuracies=tuple(rounded(item.accuracy) for item in repaired.epochs),
             accuracy_before=rounded(repaired.accuracy_before),
