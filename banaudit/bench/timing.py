@@ -1,11 +1,12 @@
-"""Seconds, passes and peak memory of every method and of the default scan, on one model for each number of classes."""
+"""Seconds, passes and peak memory of scans and repairs, method by method, on one model for each number of classes."""
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from pydantic import Field
@@ -19,10 +20,13 @@ from banaudit.bench.synthetic import MODEL_NOTE, synthetic_model
 from banaudit.data import CleanData
 from banaudit.detectors import DETECTORS, Detector
 from banaudit.detectors.ban import BAN
-from banaudit.errors import UsageError
+from banaudit.errors import BanauditError, TimeLimitReached, UsageError
 from banaudit.meter import Meter
+from banaudit.mitigations import MITIGATIONS, Mitigation, TargetedMitigation
 from banaudit.preflight import clean_accuracy
 from banaudit.results import Finding, Record, Report, Verdict
+
+Result = TypeVar("Result")
 
 CLASSES = (10, 43, 200)
 """Numbers of classes of CIFAR-10, GTSRB and ImageNet200, on which the paper times detectors."""
@@ -45,6 +49,16 @@ class TimingEntry(PeakCost):
     timed_seconds: float
 
 
+class RepairTimingEntry(PeakCost):
+    """What one repair took, or would have taken, on one model; passes and seconds are those of the whole."""
+
+    method: str
+    classes: int
+    problem: str = Field(default="", description="Why it ended with an error, if it did.")
+    timed_share: float = Field(description="Share of the planned forward passes that was timed; 1: it ran to its end.")
+    timed_seconds: float
+
+
 class TimingResults(Record):
     """What ``banaudit bench timing`` found."""
 
@@ -61,6 +75,11 @@ class TimingResults(Record):
     seed: int
     accuracy: dict[int, float] = Field(default_factory=dict, description="Clean accuracy by number of classes.")
     entries: tuple[TimingEntry, ...] = ()
+    repairs: tuple[RepairTimingEntry, ...] = ()
+
+
+_Job = Callable[[SplitModel, CleanData], TimingEntry | RepairTimingEntry]
+"""Times one thing on a model."""
 
 
 def every_detector() -> dict[str, Detector]:
@@ -106,7 +125,57 @@ def time_methods(
     """
     where = pick_device(device)
     detectors = every_detector() if detectors is None else detectors
-    results = TimingResults(
+    jobs: list[_Job] = [lambda model, clean: _time_scan(scan, model, clean, seed)]
+    for name, detector in detectors.items():
+        jobs.append(functools.partial(_time_method, name, detector, budget=budget, seed=seed))
+    nothing = _nothing_yet(architecture, width, images, budget, where, seed)
+    return _time_all(path, jobs, nothing, (architecture, width, images), classes, where, progress)
+
+
+def time_repairs(
+    path: Path,
+    *,
+    architecture: str = "resnet18",
+    width: int = 64,
+    images: int = 500,
+    classes: Sequence[int] = CLASSES,
+    budget: float = BUDGET,
+    device: str = "auto",
+    mitigations: Sequence[Mitigation] | None = None,
+    seed: int = 0,
+    progress: Callable[[str], None] | None = None,
+) -> TimingResults:
+    """Time every repair like the methods of :func:`time_methods`, without a scan of what it leaves.
+
+    The plan of ``ban-distillation`` is that of the strengths which it had begun, which are one where it is stopped. A
+    repair that needs a target is told one.
+
+    Args:
+        path: Results file; replaced, and whole after every repair.
+        architecture: As there.
+        width: As there.
+        images: Clean images of a repair.
+        classes: As there.
+        budget: As there.
+        device: As there.
+        mitigations: To time; none: every one, with its defaults.
+        seed: Of weights, images and repairs.
+        progress: Told of each part.
+
+    Raises:
+        UsageError: As there.
+    """
+    where = pick_device(device)
+    chosen = [kind() for kind in MITIGATIONS.values()] if mitigations is None else mitigations
+    jobs: list[_Job] = [functools.partial(_time_repair, mitigation, budget=budget, seed=seed) for mitigation in chosen]
+    nothing = _nothing_yet(architecture, width, images, budget, where, seed)
+    return _time_all(path, jobs, nothing, (architecture, width, images), classes, where, progress)
+
+
+def _nothing_yet(
+    architecture: str, width: int, images: int, budget: float, where: torch.device, seed: int
+) -> TimingResults:
+    return TimingResults(
         network=f"{architecture} of width {width}",
         model_note=MODEL_NOTE,
         images=images,
@@ -117,27 +186,36 @@ def time_methods(
         budget=budget,
         seed=seed,
     )
+
+
+def _time_all(
+    path: Path,
+    jobs: Sequence[_Job],
+    results: TimingResults,
+    size: tuple[str, int, int],
+    classes: Sequence[int],
+    where: torch.device,
+    progress: Callable[[str], None] | None,
+) -> TimingResults:
     for count in classes:
-        model, clean = synthetic_model(architecture, width, images, count, where, seed)
+        model, clean = synthetic_model(*size, count, where, results.seed)
         accuracy = clean_accuracy(model, clean)  # the first passes besides, which set things up and are not timed
         if accuracy.accuracy < accuracy.floor:
             raise UsageError(
-                f"--width {width} --classes {count}: clean accuracy is {accuracy.accuracy:.0%} after the few training "
-                f"steps, expected at least {accuracy.floor:.0%}; take another size"
+                f"--width {size[1]} --classes {count}: clean accuracy is {accuracy.accuracy:.0%} after the few "
+                f"training steps, expected at least {accuracy.floor:.0%}; take another size"
             )
         results = results.model_copy(update={"accuracy": {**results.accuracy, count: round(accuracy.accuracy, 4)}})
-        names: list[str] = [DEFAULT_SCAN, *detectors]
-        for name in names:
-            entry = (
-                _time_scan(scan, model, clean, seed)
-                if name == DEFAULT_SCAN
-                else _time_method(name, detectors[name], model, clean, budget, seed)
-            )
-            results = results.model_copy(update={"entries": (*results.entries, entry)})
+        for job in jobs:
+            entry = job(model, clean)
+            if isinstance(entry, TimingEntry):
+                results = results.model_copy(update={"entries": (*results.entries, entry)})
+            else:
+                results = results.model_copy(update={"repairs": (*results.repairs, entry)})
             write_results(path, results)
             if progress is not None:
                 share = "" if entry.timed_share == 1 else f", computed from {entry.timed_share:.1%} of it"
-                progress(f"{count} classes: {name}: {entry.seconds:.1f} s{share}")
+                progress(f"{count} classes: {entry.method}: {entry.seconds:.1f} s{share}")
     return results
 
 
@@ -158,11 +236,59 @@ def _time_scan(scan: Sequence[Detector] | None, model: SplitModel, clean: CleanD
 
 
 def _time_method(
-    name: str, detector: Detector, model: SplitModel, clean: CleanData, budget: float, seed: int
+    name: str, detector: Detector, model: SplitModel, clean: CleanData, *, budget: float, seed: int
 ) -> TimingEntry:
-    booked = [(0, 0), (0, 0)]
+    def work(meter: Meter) -> Finding:
+        return detector(model, clean, seed=seed, meter=meter)
 
-    def work(meter: Meter) -> tuple[Finding, float | None]:
+    finding, share, timed_seconds, cost = _within_budget(
+        name, work, lambda _: detector.planned_images(clean.num_classes, len(clean)), budget, clean.images.device
+    )
+    return TimingEntry(
+        method=name,
+        classes=clean.num_classes,
+        verdict=finding.verdict,
+        reason=finding.reason,
+        timed_share=share,
+        timed_seconds=timed_seconds,
+        **cost.model_dump(),
+    )
+
+
+def _time_repair(
+    mitigation: Mitigation, model: SplitModel, clean: CleanData, *, budget: float, seed: int
+) -> RepairTimingEntry:
+    aimed = mitigation.aimed_at(0) if isinstance(mitigation, TargetedMitigation) else mitigation
+
+    def work(meter: Meter) -> str:
+        try:
+            aimed(model, clean, seed=seed, meter=meter)
+        except TimeLimitReached:
+            return ""
+        except BanauditError as problem:
+            return str(problem)
+        return ""
+
+    problem, share, timed_seconds, cost = _within_budget(
+        mitigation.name, work, lambda meter: meter.planned_images, budget, clean.images.device
+    )
+    return RepairTimingEntry(
+        method=mitigation.name,
+        classes=clean.num_classes,
+        problem=problem,
+        timed_share=share,
+        timed_seconds=timed_seconds,
+        **cost.model_dump(),
+    )
+
+
+def _within_budget(
+    name: str, work: Callable[[Meter], Result], plan: Callable[[Meter], int], budget: float, device: torch.device
+) -> tuple[Result, float, float, PeakCost]:
+    """What ``work`` returned, the share of its plan that was timed, the seconds of that, and the cost of the whole."""
+    booked, meters = [(0, 0), (0, 0)], []
+
+    def watched(meter: Meter) -> Result:
         def note(what: str, share: float) -> None:
             del what, share
             if meter.time_limit is None and meter.forward_images:
@@ -170,32 +296,24 @@ def _time_method(
             booked.append((meter.forward_images, meter.backward_images))
 
         meter.listener = note
-        found = detector(model, clean, seed=seed, meter=meter)
-        return found, meter.time_limit if meter.stopped else None
+        meters.append(meter)
+        return work(meter)
 
-    (finding, stopped_at), cost = measured(work, clean.images.device)
-    share = 1.0
-    timed_seconds = cost.seconds
-    if stopped_at is not None:
-        before = stopped_at - budget  # the first pass, after what is no pass, such as training reference networks
-        forward, backward = booked[-2]  # the last batch was booked, but not computed
-        if forward == 0:
-            raise UsageError(f"--budget {budget:g}: {name} did not finish its first batch; give more seconds")
-        planned = max(forward, detector.planned_images(clean.num_classes, len(clean)))
-        share = forward / planned
-        cost = cost.model_copy(
-            update={
-                "seconds": round(before + (timed_seconds - before) / share, 3),
-                "forward_images": planned,
-                "backward_images": round(backward / share),
-            }
-        )
-    return TimingEntry(
-        method=name,
-        classes=clean.num_classes,
-        verdict=finding.verdict,
-        reason=finding.reason,
-        timed_share=round(share, 5),
-        timed_seconds=timed_seconds,
-        **cost.model_dump(),
+    result, cost = measured(watched, device)
+    (meter,) = meters
+    if not meter.stopped or meter.time_limit is None:
+        return result, 1.0, cost.seconds, cost
+    before = meter.time_limit - budget  # the first pass, after what is no pass, such as training reference networks
+    forward, backward = booked[-2]  # the last batch was booked, but not computed
+    if forward == 0:
+        raise UsageError(f"--budget {budget:g}: {name} did not finish its first batch; give more seconds")
+    planned = max(forward, plan(meter))
+    share = forward / planned
+    whole = cost.model_copy(
+        update={
+            "seconds": round(before + (cost.seconds - before) / share, 3),
+            "forward_images": planned,
+            "backward_images": round(backward / share),
+        }
     )
+    return result, round(share, 5), cost.seconds, whole

@@ -1,4 +1,4 @@
-"""``banaudit bench timing``: what every method takes, and how that grows with the number of classes."""
+"""``banaudit bench timing``: what every method, or every repair, takes, and how that grows with the classes."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ def timing(
     architecture: Annotated[str, typer.Option("--arch", help="Network, as the benchmark names it.")] = "resnet18",
     width: Annotated[int, typer.Option(min=1, help="Channels of the first stage; 64 is the full network.")] = 64,
     images: Annotated[int, typer.Option(min=50, help="Clean images.")] = 500,
+    repairs: Annotated[bool, typer.Option("--repairs", help="Time repairs instead of scans.")] = False,
     classes: Annotated[str, typer.Option(metavar="K,K", help="Numbers of classes, a model for each.")] = "10,43,200",
     budget: Annotated[
         float,
@@ -28,17 +29,20 @@ def timing(
     ] = 600.0,
     seed: Seed = 0,
     device: Device = "auto",
-    output: Annotated[Path, typer.Option(help="Results file; replaced.")] = RESULTS / "timing.json",
+    output: Annotated[
+        Path | None, typer.Option(help="Results file; replaced. [default: timing.json, timing-repairs.json]")
+    ] = None,
     verbose: Verbose = False,
 ) -> None:
-    """Time the default scan and every method on the same models, for several numbers of classes."""
+    """Time the default scan and every method, or every repair, on the same models for several numbers of classes."""
     del verbose  # read by main, which prints the traceback
     counts = _parse_counts(classes)
     from banaudit.bench.tables import render
-    from banaudit.bench.timing import time_methods
+    from banaudit.bench.timing import time_methods, time_repairs
 
-    time_methods(
-        output,
+    path = output or RESULTS / ("timing-repairs.json" if repairs else "timing.json")
+    (time_repairs if repairs else time_methods)(
+        path,
         architecture=architecture,
         width=width,
         images=images,
@@ -48,7 +52,7 @@ def timing(
         seed=seed,
         progress=tell,
     )
-    write_stdout(render(output))
+    write_stdout(render(path))
 
 
 def _parse_counts(text: str) -> tuple[int, ...]:

@@ -14,11 +14,19 @@ from banaudit.bench.published_timing import RELEASED_BAN, SECONDS
 from banaudit.bench.results_files import read_results
 from banaudit.bench.tables import render
 from banaudit.bench.tables.timing import timing_tables
-from banaudit.bench.timing import DEFAULT_SCAN, TimingEntry, TimingResults, every_detector, time_methods
+from banaudit.bench.timing import (
+    DEFAULT_SCAN,
+    TimingEntry,
+    TimingResults,
+    every_detector,
+    time_methods,
+    time_repairs,
+)
 from banaudit.cli import main
 from banaudit.detectors import DETECTORS
 from banaudit.detectors.base import Detector
 from banaudit.errors import UnsupportedModelError, UsageError
+from banaudit.mitigations import CLP, BANDistillation, FeatureFlip, FineTuning
 from banaudit.results import Verdict
 
 BATCH = 10
@@ -65,6 +73,11 @@ def run(path, **settings):
         "scan": [Accuser(target=1)],
     }
     return time_methods(path, **(options | settings))
+
+
+def run_repairs(path, **settings):
+    options = {"architecture": "vgg11", "width": 4, "images": 60, "classes": (4,), "device": "cpu"}
+    return time_repairs(path, **(options | settings))
 
 
 def test_every_method_is_timed_on_each_model_beside_the_default_scan(tmp_path):
@@ -140,6 +153,30 @@ def test_a_model_that_learned_too_little_is_refused(tmp_path, monkeypatch):
         run(tmp_path / "timing.json", classes=(6,), detectors={})
 
 
+def test_repairs_are_timed_like_methods(tmp_path):
+    path = tmp_path / "timing.json"
+    chosen = [
+        FineTuning(epochs=2, batch_size=16),
+        FineTuning(epochs=10**6, batch_size=16),
+        FeatureFlip(batch_size=10**6),
+        BANDistillation(epochs=10**6, batch_size=16),
+    ]
+    results = run_repairs(path, mitigations=chosen, budget=1.0)
+    whole, long, flip, distilled = results.repairs
+    assert read_results(path, TimingResults) == results
+    assert (whole.method, whole.timed_share, whole.problem) == ("fine-tuning", 1.0, "")
+    assert whole.seconds == whole.timed_seconds
+    assert whole.backward_images == 2 * 56  # of the 15 images of a class one chooses
+    assert 0 < long.timed_share < 0.01
+    assert long.forward_images > 10**6 * 60
+    assert long.seconds > 1000 * long.timed_seconds
+    assert distilled.forward_images > 10**6 * 4 * 56  # the first strength: ascent, noisy, clean, teacher
+    text = render(path)
+    assert "## Images passed through the network" in text
+    assert "Figure 4" not in text
+    assert ("## Without a repair" in text) == bool(flip.problem)
+
+
 def test_all_registered_methods_and_the_released_one_are_listed():
     assert list(every_detector()) == [*DETECTORS, RELEASED_BAN]
     assert set(SECONDS) <= set(every_detector())
@@ -202,5 +239,8 @@ def test_the_command_measures_and_prints(tmp_path, monkeypatch, capsys):
     command = ["bench", "timing", "--arch", "vgg11", "--width", "4", "--images", "60", "--output", str(path)]
     assert main([*command, "--classes", "3", "--device", "cpu"]) == 0
     assert capsys.readouterr().out == render(path)
+    monkeypatch.setattr(timing, "MITIGATIONS", {"clp": CLP})
+    assert main([*command, "--classes", "3", "--device", "cpu", "--repairs"]) == 0
+    assert "| clp |" in capsys.readouterr().out
     assert main([*command, "--classes", "3,3"]) == 2
     assert "--classes 3,3" in capsys.readouterr().err

@@ -1,22 +1,77 @@
-"""The tables of what every method takes, and how that grows with the number of classes."""
+"""The tables of what every method, or every repair, takes, and how that grows with the number of classes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from banaudit.bench.published_timing import SECONDS, SETUPS
 from banaudit.bench.tables.markdown import GIB, NOTHING, bullets, table
-from banaudit.bench.timing import TimingEntry, TimingResults
+from banaudit.bench.timing import RepairTimingEntry, TimingEntry, TimingResults
 from banaudit.results import Verdict
 
-Cell = Callable[[TimingEntry], str]
+Timed = TimingEntry | RepairTimingEntry
+Cell = Callable[[Timed], str]
 
 
 def timing_tables(results: TimingResults) -> str:
     """Seconds with their growth and the paper's beside them, passes, memory, and what could not be judged."""
-    classes = sorted({entry.classes for entry in results.entries})
-    methods = list(dict.fromkeys(entry.method for entry in results.entries))
-    entries = {(entry.method, entry.classes): entry for entry in results.entries}
+    unjudged = [
+        f"{entry.method}, {entry.classes} classes: {entry.reason}"
+        for entry in results.entries
+        if entry.verdict is Verdict.INCONCLUSIVE and entry.timed_share == 1
+    ]
+    failed = [f"{entry.method}, {entry.classes} classes: {entry.problem}" for entry in results.repairs if entry.problem]
+    accuracies = ", ".join(f"{value:.0%} with {count} classes" for count, value in sorted(results.accuracy.items()))
+    parts = [
+        "# Time and memory",
+        f"{results.network}, {results.images} images of 32 pixels, {results.device}, {results.threads} threads, torch "
+        f"{results.torch_version}. {results.model_note}; clean accuracy {accuracies}.",
+        *(_of_methods(results.entries, results) if results.entries else []),
+        *(_of_repairs(results.repairs, results) if results.repairs else []),
+        *(["## Without a verdict", bullets(unjudged)] if unjudged else []),
+        *(["## Without a repair", bullets(failed)] if failed else []),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _of_methods(entries: Sequence[TimingEntry], results: TimingResults) -> list[str]:
+    return [
+        "Every method with its default settings, by itself, one after the other in one run on the same model for each "
+        f"number of classes. {_COMPUTED.format('method', results.budget)} Methods that may stop early are then "
+        "overstated.",
+        "## Seconds",
+        f"The last columns are the paper's (Figure 4), on a GPU of theirs, with a ResNet-18 of width 64: {SETUPS[0]}, "
+        f"and {SETUPS[1]}. Only the numbers that its text gives. BTI-DBF's second is without pre-training; FeatureRE "
+        "would take more than 400 hours there, as they estimate from one class. The schedules of the inversion methods "
+        "are shorter here than theirs: each one's description says by how much.",
+        *_tables(entries, results, ("theirs, CIFAR-10", "theirs, ImageNet200"), _published),
+    ]
+
+
+def _of_repairs(repairs: Sequence[RepairTimingEntry], results: TimingResults) -> list[str]:
+    return [
+        "Every repair with its default settings, by itself, one after the other in one run on the same model for each "
+        f"number of classes, without the scans before and after. {_COMPUTED.format('repair', results.budget)} The plan "
+        "of `ban-distillation` is its first strength alone where it was stopped there; it tries up to five.",
+        "## Seconds",
+        *_tables(repairs, results, (), lambda _: ()),
+    ]
+
+
+_COMPUTED = (
+    "*computed*: the {0} was stopped after {1:g} s from its first pass; its passes are the planned ones, and its "
+    "seconds those since then, divided by the share of the planned passes (in brackets) that it had done, and those "
+    "before."
+)
+
+
+def _tables(
+    timed: Sequence[Timed], results: TimingResults, beside: tuple[str, ...], also: Callable[[str], tuple[str, ...]]
+) -> list[str]:
+    """Seconds with their growth, passes and memory; ``beside`` are columns of which ``also`` has the cells."""
+    classes = sorted({entry.classes for entry in timed})
+    methods = list(dict.fromkeys(entry.method for entry in timed))
+    entries = {(entry.method, entry.classes): entry for entry in timed}
 
     def cells(method: str, text: Cell) -> list[str]:
         found = [entries.get((method, count)) for count in classes]
@@ -32,41 +87,20 @@ def timing_tables(results: TimingResults) -> str:
 
     columns = [f"{count} classes" for count in classes]
     growths = [f"{count} against {classes[0]} ({count / classes[0]:.1f}x the classes)" for count in classes[1:]]
-    unjudged = [
-        f"{entry.method}, {entry.classes} classes: {entry.reason}"
-        for entry in results.entries
-        if entry.verdict is Verdict.INCONCLUSIVE and entry.timed_share == 1
-    ]
-    accuracies = ", ".join(f"{value:.0%} with {count} classes" for count, value in sorted(results.accuracy.items()))
-    parts = [
-        "# Time and memory",
-        f"{results.network}, {results.images} images of 32 pixels, {results.device}, {results.threads} threads, torch "
-        f"{results.torch_version}. {results.model_note}; clean accuracy {accuracies}.",
-        "Every method with its default settings, by itself, one after the other in one run on the same model for each "
-        "number of classes. *computed*: the method was stopped after "
-        f"{results.budget:g} s from its first pass; its passes are the planned ones, and its seconds those since then, "
-        "divided by the share of the planned passes (in brackets) that it had done, and those before. Methods that may "
-        "stop early are then overstated.",
-        "## Seconds",
-        f"The last columns are the paper's (Figure 4), on a GPU of theirs, with a ResNet-18 of width 64: {SETUPS[0]}, "
-        f"and {SETUPS[1]}. Only the numbers that its text gives. BTI-DBF's second is without pre-training; FeatureRE "
-        "would take more than 400 hours there, as they estimate from one class. The schedules of the inversion methods "
-        "are shorter here than theirs: each one's description says by how much.",
+    return [
         table(
-            ("method", *columns, *growths, "theirs, CIFAR-10", "theirs, ImageNet200"),
-            [(method, *cells(method, _seconds), *growth(method), *_published(method)) for method in methods],
+            ("method", *columns, *growths, *beside),
+            [(method, *cells(method, _seconds), *growth(method), *also(method)) for method in methods],
         ),
         "## Images passed through the network, forward + backward",
         table(("method", *columns), [(method, *cells(method, _passes)) for method in methods]),
         "## Peak memory, GiB",
         f"{results.memory_note[:1].upper()}{results.memory_note[1:]}.",
         table(("method", *columns), [(method, *cells(method, _memory)) for method in methods]),
-        *(["## Without a verdict", bullets(unjudged)] if unjudged else []),
     ]
-    return "\n\n".join(parts) + "\n"
 
 
-def _seconds(entry: TimingEntry) -> str:
+def _seconds(entry: Timed) -> str:
     return (
         f"{entry.seconds:,.1f}"
         if entry.timed_share == 1
@@ -74,11 +108,11 @@ def _seconds(entry: TimingEntry) -> str:
     )
 
 
-def _passes(entry: TimingEntry) -> str:
+def _passes(entry: Timed) -> str:
     return f"{entry.forward_images:,} + {entry.backward_images:,}" + ("" if entry.timed_share == 1 else " computed")
 
 
-def _memory(entry: TimingEntry) -> str:
+def _memory(entry: Timed) -> str:
     return f"{entry.peak_bytes / GIB:.2f}"
 
 
