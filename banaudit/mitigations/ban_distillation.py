@@ -1,4 +1,4 @@
-"""Distillation under neuron noise: BAN's repair with the suspect model as the teacher, and changes to unlearn."""
+"""Distillation under neuron noise: BAN's repair with the suspect model as the teacher, and a patch to unlearn."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from banaudit.architectures.base import SplitModel
-from banaudit.errors import DivergedError
+from banaudit.detectors.base import freeze
+from banaudit.detectors.inversion import Triggers
+from banaudit.detectors.neural_cleanse import NeuralCleanse
 from banaudit.mitigations.ban import NoiseTraining
 from banaudit.mitigations.base import RepairJob
-from banaudit.mitigations.unlearned import Unlearned, planned_search
 from banaudit.neurons import count_neurons, train_under_noise
 from banaudit.shapes import Images, Labels, Logits
-from banaudit.training import Augmentation, Tuned, accuracy, private_copy
+from banaudit.training import EPOCH_SEEDS, Augmentation, Tuned, accuracy, private_copy
 
 REPEATED_AT = 0.4
-"""Share of the run after which patch and perturbation are searched again, on the network as it is then."""
+"""Share of the run after which the patch is searched a second time, on the network as it is then."""
 
 FURTHER = 1.5
 """How much further than in training the images that choose are shifted, to see what a strong repair costs."""
@@ -85,25 +86,18 @@ class Tried:
     """A repair at one of the strengths.
 
     Args:
-        tuned: What it led to; none: it diverged.
+        tuned: What it led to.
         cost: Accuracy that it lost on shifted copies of the images that choose; NaN where that is not asked.
     """
 
-    tuned: Tuned | None
+    tuned: Tuned
     cost: float = math.nan
-
-    @property
-    def within_budget(self) -> bool:
-        """Whether some epoch is."""
-        return self.tuned is not None and self.tuned.within_budget
 
     def affordable(self, drop: float) -> bool:
         """Whether the last epoch is within the budget and cost at most this much on the shifted copies.
 
         It is the last one that counts: an earlier epoch of a strong repair is no strong repair.
         """
-        if self.tuned is None:
-            return False
         last = self.tuned.epochs[-1].epoch
         # The small number is for shares that are no exact fractions.
         return self.tuned.within_budget and self.tuned.kept_epoch == last and self.cost <= drop + 1e-9
@@ -111,20 +105,19 @@ class Tried:
 
 @final
 class BANDistillation(NoiseTraining):
-    """Trains all weights to answer clean images as before, under neuron noise, a patch and a universal perturbation.
+    """Trains all weights to answer clean images as before, under the worst noise on the neurons and under a patch.
 
-    min_w (1 - a) CE(f(x; w), y) + a KD(f(x; w), f(x; w_0)) + lambda_2 CE(f(x; w under noise), y)
-          + c CE(f(x'; w), y) + d CE(f(x''; w), y)
+    min_w (1 - a) CE(f(x; w), y) + a KD(f(x; w), f(x; w_0)) + lambda_2 CE(f(x; w under noise), y) + c CE(f(x'; w), y)
 
     with the noise of BAN (Eq. 3-4, found anew for each batch), w_0 the weights as they came, KD the distillation loss
-    at a temperature, x' a share of the images with a patch on them, while there is one that stands out, and x'' others
-    with a small change of all pixels on them, the one that leads to a class first (:mod:`unlearned`).
+    at a temperature, and x' a share of the images with a patch on them, while there is one that stands out.
 
     Why these terms. On clean images the suspect model is right and its backdoor is silent: its own answers there hand
     on what it knows beyond the labels of the few images, and nothing of the backdoor. They hold the accuracy while a
     larger learning rate than BAN's moves the weights far enough. Noise takes away what neurons amplify, but patches can
-    survive it, and blended patterns where a network affords no strong noise; both are what a search on the pixels
-    finds. It is made again later, on the network as it is then.
+    survive it, most of all in networks without skip connections; patches are what inversion finds. The smallest patch
+    of all classes (Neural Cleanse) is unlearned if its mask is far smaller than the runner-up's. It is searched again
+    later, on the network as it is then.
 
     How strong a repair a network affords differs by far: what takes a backdoor from a digit network at almost no cost
     takes much of a small CIFAR network's accuracy. So the strongest of :data:`STRENGTHS` comes first. Of those
@@ -137,15 +130,13 @@ class BANDistillation(NoiseTraining):
 
     Source:
         Ours, on top of Xu et al., "BAN", NeurIPS 2024, Eq. 8. Unlearning a reversed patch: Wang et al., "Neural
-        Cleanse", IEEE S&P 2019, Section VI; a universal perturbation: Zeng et al., "Adversarial Unlearning of
-        Backdoors via Implicit Hypergradient", ICLR 2022, whose perturbation leads away from the true label wherever
-        that is. Distillation against backdoors: Li et al., "Neural Attention
+        Cleanse", IEEE S&P 2019, Section VI. Distillation against backdoors: Li et al., "Neural Attention
         Distillation", ICLR 2021, whose teacher is a fine-tuned copy and which matches attention maps.
     """
 
     name: ClassVar[str] = "ban-distillation"
-    title: ClassVar[str] = "fine-tuning against neuron noise, a patch and a perturbation, held to its own answers"
-    trains_against: ClassVar[frozenset[str]] = frozenset({"ban", "neural-cleanse", "universal-perturbation"})
+    title: ClassVar[str] = "fine-tuning against neuron noise and the smallest patch, held to its own clean answers"
+    trains_against: ClassVar[frozenset[str]] = frozenset({"ban", "neural-cleanse"})
 
     epochs: PositiveInt = 10
     """Passes over the training images; other strengths take up to 2.5 times as many."""
@@ -161,11 +152,9 @@ class BANDistillation(NoiseTraining):
     """T of the distillation."""
 
     patch_weight: NonNegativeFloat = 0.5
-    """c, the weight of the loss on images with the patch."""
-    perturbation_weight: NonNegativeFloat = 0.5
-    """d, the weight of the loss on images with the perturbation."""
-    changed_share: float = Field(default=0.25, gt=0, le=0.5)
-    """Share of a batch that carries the patch, and of others that carry the perturbation."""
+    """c, the weight of the loss on stamped images."""
+    patch_share: float = Field(default=0.25, gt=0, le=1)
+    """Share of a batch that is stamped."""
     free_drop: float = Field(default=0.01, ge=0, lt=1)
     """Accuracy on the shifted copies up to which a repair stronger than these settings is kept at once."""
     stronger_drop: float = Field(default=0.02, ge=0, lt=1)
@@ -180,7 +169,6 @@ class BANDistillation(NoiseTraining):
         strengths = self.strengths()
         before = math.nan if self.gentle else self._accuracy_when_shifted(job, job.model, "as it came")
         tried: list[Tried] = []
-        first: dict[str, Any] = {}
         kept = None
         while kept is None:
             number, last = len(tried) + 1, len(tried) + 1 == len(strengths)
@@ -189,23 +177,15 @@ class BANDistillation(NoiseTraining):
             name = f"strength {number}"
             run, settings = replace(own, progress=job.progress.run(name)), strengths[number - 1]
             if self.gentle:
-                return settings.repair_once(run, job.model, first)
+                return settings.repair_once(run, job.model)
             if number > 1:
                 job.meter.planned_images += settings.planned_run(len(job.training), len(job.selection))
-            try:
-                tuned = settings.repair_once(run, job.model, first, name=f"{name} of {len(strengths)}, ")
-            except DivergedError:
-                if last and all(item.tuned is None for item in tried):
-                    raise
-                tried.append(Tried(None))
-            else:
-                asked = number <= len(STRONGER)
-                cost = before - self._accuracy_when_shifted(job, own.model, name) if asked else math.nan
-                tried.append(Tried(_told(tuned, f"{name} of {len(strengths)}"), cost))
+            tuned = settings.repair_once(run, job.model, name=f"{name} of {len(strengths)}, ")
+            asked = number <= len(STRONGER)
+            cost = before - self._accuracy_when_shifted(job, own.model, name) if asked else math.nan
+            tried.append(Tried(_told(tuned, f"{name} of {len(strengths)}"), cost))
             kept = self.choose(tried, job.max_drop)
-        chosen = tried[kept - 1].tuned
-        assert chosen is not None
-        return replace(chosen, attempts=self.attempts(tried, kept))
+        return replace(tried[kept - 1].tuned, attempts=self.attempts(tried, kept))
 
     def choose(self, tried: Sequence[Tried], max_drop: float) -> int | None:
         """Which of the strengths tried so far is kept, from 1; none: the next one is to be tried."""
@@ -217,14 +197,13 @@ class BANDistillation(NoiseTraining):
         affordable = [(item.cost, number) for number, item in stronger if item.affordable(most)]
         if affordable and len(tried) >= len(STRONGER):
             return min(affordable)[1]
-        within = [number for number, item in enumerate(tried, start=1) if item.within_budget]
+        within = [number for number, item in enumerate(tried, start=1) if item.tuned.within_budget]
         if len(tried) > len(STRONGER) and len(tried) in within:
             return len(tried)
         if len(tried) < len(STRENGTHS):
             return None
-        ended = [(number, item.tuned) for number, item in enumerate(tried, start=1) if item.tuned is not None]
-        best = [(max(epoch.accuracy for epoch in tuned.epochs), number) for number, tuned in ended]
-        return within[0] if within else max(best)[1]
+        best = [max(epoch.accuracy for epoch in item.tuned.epochs) for item in tried]
+        return within[0] if within else max(range(1, len(tried) + 1), key=lambda number: (best[number - 1], number))
 
     def attempts(self, tried: Sequence[Tried], kept: int) -> tuple[str, ...]:
         """A line for each strength that was tried: how it differs from the settings, and what it cost."""
@@ -234,9 +213,6 @@ class BANDistillation(NoiseTraining):
             other = {name: value for name, value in settings.settings().items() if value != own[name]}
             how = ", ".join(f"{name}={value:g}" for name, value in other.items()) or "the settings as they are"
             tuned = item.tuned
-            if tuned is None:
-                lines.append(f"strength {number} of {len(STRENGTHS)} ({how}): given up, it diverged")
-                continue
             told = tuned.epochs[-1]
             if number == kept:
                 told = next((epoch for epoch in tuned.epochs if epoch.epoch == tuned.kept_epoch), told)
@@ -279,43 +255,36 @@ class BANDistillation(NoiseTraining):
             for strength in ((AS_SET,) if self.gentle else STRENGTHS)
         )
 
-    def repair_once(self, job: RepairJob, original: SplitModel, first: dict[str, Any], *, name: str = "") -> Tuned:
+    def repair_once(self, job: RepairJob, original: SplitModel, *, name: str = "") -> Tuned:
         """Fine-tune with these very settings, and keep an epoch.
 
         Args:
             job: Its model is changed.
             original: The network as it came in, whose frozen copy is the teacher; may be the job's.
-            first: What was found on it to be unlearned; filled if it is empty.
             name: Of the run, before each epoch, for whoever watches.
         """
         teacher = copy.deepcopy(original).eval().requires_grad_(False)
-        changes = Unlearned(job, searched_before=self.searched_before, patch_ratio=self.patch_ratio, first=first)
-        searches = sum(self.searched_before(epoch) for epoch in range(1 if not first else 2, self.epochs + 1))
-        job.meter.planned_images += searches * planned_search(job.training.num_classes, len(job.training))
+        patch = SmallestPatch(self, job)
+        searches = sum(self.searched_before(epoch) for epoch in range(1, self.epochs + 1))
+        job.meter.planned_images += searches * NeuralCleanse().planned_images(job.training.num_classes, 0)
 
         def objective(model: SplitModel, images: Images, labels: Labels, generator: torch.Generator) -> Tensor:
             loss = self.loss(model, teacher, images, labels, generator)
-            count = max(2, round(self.changed_share * len(images)))
-            changed = (
-                (self.patch_weight, changes.with_patch(images[:count]), labels[:count]),
-                (self.perturbation_weight, changes.with_perturbation(images[-count:]), labels[-count:]),
-            )
-            found = [(weight, part, truth) for weight, part, truth in changed if part is not None and weight > 0]
-            if found:
-                still = torch.zeros(2, count_neurons(model), device=images.device)
-                # Without noise, but apart from the running statistics, which come from the clean pass alone; in one
-                # pass, since the statistics of a few images are uncertain.
-                answers = train_under_noise(model, torch.cat([part for _, part, _ in found]), still, form=self.form)
-                for (weight, _, truth), part in zip(found, torch.split(answers, count), strict=True):
-                    loss = loss + weight * F.cross_entropy(part, truth)
-            return loss
+            count = max(2, round(self.patch_share * len(images)))
+            stamped = patch.stamp(images[:count])
+            if stamped is None:
+                return loss
+            still = torch.zeros(2, count_neurons(model), device=images.device)
+            # Without noise, but apart from the running statistics, which come from the clean pass alone.
+            answers = train_under_noise(model, stamped, still, form=self.form)
+            return loss + self.patch_weight * F.cross_entropy(answers, labels[:count])
 
-        return self.tune(job, objective, passes=self._passes(), companion=changes, name=name)
+        return self.tune(job, objective, passes=self._passes(), companion=patch, name=name)
 
     def loss(
         self, model: SplitModel, teacher: SplitModel, images: Images, labels: Labels, generator: torch.Generator
     ) -> Tensor:
-        """Loss of a batch as it is, a scalar with gradients for the weights.
+        """Loss of a batch without a patch, a scalar with gradients for the weights.
 
         Args:
             model: In train mode.
@@ -344,7 +313,7 @@ class BANDistillation(NoiseTraining):
         return self.planned_tuning(training, selection, forward=self._passes()[0])
 
     def searched_before(self, epoch: int) -> bool:
-        """Whether patch and perturbation are searched before this epoch, from 1."""
+        """Whether the patch is searched before this epoch, from 1."""
         return epoch in {1, 1 + round(REPEATED_AT * self.epochs)}
 
     def _passes(self) -> tuple[int, int]:
@@ -356,3 +325,47 @@ def _told(tuned: Tuned, strength: str) -> Tuned:
     """The same, with the strength said in every epoch."""
     epochs = (item.model_copy(update={"what": f"{strength}, epoch {item.epoch}"}) for item in tuned.epochs)
     return replace(tuned, epochs=tuple(epochs))
+
+
+@final
+class SmallestPatch:
+    """The patch with the smallest mask of all classes, if it stands out; searched on the network as it is.
+
+    Args:
+        settings: When it stands out, and when it is searched.
+        job: Images, seed and meter.
+    """
+
+    def __init__(self, settings: BANDistillation, job: RepairJob) -> None:
+        self._settings = settings
+        self._job = job
+        self._patch: Triggers | None = None
+        """One, if any."""
+
+    def stamp(self, images: Images) -> Images | None:
+        """Images [B, C, H, W] with the patch on them; none where there is no patch to unlearn."""
+        return self._patch.stamp(images)[0] if self._patch is not None else None
+
+    def before_epoch(self, epoch: int, model: SplitModel) -> None:
+        """Search where the epoch asks for it; a patch stays until a later search finds another."""
+        training = self._job.training
+        method = NeuralCleanse()
+        if not self._settings.searched_before(epoch) or training.num_classes < method.fewest_classes:
+            return
+        draws = torch.Generator().manual_seed(self._job.seed * EPOCH_SEEDS + epoch)
+        frozen = freeze(copy.deepcopy(model)).lay_out_fast(training.images)
+        recovered = method.invert(frozen, training, draws, self._job.meter)
+        smallest = recovered.finalists[recovered.ranked()[:2].to(recovered.finalists.device)]
+        norm, runner_up = recovered.norms[smallest].tolist()
+        if norm <= self._settings.patch_ratio * runner_up:
+            self._patch = recovered.triggers.subset(smallest[:1])
+
+    def dump(self) -> dict[str, Any]:
+        """The patch, for an interrupted repair."""
+        return {"patch": None if self._patch is None else vars(self._patch)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`dump` gave."""
+        device = self._job.training.labels.device
+        patch: dict[str, Tensor] | None = state["patch"]
+        self._patch = None if patch is None else Triggers(**{name: part.to(device) for name, part in patch.items()})

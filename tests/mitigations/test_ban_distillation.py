@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 
 from banaudit.data import CleanData
-from banaudit.errors import DivergedError
+from banaudit.detectors.inversion import Recovered, Triggers
+from banaudit.detectors.neural_cleanse import NeuralCleanse
 from banaudit.meter import Meter
 from banaudit.mitigations import BANDistillation, ban_distillation
-from banaudit.mitigations.ban_distillation import distillation_loss
-from banaudit.mitigations.unlearned import Unlearned
+from banaudit.mitigations.ban_distillation import SmallestPatch, distillation_loss
 from banaudit.neurons import train_under_noise, worst_noise
 from banaudit.results import RepairEpoch
 from banaudit.training import Augmentation, Tuned
@@ -74,65 +74,84 @@ def test_the_teacher_is_the_model_as_it_came(monkeypatch):
         assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in state.items())
 
 
-def test_changes_are_searched_at_the_start_and_once_again():
+def recovered(norms):
+    """What a search would have found: the norms of the masks, one white pattern for each class."""
+    classes = torch.arange(len(norms))
+    masks = torch.zeros(len(norms), 1, 8, 8)
+    masks[:, :, :2, :2] = (classes + 1).view(-1, 1, 1, 1) / len(norms)
+    return Recovered(Triggers(classes, masks, torch.ones(len(norms), 3, 8, 8)), torch.tensor(norms), classes)
+
+
+@pytest.mark.parametrize(("norms", "stands_out"), [((9.0, 2.0, 8.0, 7.0), True), ((9.0, 5.0, 8.0, 7.0), False)])
+def test_a_patch_is_unlearned_only_where_it_stands_out(monkeypatch, norms, stands_out):
+    monkeypatch.setattr(NeuralCleanse, "invert", lambda self, *rest: recovered(norms))
+    settings = BANDistillation(epochs=10)
+    images = torch.zeros(4, 3, 8, 8)
+    job = make_job(data=CleanData(torch.zeros(4, 3, 8, 8), torch.arange(4), tuple("abcd")))
+    patch = SmallestPatch(settings, job)
+    assert patch.stamp(images) is None
+    patch.before_epoch(2, make_model())  # no search is due
+    assert patch.stamp(images) is None
+    patch.before_epoch(1, make_model())
+    stamped = patch.stamp(images)
+    assert (stamped is not None) is stands_out
+    again = SmallestPatch(settings, job)
+    again.restore(patch.dump())
+    if stands_out:
+        # Class 1's mask is 2/4 in the corner, its pattern white.
+        assert stamped[0, :, 0, 0].tolist() == [0.5] * 3
+        assert float(stamped[..., 2:, 2:].abs().max()) == 0
+        assert torch.equal(again.stamp(images), stamped)
+    else:
+        assert again.stamp(images) is None
+
+
+def test_the_patch_is_searched_at_the_start_and_once_again():
     assert [epoch for epoch in range(1, 11) if BANDistillation(epochs=10).searched_before(epoch)] == [1, 5]
     assert [epoch for epoch in range(1, 2) if BANDistillation(epochs=1).searched_before(epoch)] == [1]
 
 
-@pytest.mark.parametrize(
-    ("weight", "finds"), [("patch_weight", "with_patch"), ("perturbation_weight", "with_perturbation")]
-)
-def test_a_change_is_unlearned(monkeypatch, weight, finds):
-    """CE of the changed share, with the labels of the images, enters with its weight."""
+def test_a_later_patch_takes_the_place_of_an_earlier_one(monkeypatch):
+    found = iter(((1.0, 9.0, 8.0, 7.0), (9.0, 8.0, 7.0, 1.0), (9.0, 9.0, 9.0, 9.0)))
+    monkeypatch.setattr(NeuralCleanse, "invert", lambda self, *rest: recovered(next(found)))
+    job = make_job(data=CleanData(torch.zeros(4, 3, 8, 8), torch.arange(4), tuple("abcd")))
+    patch = SmallestPatch(BANDistillation(epochs=10), job)
+    seen = []
+    for epoch in (1, 5, 1):
+        patch.before_epoch(epoch, make_model())
+        seen.append(float(patch.stamp(torch.zeros(1, 3, 8, 8))[0, 0, 0, 0]))
+    assert seen == [0.25, 1.0, 1.0]  # classes 0 and 3; where none stands out any more the last one stays
 
-    def white_corner(self, images):
-        changed = images.clone()
-        changed[:, :, :2, :2] = 1.0
-        return changed
 
-    monkeypatch.setattr(Unlearned, "before_epoch", lambda *_: None)
-    monkeypatch.setattr(Unlearned, finds, white_corner)
+def test_the_patch_is_unlearned(monkeypatch):
+    """CE of the stamped share, with the labels of the images, enters with its weight."""
+    monkeypatch.setattr(NeuralCleanse, "fewest_classes", 1)
+    monkeypatch.setattr(NeuralCleanse, "invert", lambda self, *rest: recovered((9.0, 9.0, 1.0)))
     monkeypatch.setattr(BANDistillation, "loss", lambda self, model, *rest: 0 * model.network.linear.bias.sum())
     data = make_data()
+    stamped = data.images.clone()
+    stamped[:, :, :2, :2] = 1.0
 
-    def entropy(value):
-        settings = BANDistillation(epochs=3, batch_size=16, gentle=True, changed_share=0.5, **{weight: value})
+    def entropy(weight):
+        settings = BANDistillation(epochs=3, batch_size=16, gentle=True, patch_weight=weight, patch_share=0.5)
         model = settings(make_model(), data, max_drop=1.0).model.train()
-        return float(F.cross_entropy(model(white_corner(None, data.images)), data.labels))
+        return float(F.cross_entropy(model(stamped), data.labels))
 
     assert entropy(1.0) < entropy(0.0) - 0.1
 
 
-def test_changed_images_leave_the_running_statistics_alone(monkeypatch):
-    monkeypatch.setattr(Unlearned, "before_epoch", lambda *_: None)
+def test_stamped_images_leave_the_running_statistics_alone(monkeypatch):
+    monkeypatch.setattr(NeuralCleanse, "fewest_classes", 1)
 
-    def run(change):
-        for name in ("with_patch", "with_perturbation"):
-            monkeypatch.setattr(Unlearned, name, change)
-        weights = {"patch_weight": 1e-12, "perturbation_weight": 1e-12}
-        return BANDistillation(epochs=1, batch_size=64, **weights)(make_model(), make_data(), max_drop=1.0)
+    def run(norms):
+        monkeypatch.setattr(NeuralCleanse, "invert", lambda self, *rest: recovered(norms))
+        return BANDistillation(epochs=1, batch_size=64, patch_weight=1e-12)(make_model(), make_data(), max_drop=1.0)
 
-    changed, without = run(lambda self, images: images + 1), run(lambda self, images: None)
+    with_patch, without = run((1.0, 9.0, 9.0)), run((9.0, 9.0, 9.0))
     for (name, one), other in zip(
-        changed.model.named_buffers(), dict(without.model.named_buffers()).values(), strict=True
+        with_patch.model.named_buffers(), dict(without.model.named_buffers()).values(), strict=True
     ):
         assert torch.allclose(one, other, atol=1e-5), name
-
-
-def test_the_network_as_it_came_is_searched_once_for_all_strengths(monkeypatch):
-    monkeypatch.setattr(ban_distillation.Tried, "affordable", lambda *_: False)
-    seen = []
-
-    def searched(self, model, draws):
-        seen.append(model.network.linear.weight.sum().item())
-
-    monkeypatch.setattr(Unlearned, "_search_patch", searched)
-    model = make_model()
-    BANDistillation(epochs=3, batch_size=16)(model, make_data(), max_drop=1.0)
-    came = model.network.linear.weight.sum().item()
-    assert seen[0] == pytest.approx(came)
-    assert len(seen) == 1 + 3  # once, and again in each of three strengths: the third keeps to the budget
-    assert all(value != pytest.approx(came, abs=1e-6) for value in seen[1:])
 
 
 def test_the_strengths_that_are_tried():
@@ -175,7 +194,7 @@ def test_which_strength_is_kept(monkeypatch, settings, epochs, within, costs, wa
     max_drop = settings.pop("max_drop", 0.02)
     seen = []
 
-    def once(self, job, original, first, *, name):
+    def once(self, job, original, *, name):
         number = len(seen)
         seen.append((self.batch_size, job.model is original))
         job.model.mark = number
@@ -207,28 +226,6 @@ def test_which_strength_is_kept(monkeypatch, settings, epochs, within, costs, wa
     for cost, line in zip(costs, tuned.attempts, strict=False):
         assert line.endswith(f"; on shifted copies {words.get(cost, '')} points") or cost not in words
     assert all(line.endswith(", 90.0% before") for line in tuned.attempts[2:])
-
-
-@pytest.mark.parametrize("diverging", [(1,), (1, 2), (1, 2, 3, 4), (1, 2, 3, 4, 5)])
-def test_a_strength_that_diverges_is_given_up(monkeypatch, diverging):
-    tried = []
-
-    def once(self, job, original, first, *, name):
-        tried.append(name)
-        if len(tried) in diverging:
-            raise DivergedError("the repair diverged")
-        last = RepairEpoch(epoch=self.epochs, loss=0.0, accuracy=0.9, seconds=0.0)
-        return Tuned({}, (last,), self.epochs, within_budget=True, accuracy_before=0.9)
-
-    monkeypatch.setattr(BANDistillation, "repair_once", once)
-    monkeypatch.setattr(ban_distillation, "accuracy", lambda *_: 0.9)
-    if len(diverging) == 5:
-        with pytest.raises(DivergedError):
-            BANDistillation().repair(make_job())
-        return
-    tuned = BANDistillation().repair(make_job())
-    assert len(tried) == len(diverging) + 1
-    assert [line.endswith("given up, it diverged") for line in tuned.attempts] == [True] * len(diverging) + [False]
 
 
 def test_the_cost_is_measured_on_copies_that_are_shifted_further_than_in_training(monkeypatch):
