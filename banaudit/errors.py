@@ -66,6 +66,10 @@ class UnsupportedModelError(BanauditError):
     """This method cannot judge this model; its finding is *inconclusive*, never clean."""
 
 
+class DivergedError(BanauditError):
+    """The loss of a training is not finite any more."""
+
+
 class TimeLimitReached(BanauditError):  # noqa: N818 - an event, not a mistake of the user's
     """The time that the user gave is spent."""
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from banaudit.architectures.base import SplitModel
 from banaudit.data import CleanData
-from banaudit.errors import BanauditError
+from banaudit.errors import DivergedError
 from banaudit.meter import Meter
 from banaudit.preflight import predictions
 from banaudit.randomness import seed_global
@@ -300,7 +300,7 @@ def fine_tune(
         The kept weights and how it went.
 
     Raises:
-        BanauditError: The loss is not finite any more.
+        DivergedError: The loss is not finite any more.
         UsageError: The state cannot be written.
         TimeLimitReached: From the meter; the state stays.
     """
@@ -393,7 +393,7 @@ class _Run:
             images = self._augmentation(training.images[chosen], generator)
             loss = self._objective(self._model, images, training.labels[chosen], generator)
             if not bool(loss.isfinite()):
-                raise BanauditError(
+                raise DivergedError(
                     f"the repair diverged in epoch {number} (loss {loss.item()}); "
                     f"lower the learning rate, which is {self._schedule.learning_rate:g}"
                 )

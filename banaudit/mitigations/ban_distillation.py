@@ -17,6 +17,7 @@ from banaudit.architectures.base import SplitModel
 from banaudit.detectors.base import freeze
 from banaudit.detectors.inversion import Triggers
 from banaudit.detectors.neural_cleanse import NeuralCleanse
+from banaudit.errors import DivergedError
 from banaudit.mitigations.ban import NoiseTraining
 from banaudit.mitigations.base import RepairJob
 from banaudit.neurons import count_neurons, train_under_noise
@@ -86,18 +87,25 @@ class Tried:
     """A repair at one of the strengths.
 
     Args:
-        tuned: What it led to.
+        tuned: What it led to; none: it diverged.
         cost: Accuracy that it lost on shifted copies of the images that choose; NaN where that is not asked.
     """
 
-    tuned: Tuned
+    tuned: Tuned | None
     cost: float = math.nan
+
+    @property
+    def within_budget(self) -> bool:
+        """Whether some epoch is."""
+        return self.tuned is not None and self.tuned.within_budget
 
     def affordable(self, drop: float) -> bool:
         """Whether the last epoch is within the budget and cost at most this much on the shifted copies.
 
         It is the last one that counts: an earlier epoch of a strong repair is no strong repair.
         """
+        if self.tuned is None:
+            return False
         last = self.tuned.epochs[-1].epoch
         # The small number is for shares that are no exact fractions.
         return self.tuned.within_budget and self.tuned.kept_epoch == last and self.cost <= drop + 1e-9
@@ -180,12 +188,20 @@ class BANDistillation(NoiseTraining):
                 return settings.repair_once(run, job.model)
             if number > 1:
                 job.meter.planned_images += settings.planned_run(len(job.training), len(job.selection))
-            tuned = settings.repair_once(run, job.model, name=f"{name} of {len(strengths)}, ")
-            asked = number <= len(STRONGER)
-            cost = before - self._accuracy_when_shifted(job, own.model, name) if asked else math.nan
-            tried.append(Tried(_told(tuned, f"{name} of {len(strengths)}"), cost))
+            try:
+                tuned = settings.repair_once(run, job.model, name=f"{name} of {len(strengths)}, ")
+            except DivergedError:
+                if last and all(item.tuned is None for item in tried):
+                    raise
+                tried.append(Tried(None))
+            else:
+                asked = number <= len(STRONGER)
+                cost = before - self._accuracy_when_shifted(job, own.model, name) if asked else math.nan
+                tried.append(Tried(_told(tuned, f"{name} of {len(strengths)}"), cost))
             kept = self.choose(tried, job.max_drop)
-        return replace(tried[kept - 1].tuned, attempts=self.attempts(tried, kept))
+        chosen = tried[kept - 1].tuned
+        assert chosen is not None
+        return replace(chosen, attempts=self.attempts(tried, kept))
 
     def choose(self, tried: Sequence[Tried], max_drop: float) -> int | None:
         """Which of the strengths tried so far is kept, from 1; none: the next one is to be tried."""
@@ -197,13 +213,14 @@ class BANDistillation(NoiseTraining):
         affordable = [(item.cost, number) for number, item in stronger if item.affordable(most)]
         if affordable and len(tried) >= len(STRONGER):
             return min(affordable)[1]
-        within = [number for number, item in enumerate(tried, start=1) if item.tuned.within_budget]
+        within = [number for number, item in enumerate(tried, start=1) if item.within_budget]
         if len(tried) > len(STRONGER) and len(tried) in within:
             return len(tried)
         if len(tried) < len(STRENGTHS):
             return None
-        best = [max(epoch.accuracy for epoch in item.tuned.epochs) for item in tried]
-        return within[0] if within else max(range(1, len(tried) + 1), key=lambda number: (best[number - 1], number))
+        ended = [(number, item.tuned) for number, item in enumerate(tried, start=1) if item.tuned is not None]
+        best = [(max(epoch.accuracy for epoch in tuned.epochs), number) for number, tuned in ended]
+        return within[0] if within else max(best)[1]
 
     def attempts(self, tried: Sequence[Tried], kept: int) -> tuple[str, ...]:
         """A line for each strength that was tried: how it differs from the settings, and what it cost."""
@@ -213,6 +230,9 @@ class BANDistillation(NoiseTraining):
             other = {name: value for name, value in settings.settings().items() if value != own[name]}
             how = ", ".join(f"{name}={value:g}" for name, value in other.items()) or "the settings as they are"
             tuned = item.tuned
+            if tuned is None:
+                lines.append(f"strength {number} of {len(STRENGTHS)} ({how}): given up, it diverged")
+                continue
             told = tuned.epochs[-1]
             if number == kept:
                 told = next((epoch for epoch in tuned.epochs if epoch.epoch == tuned.kept_epoch), told)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from banaudit.data import CleanData
 from banaudit.detectors.inversion import Recovered, Triggers
 from banaudit.detectors.neural_cleanse import NeuralCleanse
+from banaudit.errors import DivergedError
 from banaudit.meter import Meter
 from banaudit.mitigations import BANDistillation, ban_distillation
 from banaudit.mitigations.ban_distillation import SmallestPatch, distillation_loss
@@ -226,6 +227,28 @@ def test_which_strength_is_kept(monkeypatch, settings, epochs, within, costs, wa
     for cost, line in zip(costs, tuned.attempts, strict=False):
         assert line.endswith(f"; on shifted copies {words.get(cost, '')} points") or cost not in words
     assert all(line.endswith(", 90.0% before") for line in tuned.attempts[2:])
+
+
+@pytest.mark.parametrize("diverging", [(1,), (1, 2), (1, 2, 3, 4), (1, 2, 3, 4, 5)])
+def test_a_strength_that_diverges_is_given_up(monkeypatch, diverging):
+    tried = []
+
+    def once(self, job, original, *, name):
+        tried.append(name)
+        if len(tried) in diverging:
+            raise DivergedError("the repair diverged")
+        last = RepairEpoch(epoch=self.epochs, loss=0.0, accuracy=0.9, seconds=0.0)
+        return Tuned({}, (last,), self.epochs, within_budget=True, accuracy_before=0.9)
+
+    monkeypatch.setattr(BANDistillation, "repair_once", once)
+    monkeypatch.setattr(ban_distillation, "accuracy", lambda *_: 0.9)
+    if len(diverging) == 5:
+        with pytest.raises(DivergedError):
+            BANDistillation().repair(make_job())
+        return
+    tuned = BANDistillation().repair(make_job())
+    assert len(tried) == len(diverging) + 1
+    assert [line.endswith("given up, it diverged") for line in tuned.attempts] == [True] * len(diverging) + [False]
 
 
 def test_the_cost_is_measured_on_copies_that_are_shifted_further_than_in_training(monkeypatch):
