@@ -22,7 +22,7 @@ from banaudit.bench.tables.repairs import joined, upper_percentile
 from banaudit.bench.victims import VictimFacts
 from banaudit.cli import main
 from banaudit.errors import UsageError
-from banaudit.mitigations import BANFineTuning, BTIDBFUnlearning, FineTuning
+from banaudit.mitigations import DEFAULT, BANFineTuning, BTIDBFUnlearning, FineTuning
 from banaudit.relapse import THRESHOLDS
 from banaudit.results import Reading, Verdict
 
@@ -210,12 +210,17 @@ def test_settings_that_came_or_went_are_not_the_default():
 
 def test_victims_that_chose_settings_are_named():
     chose = backdoored(CIFAR, min(CHOSE_REPAIR), BadNets(), ONE)
-    entries = (entry(BADNETS, BAN, 0.8, 0.1), entry(chose, BAN, 0.8, 0.1))
+    default = setup(DEFAULT())
+    entries = (entry(BADNETS, default, 0.8, 0.1), entry(chose, default, 0.8, 0.1), entry(chose, PLAIN, 0.8, 0.1))
     known = RepairResults(
-        split="whole-test", setups={BAN.digest: BAN}, victims=(facts(BADNETS), facts(chose)), entries=entries
+        split="whole-test",
+        setups={made.digest: made for made in (default, PLAIN)},
+        victims=(facts(BADNETS), facts(chose)),
+        entries=entries,
     )
-    assert f"some of the default's, on {chose.key}." in repair_tables(known)
-    assert "some of the default's" not in repair_tables(known.model_copy(update={"entries": entries[:1]}))
+    assert f"some of {DEFAULT.name}'s, on {chose.key}." in repair_tables(known)
+    other = known.model_copy(update={"entries": (entries[0], entries[2])})  # other repairs of it have no such settings
+    assert "but for some of" not in repair_tables(other)
 
 
 def test_what_is_left_and_what_it_cost(results):

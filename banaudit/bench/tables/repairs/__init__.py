@@ -20,13 +20,14 @@ from banaudit.bench.tables.repairs.outcomes import (
 from banaudit.bench.tables.repairs.paper import beside_the_paper
 from banaudit.bench.tables.repairs.relapse import relapse_probe, upper_percentile
 from banaudit.bench.tables.repairs.settings import by_amount, by_settings, cost
+from banaudit.mitigations import DEFAULT
 
 __all__ = ["joined", "repair_tables", "upper_percentile"]
 
 _TEST = "test"
 """In the name of a split on whose victims no constant of a repair was chosen."""
 
-_NOT_BLIND = "No setting of a repair was chosen on these victims, but for some of the default's, on {}."
+_NOT_BLIND = f"No setting of a repair was chosen on these victims, but for some of {DEFAULT.name}'s, on {{}}."
 
 _DEVELOPMENT = (
     "{} are development models: constants of the repairs were chosen on them, so the tables show what works and "
@@ -79,7 +80,7 @@ def _standing(split: str, view: View) -> str:
     tested = [_TEST in name for name in split.split(" and ")]
     if not all(tested):
         return _DEVELOPMENT.format("Some of these" if any(tested) else "These")
-    recipes = {case.victim.recipe.key: case.victim.recipe for case in view.cases}
+    recipes = {case.victim.recipe.key: case.victim.recipe for case in view.cases if case.method == DEFAULT.name}
     chose = sorted(key for key, recipe in recipes.items() if recipe.seed in CHOSE_REPAIR)
     return _NOT_BLIND.format(", ".join(chose)) if chose else ""
 
