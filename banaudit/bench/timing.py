@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -38,25 +39,26 @@ DEFAULT_SCAN = "default scan"
 """Stands for a method: the whole scan with the default ones."""
 
 
-class TimingEntry(PeakCost):
-    """What one method took, or would have taken, on one model; passes and seconds are those of the whole."""
+class TimedEntry(PeakCost):
+    """What something took, or would have taken, on one model; passes and seconds are those of the whole."""
 
     method: str
     classes: int
+    timed_share: float = Field(description="Share of the planned forward passes that was timed; 1: it ran to its end.")
+    timed_seconds: float
+
+
+class TimingEntry(TimedEntry):
+    """One method."""
+
     verdict: Verdict
     reason: str
-    timed_share: float = Field(description="Share of the planned forward passes that was timed; 1: it ran to its end.")
-    timed_seconds: float
 
 
-class RepairTimingEntry(PeakCost):
-    """What one repair took, or would have taken, on one model; passes and seconds are those of the whole."""
+class RepairTimingEntry(TimedEntry):
+    """One repair."""
 
-    method: str
-    classes: int
     problem: str = Field(default="", description="Why it ended with an error, if it did.")
-    timed_share: float = Field(description="Share of the planned forward passes that was timed; 1: it ran to its end.")
-    timed_seconds: float
 
 
 class TimingResults(Record):
@@ -78,6 +80,29 @@ class TimingResults(Record):
     repairs: tuple[RepairTimingEntry, ...] = ()
 
 
+@dataclass(frozen=True)
+class TimedOn:
+    """The models that something is timed on, and for how long.
+
+    Args:
+        architecture: A key of :data:`banaudit.bench.networks.NETWORKS`.
+        width: Channels of its first stage; 64 is the full ResNet-18.
+        images: Clean images.
+        classes: Numbers of classes K, a model for each.
+        budget: Seconds for each method or repair on each model, from its first pass.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        seed: Of weights, images, searches and repairs.
+    """
+
+    architecture: str = "resnet18"
+    width: int = 64
+    images: int = 500
+    classes: Sequence[int] = CLASSES
+    budget: float = BUDGET
+    device: str = "auto"
+    seed: int = 0
+
+
 _Job = Callable[[SplitModel, CleanData], TimingEntry | RepairTimingEntry]
 """Times one thing on a model."""
 
@@ -89,16 +114,10 @@ def every_detector() -> dict[str, Detector]:
 
 def time_methods(
     path: Path,
+    on: TimedOn,
     *,
-    architecture: str = "resnet18",
-    width: int = 64,
-    images: int = 500,
-    classes: Sequence[int] = CLASSES,
-    budget: float = BUDGET,
-    device: str = "auto",
     detectors: Mapping[str, Detector] | None = None,
     scan: Sequence[Detector] | None = None,
-    seed: int = 0,
     progress: Callable[[str], None] | None = None,
 ) -> TimingResults:
     """Time the default scan and every method by itself, one after the other, on one model for each number of classes.
@@ -109,40 +128,26 @@ def time_methods(
 
     Args:
         path: Results file; replaced, and whole after every method.
-        architecture: A key of :data:`banaudit.bench.networks.NETWORKS`.
-        width: Channels of its first stage; 64 is the full ResNet-18.
-        images: Clean images.
-        classes: Numbers of classes K, a model for each.
-        budget: Seconds for each method on each model, from its first pass.
-        device: ``auto``, ``cpu`` or ``cuda``.
+        on: Models and budget.
         detectors: Methods by the name they are listed under; none: :func:`every_detector`.
         scan: Methods of the default scan; none: the default ones.
-        seed: Of weights, images and searches.
         progress: Told of each part.
 
     Raises:
         UsageError: A model learned too little for a scan to run, or a budget ends before a method's first batch.
     """
-    where = pick_device(device)
     detectors = every_detector() if detectors is None else detectors
-    jobs: list[_Job] = [lambda model, clean: _time_scan(scan, model, clean, seed)]
+    jobs: list[_Job] = [functools.partial(_time_scan, scan, seed=on.seed)]
     for name, detector in detectors.items():
-        jobs.append(functools.partial(_time_method, name, detector, budget=budget, seed=seed))
-    nothing = _nothing_yet(architecture, width, images, budget, where, seed)
-    return _time_all(path, jobs, nothing, (architecture, width, images), classes, where, progress)
+        jobs.append(functools.partial(_time_method, name, detector, budget=on.budget, seed=on.seed))
+    return _time_all(path, on, jobs, progress)
 
 
 def time_repairs(
     path: Path,
+    on: TimedOn,
     *,
-    architecture: str = "resnet18",
-    width: int = 64,
-    images: int = 500,
-    classes: Sequence[int] = CLASSES,
-    budget: float = BUDGET,
-    device: str = "auto",
     mitigations: Sequence[Mitigation] | None = None,
-    seed: int = 0,
     progress: Callable[[str], None] | None = None,
 ) -> TimingResults:
     """Time every repair like the methods of :func:`time_methods`, without a scan of what it leaves.
@@ -152,57 +157,37 @@ def time_repairs(
 
     Args:
         path: Results file; replaced, and whole after every repair.
-        architecture: As there.
-        width: As there.
-        images: Clean images of a repair.
-        classes: As there.
-        budget: As there.
-        device: As there.
+        on: Models and budget.
         mitigations: To time; none: every one, with its defaults.
-        seed: Of weights, images and repairs.
         progress: Told of each part.
 
     Raises:
         UsageError: As there.
     """
-    where = pick_device(device)
     chosen = [kind() for kind in MITIGATIONS.values()] if mitigations is None else mitigations
-    jobs: list[_Job] = [functools.partial(_time_repair, mitigation, budget=budget, seed=seed) for mitigation in chosen]
-    nothing = _nothing_yet(architecture, width, images, budget, where, seed)
-    return _time_all(path, jobs, nothing, (architecture, width, images), classes, where, progress)
+    jobs = [functools.partial(_time_repair, mitigation, budget=on.budget, seed=on.seed) for mitigation in chosen]
+    return _time_all(path, on, jobs, progress)
 
 
-def _nothing_yet(
-    architecture: str, width: int, images: int, budget: float, where: torch.device, seed: int
-) -> TimingResults:
-    return TimingResults(
-        network=f"{architecture} of width {width}",
+def _time_all(path: Path, on: TimedOn, jobs: Sequence[_Job], progress: Callable[[str], None] | None) -> TimingResults:
+    where = pick_device(on.device)
+    results = TimingResults(
+        network=f"{on.architecture} of width {on.width}",
         model_note=MODEL_NOTE,
-        images=images,
+        images=on.images,
         device=device_name(where),
         threads=torch.get_num_threads(),
         torch_version=str(torch.__version__),
         memory_note=memory_note(where),
-        budget=budget,
-        seed=seed,
+        budget=on.budget,
+        seed=on.seed,
     )
-
-
-def _time_all(
-    path: Path,
-    jobs: Sequence[_Job],
-    results: TimingResults,
-    size: tuple[str, int, int],
-    classes: Sequence[int],
-    where: torch.device,
-    progress: Callable[[str], None] | None,
-) -> TimingResults:
-    for count in classes:
-        model, clean = synthetic_model(*size, count, where, results.seed)
+    for count in on.classes:
+        model, clean = synthetic_model(on.architecture, on.width, on.images, count, where, on.seed)
         accuracy = clean_accuracy(model, clean)  # the first passes besides, which set things up and are not timed
         if accuracy.accuracy < accuracy.floor:
             raise UsageError(
-                f"--width {size[1]} --classes {count}: clean accuracy is {accuracy.accuracy:.0%} after the few "
+                f"--width {on.width} --classes {count}: clean accuracy is {accuracy.accuracy:.0%} after the few "
                 f"training steps, expected at least {accuracy.floor:.0%}; take another size"
             )
         results = results.model_copy(update={"accuracy": {**results.accuracy, count: round(accuracy.accuracy, 4)}})
@@ -219,7 +204,7 @@ def _time_all(
     return results
 
 
-def _time_scan(scan: Sequence[Detector] | None, model: SplitModel, clean: CleanData, seed: int) -> TimingEntry:
+def _time_scan(scan: Sequence[Detector] | None, model: SplitModel, clean: CleanData, *, seed: int) -> TimingEntry:
     def work(meter: Meter) -> Report:
         return judge(model, clean, detectors=scan, seed=seed, meter=meter)
 

@@ -38,20 +38,11 @@ def timing(
     del verbose  # read by main, which prints the traceback
     counts = _parse_counts(classes)
     from banaudit.bench.tables import render
-    from banaudit.bench.timing import time_methods, time_repairs
+    from banaudit.bench.timing import TimedOn, time_methods, time_repairs
 
     path = output or RESULTS / ("timing-repairs.json" if repairs else "timing.json")
-    (time_repairs if repairs else time_methods)(
-        path,
-        architecture=architecture,
-        width=width,
-        images=images,
-        classes=counts,
-        budget=budget,
-        device=device,
-        seed=seed,
-        progress=tell,
-    )
+    on = TimedOn(architecture, width, images, counts, budget, device, seed)
+    (time_repairs if repairs else time_methods)(path, on, progress=tell)
     write_stdout(render(path))
 
 

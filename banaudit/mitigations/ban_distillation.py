@@ -132,9 +132,9 @@ class BANDistillation(NoiseTraining):
     that are stronger than the settings the first is kept whose last epoch cost at most ``free_drop``; if there is none,
     the cheapest that cost at most ``stronger_drop``; else the first of the others with an epoch within the budget.
     Where there is none either, an earlier epoch of a stronger one will do. No stronger one may cost more than the
-    budget for the images as they are. The cost of a stronger one is measured on
-    copies of the images that choose, shifted further than any in training: few images, which may be near copies of
-    those trained on, are all right even after a repair that costs several points elsewhere.
+    budget for the images as they are. The cost of a stronger one is measured on copies of the images that choose,
+    shifted further than any in training: few images, which may be near copies of those trained on, are all right even
+    after a repair that costs several points elsewhere.
 
     Source:
         Ours, on top of Xu et al., "BAN", NeurIPS 2024, Eq. 8. Unlearning a reversed patch: Wang et al., "Neural
@@ -175,7 +175,9 @@ class BANDistillation(NoiseTraining):
     def repair(self, job: RepairJob) -> Tuned:
         """Repair as strongly as the accuracy allows, from the weights as they came each time."""
         strengths = self.strengths()
-        before = math.nan if self.gentle else self._accuracy_when_shifted(job, job.model, "as it came")
+        if self.gentle:
+            return strengths[0].repair_once(replace(job, progress=job.progress.run("strength 1")), job.model)
+        before = self._accuracy_when_shifted(job, job.model, "as it came")
         tried: list[Tried] = []
         kept = None
         while kept is None:
@@ -184,8 +186,6 @@ class BANDistillation(NoiseTraining):
             # Of a strength that an interrupted call had tried to the end, the state says all.
             name = f"strength {number}"
             run, settings = replace(own, progress=job.progress.run(name)), strengths[number - 1]
-            if self.gentle:
-                return settings.repair_once(run, job.model)
             if number > 1:
                 job.meter.planned_images += settings.planned_run(len(job.training), len(job.selection))
             try:

@@ -16,6 +16,7 @@ from banaudit.bench.tables import render
 from banaudit.bench.tables.timing import timing_tables
 from banaudit.bench.timing import (
     DEFAULT_SCAN,
+    TimedOn,
     TimingEntry,
     TimingResults,
     every_detector,
@@ -63,21 +64,12 @@ class Slow(Detector):
         raise UnsupportedModelError("it waited for nothing")
 
 
-def run(path, **settings):
-    options = {
-        "architecture": "vgg11",
-        "width": 4,
-        "images": 60,
-        "classes": (4, 6),
-        "device": "cpu",
-        "scan": [Accuser(target=1)],
-    }
-    return time_methods(path, **(options | settings))
+def run(path, *, classes=(4, 6), budget=timing.BUDGET, **settings):
+    return time_methods(path, TimedOn("vgg11", 4, 60, classes, budget, "cpu"), scan=[Accuser(target=1)], **settings)
 
 
-def run_repairs(path, **settings):
-    options = {"architecture": "vgg11", "width": 4, "images": 60, "classes": (4,), "device": "cpu"}
-    return time_repairs(path, **(options | settings))
+def run_repairs(path, *, budget, **settings):
+    return time_repairs(path, TimedOn("vgg11", 4, 60, (4,), budget, "cpu"), **settings)
 
 
 def test_every_method_is_timed_on_each_model_beside_the_default_scan(tmp_path):

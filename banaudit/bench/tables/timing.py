@@ -6,11 +6,10 @@ from collections.abc import Callable, Sequence
 
 from banaudit.bench.published_timing import SECONDS, SETUPS
 from banaudit.bench.tables.markdown import GIB, NOTHING, bullets, table
-from banaudit.bench.timing import RepairTimingEntry, TimingEntry, TimingResults
+from banaudit.bench.timing import RepairTimingEntry, TimedEntry, TimingEntry, TimingResults
 from banaudit.results import Verdict
 
-Timed = TimingEntry | RepairTimingEntry
-Cell = Callable[[Timed], str]
+Cell = Callable[[TimedEntry], str]
 
 
 def timing_tables(results: TimingResults) -> str:
@@ -36,9 +35,7 @@ def timing_tables(results: TimingResults) -> str:
 
 def _of_methods(entries: Sequence[TimingEntry], results: TimingResults) -> list[str]:
     return [
-        "Every method with its default settings, by itself, one after the other in one run on the same model for each "
-        f"number of classes. {_COMPUTED.format('method', results.budget)} Methods that may stop early are then "
-        "overstated.",
+        f"{_HOW.format('method', results.budget)} Methods that may stop early are then overstated.",
         "## Seconds",
         f"The last columns are the paper's (Figure 4), on a GPU of theirs, with a ResNet-18 of width 64: {SETUPS[0]}, "
         f"and {SETUPS[1]}. Only the numbers that its text gives. BTI-DBF's second is without pre-training; FeatureRE "
@@ -50,23 +47,23 @@ def _of_methods(entries: Sequence[TimingEntry], results: TimingResults) -> list[
 
 def _of_repairs(repairs: Sequence[RepairTimingEntry], results: TimingResults) -> list[str]:
     return [
-        "Every repair with its default settings, by itself, one after the other in one run on the same model for each "
-        f"number of classes, without the scans before and after. {_COMPUTED.format('repair', results.budget)} The plan "
-        "of `ban-distillation` is its first strength alone where it was stopped there; it tries up to five.",
+        f"{_HOW.format('repair', results.budget)} The scans before and after are not in it. The plan of "
+        "`ban-distillation` is its first strength alone where it was stopped there; it tries up to five.",
         "## Seconds",
         *_tables(repairs, results, (), lambda _: ()),
     ]
 
 
-_COMPUTED = (
-    "*computed*: the {0} was stopped after {1:g} s from its first pass; its passes are the planned ones, and its "
-    "seconds those since then, divided by the share of the planned passes (in brackets) that it had done, and those "
-    "before."
+_HOW = (
+    "Every {0} with its default settings, by itself, one after the other in one run on the same model for each number "
+    "of classes. *computed*: the {0} was stopped after {1:g} s from its first pass; its passes are the planned ones, "
+    "and its seconds those since then, divided by the share of the planned passes (in brackets) that it had done, and "
+    "those before."
 )
 
 
 def _tables(
-    timed: Sequence[Timed], results: TimingResults, beside: tuple[str, ...], also: Callable[[str], tuple[str, ...]]
+    timed: Sequence[TimedEntry], results: TimingResults, beside: tuple[str, ...], also: Callable[[str], tuple[str, ...]]
 ) -> list[str]:
     """Seconds with their growth, passes and memory; ``beside`` are columns of which ``also`` has the cells."""
     classes = sorted({entry.classes for entry in timed})
@@ -100,7 +97,7 @@ def _tables(
     ]
 
 
-def _seconds(entry: Timed) -> str:
+def _seconds(entry: TimedEntry) -> str:
     return (
         f"{entry.seconds:,.1f}"
         if entry.timed_share == 1
@@ -108,11 +105,11 @@ def _seconds(entry: Timed) -> str:
     )
 
 
-def _passes(entry: Timed) -> str:
+def _passes(entry: TimedEntry) -> str:
     return f"{entry.forward_images:,} + {entry.backward_images:,}" + ("" if entry.timed_share == 1 else " computed")
 
 
-def _memory(entry: Timed) -> str:
+def _memory(entry: TimedEntry) -> str:
     return f"{entry.peak_bytes / GIB:.2f}"
 
 
