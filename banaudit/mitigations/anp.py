@@ -75,6 +75,7 @@ class ANP(Mitigation):
     name: ClassVar[str] = "anp"
     title: ClassVar[str] = "pruning of the neurons that adversarial noise sets off (ANP)"
     needs: ClassVar[str] = "BatchNorm, clean images"
+    trains_against: ClassVar[frozenset[str]] = frozenset({"ban"})
 
     eps: PositiveFloat = 0.4
     """Largest relative change of a neuron's weight and bias."""
