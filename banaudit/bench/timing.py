@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from pydantic import Field
@@ -44,8 +44,16 @@ class TimedEntry(PeakCost):
 
     method: str
     classes: int
-    timed_share: float = Field(description="Share of the planned forward passes that was timed; 1: it ran to its end.")
+    timed_share: float = Field(description="Share of the planned forward passes that was timed; 1: all of them.")
     timed_seconds: float
+    stopped: bool = Field(
+        default=False, description="Whether it was stopped before its end, all planned passes or not."
+    )
+
+    @property
+    def whole(self) -> bool:
+        """Whether it ran to its end, so that nothing is computed."""
+        return self.timed_share == 1 and not self.stopped
 
 
 class TimingEntry(TimedEntry):
@@ -199,7 +207,7 @@ def _time_all(path: Path, on: TimedOn, jobs: Sequence[_Job], progress: Callable[
                 results = results.model_copy(update={"repairs": (*results.repairs, entry)})
             write_results(path, results)
             if progress is not None:
-                share = "" if entry.timed_share == 1 else f", computed from {entry.timed_share:.1%} of it"
+                share = "" if entry.whole else f", computed from {entry.timed_share:.1%} of it"
                 progress(f"{count} classes: {entry.method}: {entry.seconds:.1f} s{share}")
     return results
 
@@ -226,7 +234,7 @@ def _time_method(
     def work(meter: Meter) -> Finding:
         return detector(model, clean, seed=seed, meter=meter)
 
-    finding, share, timed_seconds, cost = _within_budget(
+    finding, timed = _within_budget(
         name, work, lambda _: detector.planned_images(clean.num_classes, len(clean)), budget, clean.images.device
     )
     return TimingEntry(
@@ -234,9 +242,7 @@ def _time_method(
         classes=clean.num_classes,
         verdict=finding.verdict,
         reason=finding.reason,
-        timed_share=share,
-        timed_seconds=timed_seconds,
-        **cost.model_dump(),
+        **timed,
     )
 
 
@@ -254,23 +260,21 @@ def _time_repair(
             return str(problem)
         return ""
 
-    problem, share, timed_seconds, cost = _within_budget(
+    problem, timed = _within_budget(
         mitigation.name, work, lambda meter: meter.planned_images, budget, clean.images.device
     )
     return RepairTimingEntry(
         method=mitigation.name,
         classes=clean.num_classes,
         problem=problem,
-        timed_share=share,
-        timed_seconds=timed_seconds,
-        **cost.model_dump(),
+        **timed,
     )
 
 
 def _within_budget(
     name: str, work: Callable[[Meter], Result], plan: Callable[[Meter], int], budget: float, device: torch.device
-) -> tuple[Result, float, float, PeakCost]:
-    """What ``work`` returned, the share of its plan that was timed, the seconds of that, and the cost of the whole."""
+) -> tuple[Result, dict[str, Any]]:
+    """What ``work`` returned, and the fields of a :class:`TimedEntry` but for what was timed."""
     booked, meters = [(0, 0), (0, 0)], []
 
     def watched(meter: Meter) -> Result:
@@ -287,7 +291,7 @@ def _within_budget(
     result, cost = measured(watched, device)
     (meter,) = meters
     if not meter.stopped or meter.time_limit is None:
-        return result, 1.0, cost.seconds, cost
+        return result, {"timed_share": 1.0, "timed_seconds": cost.seconds, **cost.model_dump()}
     before = meter.time_limit - budget  # the first pass, after what is no pass, such as training reference networks
     forward, backward = booked[-2]  # the last batch was booked, but not computed
     if forward == 0:
@@ -301,4 +305,5 @@ def _within_budget(
             "backward_images": round(backward / share),
         }
     )
-    return result, round(share, 5), cost.seconds, whole
+    timed = {"timed_share": round(share, 5), "timed_seconds": cost.seconds, "stopped": True}
+    return result, {**timed, **whole.model_dump()}

@@ -206,6 +206,25 @@ def follow(
     return Paths(margins, start, reach, step, leaders)
 
 
+def path_towards(perturbation: Perturbation, images: Images, target: int, *, steps: int, what: str) -> Tensor:
+    """The perturbation at the end of one path by itself.
+
+    Args:
+        perturbation: What is perturbed.
+        images: [B, C, H, W] of other classes, that each step descends on.
+        target: Class that the path leads to.
+        steps: Its length.
+        what: For the progress bar.
+
+    Raises:
+        UnsupportedModelError: No gradient leads there.
+    """
+    current = perturbation.zero()
+    for step in range(1, steps + 1):
+        current = _step(perturbation, images, target, current, step=step, what=what)
+    return current.detach()
+
+
 def _read(
     perturbation: Perturbation, data: CleanData, current: list[Tensor], alive: list[int], what: str
 ) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Distillation under neuron noise: BAN's repair with the suspect model as the teacher, and a patch to unlearn."""
+"""Distillation under neuron noise: BAN's repair with the suspect model as the teacher, and changes to unlearn."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, final
+from typing import ClassVar, final
 
 import torch
 import torch.nn.functional as F
@@ -14,18 +14,20 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from banaudit.architectures.base import SplitModel
-from banaudit.detectors.base import freeze
-from banaudit.detectors.inversion import Triggers
-from banaudit.detectors.neural_cleanse import NeuralCleanse
 from banaudit.errors import DivergedError
 from banaudit.mitigations.ban import NoiseTraining
 from banaudit.mitigations.base import RepairJob
+from banaudit.mitigations.unlearned import (
+    Found,
+    Unlearned,
+    first_search,
+    patch_searched_before,
+    planned_first_search,
+    planned_patch_search,
+)
 from banaudit.neurons import count_neurons, train_under_noise
 from banaudit.shapes import Images, Labels, Logits
-from banaudit.training import EPOCH_SEEDS, Augmentation, Tuned, accuracy, private_copy
-
-REPEATED_AT = 0.4
-"""Share of the run after which the patch is searched a second time, on the network as it is then."""
+from banaudit.training import Augmentation, Tuned, accuracy, private_copy
 
 FURTHER = 1.5
 """How much further than in training the images that choose are shifted, to see what a strong repair costs."""
@@ -113,38 +115,42 @@ class Tried:
 
 @final
 class BANDistillation(NoiseTraining):
-    """Trains all weights to answer clean images as before, under the worst noise on the neurons and under a patch.
+    """Trains all weights to answer clean images as before, under neuron noise, a patch and a universal perturbation.
 
-    min_w (1 - a) CE(f(x; w), y) + a KD(f(x; w), f(x; w_0)) + lambda_2 CE(f(x; w under noise), y) + c CE(f(x'; w), y)
+    min_w (1 - a) CE(f(x; w), y) + a KD(f(x; w), f(x; w_0)) + lambda_2 CE(f(x; w under noise), y)
+          + c CE(f(x'; w), y) + d CE(f(x''; w), y)
 
     with the noise of BAN (Eq. 3-4, found anew for each batch), w_0 the weights as they came, KD the distillation loss
-    at a temperature, and x' a share of the images with a patch on them, while there is one that stands out.
+    at a temperature, x' a share of the images with a patch on them, and x'' others with one small change of all pixels,
+    each while there is one that stands out (:mod:`unlearned`).
 
     Why these terms. On clean images the suspect model is right and its backdoor is silent: its own answers there hand
     on what it knows beyond the labels of the few images, and nothing of the backdoor. They hold the accuracy while a
     larger learning rate than BAN's moves the weights far enough. Noise takes away what neurons amplify, but patches can
-    survive it, most of all in networks without skip connections; patches are what inversion finds. The smallest patch
-    of all classes (Neural Cleanse) is unlearned if its mask is far smaller than the runner-up's. It is searched again
-    later, on the network as it is then.
+    survive it, and blended patterns where a network affords no strong noise; both are what a search on the pixels
+    finds. It is made again later, on the network as it is then.
 
     How strong a repair a network affords differs by far: what takes a backdoor from a digit network at almost no cost
     takes much of a small CIFAR network's accuracy. So the strongest of :data:`STRENGTHS` comes first. Of those
     that are stronger than the settings the first is kept whose last epoch cost at most ``free_drop``; if there is none,
     the cheapest that cost at most ``stronger_drop``; else the first of the others with an epoch within the budget.
-    Where there is none either, an earlier epoch of a stronger one will do. No stronger one may cost more than the
-    budget for the images as they are. The cost of a stronger one is measured on copies of the images that choose,
-    shifted further than any in training: few images, which may be near copies of those trained on, are all right even
-    after a repair that costs several points elsewhere.
+    Where there is none either, the cheapest of the stronger ones that have such an epoch is kept at it. No stronger one
+    may cost more than the budget for the images as they are. The cost of a stronger one is measured on copies of the
+    images that choose, shifted further than any in training: few images, which may be near copies of those trained on,
+    are all right even after a repair that costs several points elsewhere.
 
     Source:
         Ours, on top of Xu et al., "BAN", NeurIPS 2024, Eq. 8. Unlearning a reversed patch: Wang et al., "Neural
-        Cleanse", IEEE S&P 2019, Section VI. Distillation against backdoors: Li et al., "Neural Attention
+        Cleanse", IEEE S&P 2019, Section VI; a universal perturbation, round after round: Zeng et al., "Adversarial
+        Unlearning of Backdoors via Implicit Hypergradient", ICLR 2022, whose perturbation leads away from the true
+        label wherever that is. Distillation against backdoors: Li et al., "Neural Attention
         Distillation", ICLR 2021, whose teacher is a fine-tuned copy and which matches attention maps.
     """
 
     name: ClassVar[str] = "ban-distillation"
-    title: ClassVar[str] = "fine-tuning against neuron noise and the smallest patch, held to its own clean answers"
-    trains_against: ClassVar[frozenset[str]] = frozenset({"ban", "neural-cleanse"})
+    title: ClassVar[str] = "fine-tuning against neuron noise, a patch and a perturbation, held to its own answers"
+    # Tabor looks for the patch in the same way.
+    trains_against: ClassVar[frozenset[str]] = frozenset({"ban", "neural-cleanse", "tabor", "universal-perturbation"})
 
     epochs: PositiveInt = 10
     """Passes over the training images; other strengths take up to 2.5 times as many."""
@@ -160,9 +166,11 @@ class BANDistillation(NoiseTraining):
     """T of the distillation."""
 
     patch_weight: NonNegativeFloat = 0.5
-    """c, the weight of the loss on stamped images."""
-    patch_share: float = Field(default=0.25, gt=0, le=1)
-    """Share of a batch that is stamped."""
+    """c, the weight of the loss on images with the patch."""
+    perturbation_weight: NonNegativeFloat = 0.5
+    """d, the weight of the loss on images with a perturbation."""
+    changed_share: float = Field(default=0.25, gt=0, le=0.5)
+    """Share of a batch that carries the patch, and of others that carry a perturbation."""
     free_drop: float = Field(default=0.01, ge=0, lt=1)
     """Accuracy on the shifted copies up to which a repair stronger than these settings is kept at once."""
     stronger_drop: float = Field(default=0.02, ge=0, lt=1)
@@ -175,33 +183,51 @@ class BANDistillation(NoiseTraining):
     def repair(self, job: RepairJob) -> Tuned:
         """Repair as strongly as the accuracy allows, from the weights as they came each time."""
         strengths = self.strengths()
+        job.meter.planned_images += planned_first_search(job.training.num_classes, len(job.training))
+        first = first_search(job, self.patch_ratio)
         if self.gentle:
-            return strengths[0].repair_once(replace(job, progress=job.progress.run("strength 1")), job.model)
+            return strengths[0].repair_once(replace(job, progress=job.progress.run("strength 1")), job.model, first)
         before = self._accuracy_when_shifted(job, job.model, "as it came")
         tried: list[Tried] = []
         kept = None
         while kept is None:
             number, last = len(tried) + 1, len(tried) + 1 == len(strengths)
             own = job if last else replace(job, model=private_copy(job.model))
-            # Of a strength that an interrupted call had tried to the end, the state says all.
-            name = f"strength {number}"
-            run, settings = replace(own, progress=job.progress.run(name)), strengths[number - 1]
+            name, settings = f"strength {number}", strengths[number - 1]
             if number > 1:
                 job.meter.planned_images += settings.planned_run(len(job.training), len(job.selection))
-            try:
-                tuned = settings.repair_once(run, job.model, name=f"{name} of {len(strengths)}, ")
-            except DivergedError:
-                if last and all(item.tuned is None for item in tried):
-                    raise
-                tried.append(Tried(None))
-            else:
-                asked = number <= len(STRONGER)
-                cost = before - self._accuracy_when_shifted(job, own.model, name) if asked else math.nan
-                tried.append(Tried(_told(tuned, f"{name} of {len(strengths)}"), cost))
+            tuned = settings.repair_unless_it_diverges(own, job.model, first, name, f"{name} of {len(strengths)}")
+            cost = math.nan
+            if tuned is not None and number <= len(STRONGER):
+                cost = before - self._accuracy_when_shifted(job, own.model, name)
+            tried.append(Tried(tuned, cost))
             kept = self.choose(tried, job.max_drop)
         chosen = tried[kept - 1].tuned
         assert chosen is not None
         return replace(chosen, attempts=self.attempts(tried, kept))
+
+    def repair_unless_it_diverges(
+        self, job: RepairJob, original: SplitModel, first: Found, name: str, told: str
+    ) -> Tuned | None:
+        """:meth:`repair_once`; none: it diverged, which an interrupted call does not find out twice.
+
+        Args:
+            job: Its model is changed.
+            original: As there.
+            first: As there.
+            name: Of the run in the state. Of one that an interrupted call had made to the end, the state says all.
+            told: Of the run, for whoever watches.
+        """
+        given_up = job.progress.run(f"{name}, diverged")
+        if given_up.load() is not None:
+            return None
+        try:
+            run = replace(job, progress=job.progress.run(name))
+            tuned = self.repair_once(run, original, first, name=f"{told}, ")
+        except DivergedError:
+            given_up.save({})
+            return None
+        return _told(tuned, told)
 
     def choose(self, tried: Sequence[Tried], max_drop: float) -> int | None:
         """Which of the strengths tried so far is kept, from 1; none: the next one is to be tried."""
@@ -213,14 +239,17 @@ class BANDistillation(NoiseTraining):
         affordable = [(item.cost, number) for number, item in stronger if item.affordable(most)]
         if affordable and len(tried) >= len(STRONGER):
             return min(affordable)[1]
-        within = [number for number, item in enumerate(tried, start=1) if item.within_budget]
-        if len(tried) > len(STRONGER) and len(tried) in within:
+        if len(tried) > len(STRONGER) and tried[-1].within_budget:
             return len(tried)
         if len(tried) < len(STRENGTHS):
             return None
+        within = [(item.cost, number) for number, item in stronger if item.within_budget]
+        if within:
+            return min(within)[1]
         ended = [(number, item.tuned) for number, item in enumerate(tried, start=1) if item.tuned is not None]
-        best = [(max(epoch.accuracy for epoch in tuned.epochs), number) for number, tuned in ended]
-        return within[0] if within else max(best)[1]
+        if not ended:
+            raise DivergedError("the repair diverged at every strength that was tried")
+        return max((max(epoch.accuracy for epoch in tuned.epochs), number) for number, tuned in ended)[1]
 
     def attempts(self, tried: Sequence[Tried], kept: int) -> tuple[str, ...]:
         """A line for each strength that was tried: how it differs from the settings, and what it cost."""
@@ -233,9 +262,7 @@ class BANDistillation(NoiseTraining):
             if tuned is None:
                 lines.append(f"strength {number} of {len(STRENGTHS)} ({how}): given up, it diverged")
                 continue
-            told = tuned.epochs[-1]
-            if number == kept:
-                told = next((epoch for epoch in tuned.epochs if epoch.epoch == tuned.kept_epoch), told)
+            told = next(epoch for epoch in tuned.epochs if epoch.epoch == tuned.kept_epoch)
             change = round(-100 * item.cost, 1) + 0.0  # no minus before a zero
             shifted = "" if math.isnan(item.cost) else f"; on shifted copies {change:+.1f} points"
             lines.append(
@@ -275,36 +302,43 @@ class BANDistillation(NoiseTraining):
             for strength in ((AS_SET,) if self.gentle else STRENGTHS)
         )
 
-    def repair_once(self, job: RepairJob, original: SplitModel, *, name: str = "") -> Tuned:
+    def repair_once(self, job: RepairJob, original: SplitModel, first: Found, *, name: str = "") -> Tuned:
         """Fine-tune with these very settings, and keep an epoch.
 
         Args:
             job: Its model is changed.
             original: The network as it came in, whose frozen copy is the teacher; may be the job's.
+            first: What stands out on it, to be unlearned.
             name: Of the run, before each epoch, for whoever watches.
         """
         teacher = copy.deepcopy(original).eval().requires_grad_(False)
-        patch = SmallestPatch(self, job)
-        searches = sum(self.searched_before(epoch) for epoch in range(1, self.epochs + 1))
-        job.meter.planned_images += searches * NeuralCleanse().planned_images(job.training.num_classes, 0)
+        changes = Unlearned(job, first, epochs=self.epochs, patch_ratio=self.patch_ratio)
+        if any(patch_searched_before(epoch, self.epochs) for epoch in range(1, self.epochs + 1)):
+            job.meter.planned_images += planned_patch_search(job.training.num_classes)
 
         def objective(model: SplitModel, images: Images, labels: Labels, generator: torch.Generator) -> Tensor:
             loss = self.loss(model, teacher, images, labels, generator)
-            count = max(2, round(self.patch_share * len(images)))
-            stamped = patch.stamp(images[:count])
-            if stamped is None:
-                return loss
-            still = torch.zeros(2, count_neurons(model), device=images.device)
-            # Without noise, but apart from the running statistics, which come from the clean pass alone.
-            answers = train_under_noise(model, stamped, still, form=self.form)
-            return loss + self.patch_weight * F.cross_entropy(answers, labels[:count])
+            count = max(2, round(self.changed_share * len(images)))
+            changed = (
+                (self.patch_weight, changes.with_patch(images[:count]), labels[:count]),
+                (self.perturbation_weight, changes.with_perturbation(images[-count:]), labels[-count:]),
+            )
+            found = [(weight, part, truth) for weight, part, truth in changed if part is not None and weight > 0]
+            if found:
+                still = torch.zeros(2, count_neurons(model), device=images.device)
+                # Without noise, but apart from the running statistics, which come from the clean pass alone; in one
+                # pass, since the statistics of a few images are uncertain.
+                answers = train_under_noise(model, torch.cat([part for _, part, _ in found]), still, form=self.form)
+                for (weight, _, truth), part in zip(found, torch.split(answers, count), strict=True):
+                    loss = loss + weight * F.cross_entropy(part, truth)
+            return loss
 
-        return self.tune(job, objective, passes=self._passes(), companion=patch, name=name)
+        return self.tune(job, objective, passes=self._passes(), companion=changes, name=name)
 
     def loss(
         self, model: SplitModel, teacher: SplitModel, images: Images, labels: Labels, generator: torch.Generator
     ) -> Tensor:
-        """Loss of a batch without a patch, a scalar with gradients for the weights.
+        """Loss of a batch as it is, a scalar with gradients for the weights.
 
         Args:
             model: In train mode.
@@ -332,10 +366,6 @@ class BANDistillation(NoiseTraining):
         """The same of the fine-tuning with these very settings."""
         return self.planned_tuning(training, selection, forward=self._passes()[0])
 
-    def searched_before(self, epoch: int) -> bool:
-        """Whether the patch is searched before this epoch, from 1."""
-        return epoch in {1, 1 + round(REPEATED_AT * self.epochs)}
-
     def _passes(self) -> tuple[int, int]:
         """The ascent, a noisy and a clean pass, and the teacher's, which has no way back."""
         return self.noise_steps + 3, self.noise_steps + 2
@@ -345,47 +375,3 @@ def _told(tuned: Tuned, strength: str) -> Tuned:
     """The same, with the strength said in every epoch."""
     epochs = (item.model_copy(update={"what": f"{strength}, epoch {item.epoch}"}) for item in tuned.epochs)
     return replace(tuned, epochs=tuple(epochs))
-
-
-@final
-class SmallestPatch:
-    """The patch with the smallest mask of all classes, if it stands out; searched on the network as it is.
-
-    Args:
-        settings: When it stands out, and when it is searched.
-        job: Images, seed and meter.
-    """
-
-    def __init__(self, settings: BANDistillation, job: RepairJob) -> None:
-        self._settings = settings
-        self._job = job
-        self._patch: Triggers | None = None
-        """One, if any."""
-
-    def stamp(self, images: Images) -> Images | None:
-        """Images [B, C, H, W] with the patch on them; none where there is no patch to unlearn."""
-        return self._patch.stamp(images)[0] if self._patch is not None else None
-
-    def before_epoch(self, epoch: int, model: SplitModel) -> None:
-        """Search where the epoch asks for it; a patch stays until a later search finds another."""
-        training = self._job.training
-        method = NeuralCleanse()
-        if not self._settings.searched_before(epoch) or training.num_classes < method.fewest_classes:
-            return
-        draws = torch.Generator().manual_seed(self._job.seed * EPOCH_SEEDS + epoch)
-        frozen = freeze(copy.deepcopy(model)).lay_out_fast(training.images)
-        recovered = method.invert(frozen, training, draws, self._job.meter)
-        smallest = recovered.finalists[recovered.ranked()[:2].to(recovered.finalists.device)]
-        norm, runner_up = recovered.norms[smallest].tolist()
-        if norm <= self._settings.patch_ratio * runner_up:
-            self._patch = recovered.triggers.subset(smallest[:1])
-
-    def dump(self) -> dict[str, Any]:
-        """The patch, for an interrupted repair."""
-        return {"patch": None if self._patch is None else vars(self._patch)}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from what :meth:`dump` gave."""
-        device = self._job.training.labels.device
-        patch: dict[str, Tensor] | None = state["patch"]
-        self._patch = None if patch is None else Triggers(**{name: part.to(device) for name, part in patch.items()})

@@ -51,9 +51,11 @@ class Slow(Detector):
     batches_a_class: int = 10
     seconds_a_batch: float = 0.05
     seconds_before: float = 0.0
+    plan: float = 1.0
+    """Share of its batches that it plans for."""
 
     def planned_images(self, num_classes, images):
-        return num_classes * self.batches_a_class * BATCH
+        return round(self.plan * num_classes * self.batches_a_class * BATCH)
 
     def search(self, model, samples, generator, meter):
         meter.spend("getting ready", forward=0)
@@ -105,6 +107,15 @@ def test_a_method_over_its_budget_is_stopped_and_the_rest_computed(tmp_path):
     assert 0.8 * computed < entry.seconds <= 1.01 * computed  # what came before the first pass is not multiplied
     done = round(entry.timed_share * 4 * 1000)
     assert done * slow.seconds_a_batch <= entry.timed_seconds  # the batch that was booked last was not computed
+
+
+def test_what_is_stopped_after_all_its_plan_is_not_taken_for_whole(tmp_path):
+    slow = Slow(batches_a_class=1000, plan=1e-6)
+    results = run(tmp_path / "timing.json", classes=(4,), budget=0.3, detectors={"slow": slow})
+    entry = results.entries[1]
+    assert (entry.timed_share, entry.stopped, entry.whole) == (1.0, True, False)
+    assert "computed (100.0%)" in timing_tables(results)
+    assert "## Without a verdict" not in timing_tables(results)
 
 
 def test_what_comes_before_the_first_pass_counts_once_and_against_no_budget(tmp_path):
@@ -166,7 +177,7 @@ def test_repairs_are_timed_like_methods(tmp_path):
     text = render(path)
     assert "## Images passed through the network" in text
     assert "Figure 4" not in text
-    assert ("## Without a repair" in text) == bool(flip.problem)
+    assert ("## Without a repair" in text) == ("until it failed" in text) == bool(flip.problem)
 
 
 def test_all_registered_methods_and_the_released_one_are_listed():

@@ -13,6 +13,7 @@ from banaudit.detectors.targeted_paths import (
     lead,
     margins_towards,
     pair_lead,
+    path_towards,
     planned_images,
 )
 from banaudit.errors import UnsupportedModelError
@@ -156,6 +157,14 @@ def test_paths_by_hand():
     torch.testing.assert_close(found.margins, torch.zeros(4, 4).fill_diagonal_(NAN), equal_nan=True)
     assert (found.reach, found.steps) == (0.0, 2)
     assert shift.passes == planned_images(4, steps=2, search_images=12, read_images=20)
+
+
+def test_a_path_by_itself_goes_as_far_as_it_is_told():
+    shift, images = LogitShift([1.0, 1.0, 1.0, 1.0]), labelled(4, 5).search.images
+    assert path_towards(shift, images, 2, steps=3, what="paths").tolist() == [-3.0, -3.0, 3.0, -3.0]
+    assert shift.passes == 3 * 20
+    with pytest.raises(UnsupportedModelError, match="no gradient leads towards class 2"):
+        path_towards(LogitShift([0.0] * 4), images, 2, steps=3, what="paths")
 
 
 def test_paths_stop_once_the_median_class_is_reached():

@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 
 from banaudit.data import CleanData
-from banaudit.detectors.inversion import Recovered, Triggers
-from banaudit.detectors.neural_cleanse import NeuralCleanse
+from banaudit.detectors.inversion import Triggers
 from banaudit.errors import DivergedError
 from banaudit.meter import Meter
 from banaudit.mitigations import BANDistillation, ban_distillation
-from banaudit.mitigations.ban_distillation import SmallestPatch, distillation_loss
+from banaudit.mitigations.ban_distillation import distillation_loss
+from banaudit.mitigations.unlearned import Found, Unlearned
 from banaudit.neurons import train_under_noise, worst_noise
 from banaudit.results import RepairEpoch
 from banaudit.training import Augmentation, Tuned
@@ -75,82 +75,72 @@ def test_the_teacher_is_the_model_as_it_came(monkeypatch):
         assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in state.items())
 
 
-def recovered(norms):
-    """What a search would have found: the norms of the masks, one white pattern for each class."""
-    classes = torch.arange(len(norms))
-    masks = torch.zeros(len(norms), 1, 8, 8)
-    masks[:, :, :2, :2] = (classes + 1).view(-1, 1, 1, 1) / len(norms)
-    return Recovered(Triggers(classes, masks, torch.ones(len(norms), 3, 8, 8)), torch.tensor(norms), classes)
+SHIFT = torch.zeros(1, 3, 8, 8)
+SHIFT[..., 6:] = 0.5
+PATCH = Triggers(torch.tensor([2]), torch.zeros(1, 1, 8, 8), torch.ones(1, 3, 8, 8))
+PATCH.masks[..., :2, :2] = 1
+CHANGES = {
+    "patch": (Found(patch=PATCH), lambda images: PATCH.stamp(images)[0]),
+    "perturbation": (
+        Found(target=2, steps=1, perturbations=SHIFT),
+        lambda images: (images + SHIFT).clamp(0, 1),
+    ),
+}
 
 
-@pytest.mark.parametrize(("norms", "stands_out"), [((9.0, 2.0, 8.0, 7.0), True), ((9.0, 5.0, 8.0, 7.0), False)])
-def test_a_patch_is_unlearned_only_where_it_stands_out(monkeypatch, norms, stands_out):
-    monkeypatch.setattr(NeuralCleanse, "invert", lambda self, *rest: recovered(norms))
-    settings = BANDistillation(epochs=10)
-    images = torch.zeros(4, 3, 8, 8)
-    job = make_job(data=CleanData(torch.zeros(4, 3, 8, 8), torch.arange(4), tuple("abcd")))
-    patch = SmallestPatch(settings, job)
-    assert patch.stamp(images) is None
-    patch.before_epoch(2, make_model())  # no search is due
-    assert patch.stamp(images) is None
-    patch.before_epoch(1, make_model())
-    stamped = patch.stamp(images)
-    assert (stamped is not None) is stands_out
-    again = SmallestPatch(settings, job)
-    again.restore(patch.dump())
-    if stands_out:
-        # Class 1's mask is 2/4 in the corner, its pattern white.
-        assert stamped[0, :, 0, 0].tolist() == [0.5] * 3
-        assert float(stamped[..., 2:, 2:].abs().max()) == 0
-        assert torch.equal(again.stamp(images), stamped)
-    else:
-        assert again.stamp(images) is None
+@pytest.fixture
+def no_later_search(monkeypatch):
+    monkeypatch.setattr(Unlearned, "before_epoch", lambda *_: None)
 
 
-def test_the_patch_is_searched_at_the_start_and_once_again():
-    assert [epoch for epoch in range(1, 11) if BANDistillation(epochs=10).searched_before(epoch)] == [1, 5]
-    assert [epoch for epoch in range(1, 2) if BANDistillation(epochs=1).searched_before(epoch)] == [1]
-
-
-def test_a_later_patch_takes_the_place_of_an_earlier_one(monkeypatch):
-    found = iter(((1.0, 9.0, 8.0, 7.0), (9.0, 8.0, 7.0, 1.0), (9.0, 9.0, 9.0, 9.0)))
-    monkeypatch.setattr(NeuralCleanse, "invert", lambda self, *rest: recovered(next(found)))
-    job = make_job(data=CleanData(torch.zeros(4, 3, 8, 8), torch.arange(4), tuple("abcd")))
-    patch = SmallestPatch(BANDistillation(epochs=10), job)
-    seen = []
-    for epoch in (1, 5, 1):
-        patch.before_epoch(epoch, make_model())
-        seen.append(float(patch.stamp(torch.zeros(1, 3, 8, 8))[0, 0, 0, 0]))
-    assert seen == [0.25, 1.0, 1.0]  # classes 0 and 3; where none stands out any more the last one stays
-
-
-def test_the_patch_is_unlearned(monkeypatch):
-    """CE of the stamped share, with the labels of the images, enters with its weight."""
-    monkeypatch.setattr(NeuralCleanse, "fewest_classes", 1)
-    monkeypatch.setattr(NeuralCleanse, "invert", lambda self, *rest: recovered((9.0, 9.0, 1.0)))
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_stands_out_is_unlearned(monkeypatch, no_later_search, change):
+    """CE of the changed share, with the labels of the images, enters with its weight."""
+    found, changed = CHANGES[change]
+    monkeypatch.setattr(ban_distillation, "first_search", lambda *_: found)
     monkeypatch.setattr(BANDistillation, "loss", lambda self, model, *rest: 0 * model.network.linear.bias.sum())
     data = make_data()
-    stamped = data.images.clone()
-    stamped[:, :, :2, :2] = 1.0
 
     def entropy(weight):
-        settings = BANDistillation(epochs=3, batch_size=16, gentle=True, patch_weight=weight, patch_share=0.5)
+        weights = {"patch_weight": 0.0, "perturbation_weight": 0.0, f"{change}_weight": weight}
+        settings = BANDistillation(epochs=3, batch_size=16, gentle=True, changed_share=0.5, **weights)
         model = settings(make_model(), data, max_drop=1.0).model.train()
-        return float(F.cross_entropy(model(stamped), data.labels))
+        return float(F.cross_entropy(model(changed(data.images)), data.labels))
 
     assert entropy(1.0) < entropy(0.0) - 0.1
 
 
-def test_stamped_images_leave_the_running_statistics_alone(monkeypatch):
-    monkeypatch.setattr(NeuralCleanse, "fewest_classes", 1)
+def test_patch_and_perturbation_are_on_images_of_their_own(monkeypatch, no_later_search):
+    both = Found(patch=PATCH, target=2, steps=1, perturbations=SHIFT)
+    monkeypatch.setattr(ban_distillation, "first_search", lambda *_: both)
+    monkeypatch.setattr(BANDistillation, "loss", lambda self, model, *rest: 0 * model.network.linear.bias.sum())
+    shown = []
 
-    def run(norms):
-        monkeypatch.setattr(NeuralCleanse, "invert", lambda self, *rest: recovered(norms))
-        return BANDistillation(epochs=1, batch_size=64, patch_weight=1e-12)(make_model(), make_data(), max_drop=1.0)
+    def spy(model, images, noise, *, form):
+        assert not noise.any()
+        shown.append(images)
+        return model(images)
 
-    with_patch, without = run((1.0, 9.0, 9.0)), run((9.0, 9.0, 9.0))
+    monkeypatch.setattr(ban_distillation, "train_under_noise", spy)
+    black = CleanData(torch.zeros(60, 3, 8, 8), make_data().labels, tuple("abc"))
+    BANDistillation(epochs=1, batch_size=16, gentle=True)(make_model(), black, max_drop=1.0)
+    for images in shown:
+        half = len(images) // 2
+        assert half in {3, 4}  # a quarter of 13 or of 14, rounded
+        assert torch.equal(images[:half], PATCH.stamp(torch.zeros(half, 3, 8, 8))[0])
+        assert torch.equal(images[half:], SHIFT.expand(half, -1, -1, -1))
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_changed_images_leave_the_running_statistics_alone(monkeypatch, no_later_search, change):
+    def run(found):
+        monkeypatch.setattr(ban_distillation, "first_search", lambda *_: found)
+        settings = BANDistillation(epochs=1, batch_size=64, patch_weight=1e-12, perturbation_weight=1e-12)
+        return settings(make_model(), make_data(), max_drop=1.0)
+
+    changed, plain = run(CHANGES[change][0]), run(Found())
     for (name, one), other in zip(
-        with_patch.model.named_buffers(), dict(without.model.named_buffers()).values(), strict=True
+        changed.model.named_buffers(), dict(plain.model.named_buffers()).values(), strict=True
     ):
         assert torch.allclose(one, other, atol=1e-5), name
 
@@ -188,6 +178,7 @@ def test_the_strengths_that_are_tried():
         ({}, (10, 20, 10, 20), "nnny", (0.5, 0.5), 4),  # else a weaker one
         ({}, (10, 20, 10, 20, 25), "nnnnn", (0.5, 0.5), 5),  # the most accurate, whatever it costs; of equals the last
         ({}, (1, 1, 1, 1, 1), "nynnn", (0.5, 0.5), 2),  # an affordable epoch of a stronger one
+        ({}, (1, 1, 1, 1, 1), "yynnn", (0.5, 0.4), 2),  # of two the cheaper one
     ],
 )
 def test_which_strength_is_kept(monkeypatch, settings, epochs, within, costs, wanted):
@@ -195,12 +186,20 @@ def test_which_strength_is_kept(monkeypatch, settings, epochs, within, costs, wa
     max_drop = settings.pop("max_drop", 0.02)
     seen = []
 
-    def once(self, job, original, *, name):
+    def once(self, job, original, first, *, name):
         number = len(seen)
         seen.append((self.batch_size, job.model is original))
         job.model.mark = number
-        last = RepairEpoch(epoch=self.epochs, loss=0.0, accuracy=0.5, seconds=0.0)
-        return Tuned({}, (last,), epochs[number], within_budget=within[number] == "y", accuracy_before=0.9)
+        told = [
+            RepairEpoch(epoch=epoch, loss=0.0, accuracy=0.5, seconds=0.0) for epoch in {epochs[number], self.epochs}
+        ]
+        return Tuned(
+            {},
+            tuple(sorted(told, key=lambda item: item.epoch)),
+            epochs[number],
+            within_budget=within[number] == "y",
+            accuracy_before=0.9,
+        )
 
     measured = []
 
@@ -230,25 +229,42 @@ def test_which_strength_is_kept(monkeypatch, settings, epochs, within, costs, wa
 
 
 @pytest.mark.parametrize("diverging", [(1,), (1, 2), (1, 2, 3, 4), (1, 2, 3, 4, 5)])
-def test_a_strength_that_diverges_is_given_up(monkeypatch, diverging):
+def test_a_strength_that_diverges_is_given_up(monkeypatch, tmp_path, diverging):
     tried = []
 
-    def once(self, job, original, *, name):
+    def once(self, job, original, first, *, name):
         tried.append(name)
         if len(tried) in diverging:
             raise DivergedError("the repair diverged")
+        if len(tried) == 1 + len(diverging):
+            raise KeyboardInterrupt
         last = RepairEpoch(epoch=self.epochs, loss=0.0, accuracy=0.9, seconds=0.0)
         return Tuned({}, (last,), self.epochs, within_budget=True, accuracy_before=0.9)
 
     monkeypatch.setattr(BANDistillation, "repair_once", once)
     monkeypatch.setattr(ban_distillation, "accuracy", lambda *_: 0.9)
+    state = tmp_path / "state"
     if len(diverging) == 5:
         with pytest.raises(DivergedError):
-            BANDistillation().repair(make_job())
+            BANDistillation().repair(make_job(state=state))
         return
-    tuned = BANDistillation().repair(make_job())
-    assert len(tried) == len(diverging) + 1
+    with pytest.raises(KeyboardInterrupt):
+        BANDistillation().repair(make_job(state=state))
+    tuned = BANDistillation().repair(make_job(state=state))
+    assert len(tried) == len(diverging) + 2  # the call that goes on knows what diverged
+    assert tried[-1] == tried[-2]
     assert [line.endswith("given up, it diverged") for line in tuned.attempts] == [True] * len(diverging) + [False]
+
+
+def test_what_is_told_of_a_strength_is_of_the_epoch_whose_cost_was_measured(monkeypatch):
+    def once(self, job, original, first, *, name):
+        told = [RepairEpoch(epoch=epoch, loss=0.0, accuracy=0.9 - epoch / 100, seconds=0.0) for epoch in (1, 2)]
+        return Tuned({}, tuple(told), 1, within_budget=True, accuracy_before=0.9)
+
+    monkeypatch.setattr(BANDistillation, "repair_once", once)
+    monkeypatch.setattr(ban_distillation, "accuracy", lambda *_: 0.9)
+    tuned = BANDistillation(epochs=2).repair(make_job())
+    assert "given up, accuracy 89.0% after epoch 1 of 2 on" in tuned.attempts[0]
 
 
 def test_the_cost_is_measured_on_copies_that_are_shifted_further_than_in_training(monkeypatch):

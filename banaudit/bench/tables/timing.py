@@ -17,7 +17,7 @@ def timing_tables(results: TimingResults) -> str:
     unjudged = [
         f"{entry.method}, {entry.classes} classes: {entry.reason}"
         for entry in results.entries
-        if entry.verdict is Verdict.INCONCLUSIVE and entry.timed_share == 1
+        if entry.verdict is Verdict.INCONCLUSIVE and entry.whole
     ]
     failed = [f"{entry.method}, {entry.classes} classes: {entry.problem}" for entry in results.repairs if entry.problem]
     accuracies = ", ".join(f"{value:.0%} with {count} classes" for count, value in sorted(results.accuracy.items()))
@@ -98,15 +98,13 @@ def _tables(
 
 
 def _seconds(entry: TimedEntry) -> str:
-    return (
-        f"{entry.seconds:,.1f}"
-        if entry.timed_share == 1
-        else f"{entry.seconds:,.0f} computed ({entry.timed_share:.1%})"
-    )
+    if isinstance(entry, RepairTimingEntry) and entry.problem:
+        return f"{entry.seconds:,.1f} until it failed"
+    return f"{entry.seconds:,.1f}" if entry.whole else f"{entry.seconds:,.0f} computed ({entry.timed_share:.1%})"
 
 
 def _passes(entry: TimedEntry) -> str:
-    return f"{entry.forward_images:,} + {entry.backward_images:,}" + ("" if entry.timed_share == 1 else " computed")
+    return f"{entry.forward_images:,} + {entry.backward_images:,}" + ("" if entry.whole else " computed")
 
 
 def _memory(entry: TimedEntry) -> str:

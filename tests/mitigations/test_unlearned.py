@@ -1,0 +1,180 @@
+"""What is searched on the network as it is, when, and what is kept of it."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from banaudit.data import CleanData
+from banaudit.detectors.inversion import Recovered, Triggers
+from banaudit.detectors.neural_cleanse import NeuralCleanse
+from banaudit.detectors.targeted_paths import Lead, Leader, Paths
+from banaudit.detectors.universal_perturbation import UniversalPerturbation
+from banaudit.errors import DivergedError, UnsupportedModelError
+from banaudit.mitigations import unlearned
+from banaudit.mitigations.unlearned import Found, Unlearned, first_search, patch_searched_before
+from mitigations.tiny import make_job, make_model
+
+CLASSES = 8
+IMAGES = torch.full((4, 3, 8, 8), 0.5)
+EVEN = (9.0,) * CLASSES
+AHEAD = 1.0
+"""A lead that stands out wherever the paths end."""
+
+
+def recovered(norms):
+    """What a search would have found: the norms of the masks, one white pattern for each class."""
+    classes = torch.arange(len(norms))
+    masks = torch.zeros(len(norms), 1, 8, 8)
+    masks[:, :, :2, :2] = (classes + 1).view(-1, 1, 1, 1) / len(norms)
+    return Recovered(Triggers(classes, masks, torch.ones(len(norms), 3, 8, 8)), torch.tensor(norms), classes)
+
+
+@pytest.fixture
+def searches(monkeypatch):
+    """What the next searches find: norms of masks; leads with their classes; later perturbations. Calls in order."""
+    given = SimpleNamespace(norms=[EVEN], leads=[(AHEAD, 2), (AHEAD, 2)], shifts=[], seen=[])
+
+    def invert(self, *rest):
+        given.seen.append("patch")
+        norms = given.norms.pop(0)
+        if norms is None:
+            raise UnsupportedModelError("outputs that are not finite")
+        return recovered(norms)
+
+    def follow(*_, **__):
+        given.seen.append("paths")
+        found = given.leads.pop(0)
+        if found is None:
+            raise UnsupportedModelError("no gradient")
+        score, target = found
+        shift = torch.full((1, 3, 8, 8), 0.25 * (1 + len(given.leads)))
+        monkeypatch.setattr(unlearned, "lead", lambda *_: Lead(score, 0.0, target, torch.zeros(CLASSES)))
+        leaders = (Leader(target, shift, 0.9), Leader(1, torch.ones(1, 3, 8, 8), 0.1))
+        return Paths(torch.zeros(CLASSES, CLASSES), torch.zeros(CLASSES, CLASSES), 0.5, 6, leaders)
+
+    def path_towards(perturbation, images, target, *, steps, what):
+        given.seen.append(("path", target, steps, len(images)))
+        value = given.shifts.pop(0)
+        if value is None:
+            raise UnsupportedModelError("no gradient")
+        return torch.full((1, 3, 8, 8), value)
+
+    monkeypatch.setattr(NeuralCleanse, "invert", invert)
+    monkeypatch.setattr(unlearned, "follow", follow)
+    monkeypatch.setattr(unlearned, "path_towards", path_towards)
+    return given
+
+
+def job(*, each=4, classes=CLASSES, state=None):
+    labels = torch.arange(classes).repeat(each)
+    data = CleanData(torch.zeros(len(labels), 3, 8, 8), labels, tuple("abcdefgh"[:classes]))
+    return make_job(data=data, state=state)
+
+
+def make(first, of=None):
+    return Unlearned(of or job(), first, epochs=10, patch_ratio=0.5)
+
+
+@pytest.mark.parametrize(
+    ("norms", "stands_out"), [((9.0, 2.0, *EVEN[2:]), True), ((9.0, 5.0, *EVEN[2:]), False), (EVEN, False)]
+)
+def test_a_patch_is_unlearned_only_where_it_stands_out(searches, norms, stands_out):
+    searches.norms = [norms]
+    changes = make(first_search(job(), 0.5))
+    stamped = changes.with_patch(IMAGES)
+    assert (stamped is not None) is stands_out
+    again = make(Found())
+    again.restore(changes.dump())
+    if stands_out:
+        # Class 1's mask is 2/8 in the corner, its pattern white.
+        assert stamped[0, :, 0, 0].tolist() == [0.625] * 3
+        assert torch.equal(stamped[..., 2:, 2:], IMAGES[..., 2:, 2:])
+        assert torch.equal(again.with_patch(IMAGES), stamped)
+    else:
+        assert again.with_patch(IMAGES) is None
+
+
+def test_a_later_patch_takes_the_place_of_an_earlier_one(searches):
+    searches.leads = [None]
+    searches.norms = [(1.0, *EVEN[1:]), (*EVEN[:7], 1.0), EVEN]
+    changes, seen = make(first_search(job(), 0.5)), []
+    for epoch in (1, 2, 5, 5):  # at the first and the second nothing is due
+        changes.before_epoch(epoch, make_model())
+        seen.append(float(changes.with_patch(torch.zeros(1, 3, 8, 8))[0, 0, 0, 0]))
+    assert seen == [0.125, 0.125, 1.0, 1.0]  # classes 0 and 7; where none stands out any more the last one stays
+
+
+def test_the_patch_is_searched_once_again():
+    assert [epoch for epoch in range(1, 11) if patch_searched_before(epoch, 10)] == [5]
+    assert [epoch for epoch in range(1, 2) if patch_searched_before(epoch, 1)] == []
+
+
+@pytest.mark.parametrize(
+    ("leads", "target"),
+    [
+        ([(AHEAD, 2), (AHEAD, 2)], 2),
+        ([(AHEAD, 2), (AHEAD, 3)], None),  # on other images another class
+        ([(AHEAD, 2), (0.1, 2)], None),
+        ([(0.1, 2)], None),
+        ([(float("nan"), 2)], None),
+        ([None], None),
+    ],
+)
+def test_a_perturbation_is_unlearned_only_where_one_class_stands_out(searches, leads, target):
+    searches.leads = list(leads)
+    found = first_search(job(), 0.5)
+    assert found.target == target
+    assert searches.leads == []
+    changed = make(found).with_perturbation(IMAGES)
+    assert (changed is None) is (target is None)
+    if target is not None:
+        assert changed[:, 0, 0, 0].tolist() == [1.0, 0.75, 1.0, 0.75]  # of each look its own, in turn
+
+
+def test_the_lead_that_stands_out_is_the_detectors(searches, monkeypatch):
+    monkeypatch.setattr(UniversalPerturbation, "lead_threshold_at", lambda self, reach: 2.0 * reach)  # 1 at one half
+    searches.leads = [(1.0, 2)]
+    assert first_search(job(), 0.5).target is None
+    searches.norms, searches.leads = [EVEN], [(1.01, 2), (1.01, 2)]
+    assert first_search(job(), 0.5).target == 2
+
+
+@pytest.mark.parametrize("few", [{"classes": 7}, {"each": 1}])
+def test_of_few_classes_or_images_none_stands_out(searches, few):
+    assert first_search(job(**few), 0.5).target is None
+    assert "paths" not in searches.seen
+
+
+def test_perturbations_towards_the_same_class_are_added_before_each_epoch(searches):
+    searches.shifts = [-0.5, None]
+    changes = make(first_search(job(), 0.5))
+    searches.seen.clear()
+    changes.before_epoch(1, make_model())
+    assert searches.seen == []  # the network is still as it came
+    changes.before_epoch(2, make_model())
+    assert searches.seen == [("path", 2, 6, 4 * (CLASSES - 1))]
+    assert changes.with_perturbation(IMAGES)[:, 0, 0, 0].tolist() == [1.0, 0.75, 0.0, 1.0]
+    changes.before_epoch(3, make_model())  # no pixel moves the network: what was found stays
+    assert changes.with_perturbation(IMAGES)[:, 0, 0, 0].tolist() == [1.0, 0.75, 0.0, 1.0]
+    again = make(Found())
+    again.restore(changes.dump())
+    assert torch.equal(again.with_perturbation(IMAGES), changes.with_perturbation(IMAGES))
+
+
+def test_a_network_that_can_no_longer_be_searched_has_diverged(searches):
+    searches.norms, searches.leads = [EVEN, None], [None]
+    changes = make(first_search(job(), 0.5))
+    with pytest.raises(DivergedError, match="not finite"):
+        changes.before_epoch(5, make_model())
+
+
+def test_a_call_that_goes_on_finds_the_first_search_in_the_state(searches, tmp_path):
+    searches.norms = [(1.0, *EVEN[1:])]
+    first = first_search(job(state=tmp_path / "state"), 0.5)
+    seen = list(searches.seen)
+    again = first_search(job(state=tmp_path / "state"), 0.5)
+    assert searches.seen == seen == ["patch", "paths", "paths"]
+    assert (again.target, again.steps) == (first.target, first.steps) == (2, 6)
+    assert torch.equal(again.perturbations, first.perturbations)
+    assert torch.equal(make(again).with_patch(IMAGES), make(first).with_patch(IMAGES))
