@@ -50,8 +50,8 @@ enough."""
 LEAST_SPREAD = 1e-6
 
 LEAST_KNOWN = 3.0
-"""Share of unseen images, in units of chance, that references must know. Those of ten classes of photographs are not
-far above it; the note of a reading says how much they know."""
+"""Share of the unseen images of a class, on average and in units of chance, that references must know. Those of ten
+classes of photographs are not far above it; the note of a reading says how much they know."""
 
 
 @final
@@ -103,7 +103,7 @@ class CleanLogits(Detector):
         if min(unit, unit_left) < LEAST_SPREAD:
             raise UnsupportedModelError("the wrong logits of the clean images do not differ between pairs of classes")
         rulers = torch.stack((targets, beyond(targets, natural_targets, generator))) / unit
-        note = f"networks trained on these images alone know {known:.0%} of those that they have not seen"
+        note = f"networks trained on these images alone know {known:.0%} of a class on average, of images unseen"
         if known < LEAST_KNOWN / samples.num_classes:
             raise UnsupportedModelError(f"what is natural is not known: {note}")
         return Found([self._target(rulers, samples, note), self._map(left / unit_left, note)])

@@ -75,14 +75,16 @@ def on_unseen(
         read: Of logits [B, K] and labels [B], both on the CPU.
 
     Returns:
-        What is read, and the share of these images that they know: near 1 / K they learnt nothing.
+        What is read, and the share of these images that they know, as the mean over the classes, since a network that
+        only ever names a frequent one knows nothing: near 1 / K they learnt nothing.
     """
     found, known = [], []
     for network, unseen in references(one, other, generator, meter):
         parts = [network(images) for images, _ in batches(unseen.images, unseen.labels, READ_BATCH)]
         logits, labels = torch.cat(parts).cpu(), unseen.labels.cpu()
         found.append(read(logits, labels))
-        known.append(float((logits.argmax(dim=1) == labels).double().mean()))
+        right = logits.argmax(dim=1) == labels
+        known.extend(float(right[labels == label].double().mean()) for label in sorted(set(labels.tolist())))
     return torch.stack(found).mean(0), sum(known) / len(known)
 
 

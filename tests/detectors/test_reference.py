@@ -6,7 +6,7 @@ import toys
 
 from banaudit.data import CleanData
 from banaudit.detectors import reference
-from banaudit.detectors.reference import beyond, lead_by_all, natural_closeness
+from banaudit.detectors.reference import beyond, lead_by_all, natural_closeness, on_unseen
 from banaudit.errors import TimeLimitReached
 from banaudit.meter import Meter
 
@@ -31,6 +31,18 @@ def test_alike_classes_are_near_each_other(monkeypatch):
     nearest = {divmod(int(place), 6) for place in natural.nan_to_num(-torch.inf).flatten().topk(2).indices}
     assert nearest == {(0, 5), (5, 0)}
     assert meter.forward_images == 0  # the audited network has no part in it
+
+
+def test_references_that_name_the_frequent_class_know_nothing(monkeypatch):
+    labels = torch.tensor([0] * 8 + [1, 2])
+    data = CleanData(torch.zeros(10, 3, 4, 4), labels, ("a", "b", "c"))
+
+    def first_class(images):
+        return torch.tensor([1.0, 0.0, 0.0]).expand(len(images), 3)
+
+    monkeypatch.setattr(reference, "references", lambda *_: [(first_class, data)] * 2)
+    _, known = on_unseen(data, data, torch.Generator(), Meter(), lambda logits, labels: logits.mean(0))
+    assert known == pytest.approx(1 / 3)
 
 
 def test_large_images_and_classes_without_images_are_no_obstacle(monkeypatch):
