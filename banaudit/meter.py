@@ -31,6 +31,11 @@ class Meter:
     started: float = field(default_factory=time.monotonic)
     stopped: bool = field(default=False, init=False)
 
+    def book(self, *, forward: int, backward: int = 0) -> None:
+        """Count passes that belong to a batch of which :meth:`spend` has told already."""
+        self.forward_images += forward
+        self.backward_images += backward
+
     def spend(self, what: str, *, forward: int, backward: int = 0) -> None:
         """Book a batch that is about to be computed.
 
@@ -42,8 +47,7 @@ class Meter:
         Raises:
             TimeLimitReached: The time limit has passed.
         """
-        self.forward_images += forward
-        self.backward_images += backward
+        self.book(forward=forward, backward=backward)
         if self.listener is not None:
             self.listener(what, min(1.0, self.forward_images / self.planned_images) if self.planned_images else 0.0)
         if self.time_limit is not None and time.monotonic() - self.started > self.time_limit:

@@ -78,7 +78,8 @@ def on_unseen(
         What is read, and the share of these images that they know, as the mean over the classes, since a network that
         only ever names a frequent one knows nothing: near 1 / K they learnt nothing.
     """
-    found, known = [], []
+    found: list[Tensor] = []
+    known: list[float] = []
     for network, unseen in references(one, other, generator, meter):
         parts = [network(images) for images, _ in batches(unseen.images, unseen.labels, READ_BATCH)]
         logits, labels = torch.cat(parts).cpu(), unseen.labels.cpu()

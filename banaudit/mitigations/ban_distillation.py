@@ -17,14 +17,7 @@ from banaudit.architectures.base import SplitModel
 from banaudit.errors import DivergedError
 from banaudit.mitigations.ban import NoiseTraining
 from banaudit.mitigations.base import RepairJob
-from banaudit.mitigations.unlearned import (
-    Found,
-    Unlearned,
-    first_search,
-    patch_searched_before,
-    planned_first_search,
-    planned_patch_search,
-)
+from banaudit.mitigations.unlearned import Found, Searched, Unlearned, first_search, planned_first_search
 from banaudit.neurons import count_neurons, train_under_noise
 from banaudit.shapes import Images, Labels, Logits
 from banaudit.training import Augmentation, Tuned, accuracy, private_copy
@@ -183,8 +176,9 @@ class BANDistillation(NoiseTraining):
     def repair(self, job: RepairJob) -> Tuned:
         """Repair as strongly as the accuracy allows, from the weights as they came each time."""
         strengths = self.strengths()
-        job.meter.planned_images += planned_first_search(job.training.num_classes, len(job.training))
-        first = first_search(job, self.patch_ratio)
+        searched = self._searched()
+        job.meter.planned_images += planned_first_search(searched, job.training.num_classes, len(job.training))
+        first = first_search(job, searched)
         if self.gentle:
             return strengths[0].repair_once(replace(job, progress=job.progress.run("strength 1")), job.model, first)
         before = self._accuracy_when_shifted(job, job.model, "as it came")
@@ -312,19 +306,20 @@ class BANDistillation(NoiseTraining):
             name: Of the run, before each epoch, for whoever watches.
         """
         teacher = copy.deepcopy(original).eval().requires_grad_(False)
-        changes = Unlearned(job, first, epochs=self.epochs, patch_ratio=self.patch_ratio)
-        if any(patch_searched_before(epoch, self.epochs) for epoch in range(1, self.epochs + 1)):
-            job.meter.planned_images += planned_patch_search(job.training.num_classes)
+        changes = Unlearned(job, first, self._searched(), epochs=self.epochs)
+        job.meter.planned_images += changes.planned_images()
 
         def objective(model: SplitModel, images: Images, labels: Labels, generator: torch.Generator) -> Tensor:
             loss = self.loss(model, teacher, images, labels, generator)
             count = max(2, round(self.changed_share * len(images)))
             changed = (
                 (self.patch_weight, changes.with_patch(images[:count]), labels[:count]),
-                (self.perturbation_weight, changes.with_perturbation(images[-count:]), labels[-count:]),
+                (self.perturbation_weight, changes.with_perturbation(images[-count:], generator), labels[-count:]),
             )
-            found = [(weight, part, truth) for weight, part, truth in changed if part is not None and weight > 0]
+            found = [(weight, part, truth) for weight, part, truth in changed if part is not None]
             if found:
+                passed = count * len(found)
+                job.meter.book(forward=passed, backward=passed)
                 still = torch.zeros(2, count_neurons(model), device=images.device)
                 # Without noise, but apart from the running statistics, which come from the clean pass alone; in one
                 # pass, since the statistics of a few images are uncertain.
@@ -365,6 +360,12 @@ class BANDistillation(NoiseTraining):
     def planned_run(self, training: int, selection: int) -> int:
         """The same of the fine-tuning with these very settings."""
         return self.planned_tuning(training, selection, forward=self._passes()[0])
+
+    def _searched(self) -> Searched:
+        """What is searched: nothing that would not be trained against."""
+        return Searched(
+            patch_ratio=self.patch_ratio if self.patch_weight > 0 else None, perturbation=self.perturbation_weight > 0
+        )
 
     def _passes(self) -> tuple[int, int]:
         """The ascent, a noisy and a clean pass, and the teacher's, which has no way back."""

@@ -32,9 +32,6 @@ from banaudit.training import EPOCH_SEEDS
 REPEATED_AT = 0.4
 """Share of the run after which the patch is searched a second time, on the network as it is then."""
 
-LOOKS = 2
-"""Searches, each on other images, in which the same class must stand out."""
-
 WHAT = "the change of all pixels that leads to a class first"
 
 
@@ -71,43 +68,65 @@ class Found:
         )
 
 
-def first_search(job: RepairJob, patch_ratio: float) -> Found:
+@dataclass(frozen=True)
+class Searched:
+    """What is looked for.
+
+    Args:
+        patch_ratio: Largest norm of the smallest mask, as a share of the runner-up's, at which there is a patch; none:
+            no patch is looked for.
+        perturbation: Whether a class that leads under universal perturbations is looked for.
+    """
+
+    patch_ratio: float | None
+    perturbation: bool
+
+    def patch(self, classes: int) -> bool:
+        """Whether a patch is looked for on a network of so many classes."""
+        return self.patch_ratio is not None and classes >= NeuralCleanse.fewest_classes
+
+    def leading_class(self, classes: int) -> bool:
+        """Whether a leading class is."""
+        return self.perturbation and not UniversalPerturbation().unsuited(classes)
+
+
+def first_search(job: RepairJob, searched: Searched) -> Found:
     """What stands out on the network as it came; found once, however often the repair is interrupted.
 
     Args:
         job: Its model is searched, and not changed.
-        patch_ratio: Largest norm of the smallest mask, as a share of the runner-up's, at which there is a patch.
+        searched: What is looked for.
 
     Raises:
-        UnsupportedModelError: The network gives outputs that are not finite.
+        UnsupportedModelError: A search for a patch found outputs that are not finite.
     """
     progress, device = job.progress.run("first search"), job.training.labels.device
     state = progress.load()
     if state is None:
         model = _to_search(job.model, job.training)
         draws = torch.Generator().manual_seed(job.seed * EPOCH_SEEDS + 1)
-        found = Found(patch=_smallest_patch(model, job, patch_ratio, draws))
-        state = replace(found, **_leading_class(model, job.training, draws, job.meter)).dump()
+        found = Found(patch=_smallest_patch(model, job, searched, draws))
+        if searched.leading_class(job.training.num_classes):
+            found = replace(found, **_leading_class(model, job.training, draws, job.meter))
+        state = found.dump()
         progress.save(state)
     return Found.restored(state, device)
 
 
-def planned_first_search(classes: int, images: int) -> int:
+def planned_first_search(searched: Searched, classes: int, images: int) -> int:
     """Forward passes of :func:`first_search`, at most.
 
     Args:
+        searched: What is looked for.
         classes: Number of classes K.
         images: Training images there are.
     """
-    method, half = UniversalPerturbation(), images // 2
-    search, read = min(method.search_images, half), min(method.read_images, half)
-    paths = planned_images(classes, steps=method.steps, search_images=search, read_images=read)
-    return LOOKS * paths + planned_patch_search(classes)
-
-
-def planned_patch_search(classes: int) -> int:
-    """Forward passes of a search for a patch, at most."""
-    return NeuralCleanse().planned_images(classes, 0)
+    planned = _planned_patch_search(searched, classes)
+    if searched.leading_class(classes):
+        method, half = UniversalPerturbation(), images // 2
+        search, read = min(method.search_images, half), min(method.read_images, half)
+        planned += 2 * planned_images(classes, steps=method.steps, search_images=search, read_images=read)
+    return planned
 
 
 def patch_searched_before(epoch: int, epochs: int) -> bool:
@@ -122,28 +141,37 @@ class Unlearned:
     Args:
         job: Images, seed and meter.
         first: What stood out on the network as it came.
+        searched: What is looked for again.
         epochs: Of the run.
-        patch_ratio: As for :func:`first_search`.
     """
 
-    def __init__(self, job: RepairJob, first: Found, *, epochs: int, patch_ratio: float) -> None:
+    def __init__(self, job: RepairJob, first: Found, searched: Searched, *, epochs: int) -> None:
         self._job = job
         self._found = first
+        self._searched = searched
         self._epochs = epochs
-        self._patch_ratio = patch_ratio
+
+    def planned_images(self) -> int:
+        """Forward passes of its searches, at most; those of the fine-tuning on what they find come on top."""
+        planned = 0
+        if any(patch_searched_before(epoch, self._epochs) for epoch in range(1, self._epochs + 1)):
+            planned += _planned_patch_search(self._searched, self._job.training.num_classes)
+        if self._found.target is not None:
+            planned += (self._epochs - 1) * self._found.steps * UniversalPerturbation().search_images
+        return planned
 
     def with_patch(self, images: Images) -> Images | None:
         """Images [B, C, H, W] with the patch on them; none where no patch stands out."""
         patch = self._found.patch
         return None if patch is None else patch.stamp(images)[0]
 
-    def with_perturbation(self, images: Images) -> Images | None:
-        """Images [B, C, H, W], each with one of the perturbations in turn; none where no class stands out."""
+    def with_perturbation(self, images: Images, generator: torch.Generator) -> Images | None:
+        """Images [B, C, H, W], each with one of the perturbations, drawn on the CPU; none where no class stands out."""
         shifts = self._found.perturbations
         if shifts is None:
             return None
-        turn = torch.arange(len(images), device=images.device) % len(shifts)
-        return (images + shifts[turn]).clamp(0, 1)
+        drawn = torch.randint(len(shifts), (len(images),), generator=generator).to(images.device)
+        return (images + shifts[drawn]).clamp(0, 1)
 
     def before_epoch(self, epoch: int, model: SplitModel) -> None:
         """Search again, on the network as it is: a patch once, a perturbation towards the same class each time.
@@ -161,7 +189,7 @@ class Unlearned:
         draws = torch.Generator().manual_seed(self._job.seed * EPOCH_SEEDS + epoch)
         if patch_due:
             try:
-                another = _smallest_patch(frozen, self._job, self._patch_ratio, draws)
+                another = _smallest_patch(frozen, self._job, self._searched, draws)
             except UnsupportedModelError as problem:  # the network as it came could be searched
                 raise DivergedError(f"the repair diverged: {problem}") from problem
             self._found = replace(self._found, patch=another or self._found.patch)
@@ -176,6 +204,8 @@ class Unlearned:
             shift = path_towards(shifts, training.images[chosen], target, steps=self._found.steps, what=WHAT)
         except UnsupportedModelError:  # no pixel moves the network any more
             return
+        if not bool(shift.isfinite().all()):
+            raise DivergedError("the repair diverged: the gradients of its pixels are not finite any more")
         before = self._found.perturbations
         assert before is not None
         self._found = replace(self._found, perturbations=torch.cat((before, shift)))
@@ -193,27 +223,32 @@ def _to_search(model: SplitModel, training: CleanData) -> SplitModel:
     return freeze(copy.deepcopy(model)).lay_out_fast(training.images)
 
 
-def _smallest_patch(model: SplitModel, job: RepairJob, patch_ratio: float, draws: torch.Generator) -> Triggers | None:
+def _planned_patch_search(searched: Searched, classes: int) -> int:
+    return NeuralCleanse().planned_images(classes, 0) if searched.patch(classes) else 0
+
+
+def _smallest_patch(model: SplitModel, job: RepairJob, searched: Searched, draws: torch.Generator) -> Triggers | None:
     """The patch with the smallest mask of all classes, if it is far smaller than the runner-up's."""
-    method, training = NeuralCleanse(), job.training
-    if training.num_classes < method.fewest_classes:
+    ratio = searched.patch_ratio
+    if ratio is None or not searched.patch(job.training.num_classes):
         return None
-    recovered = method.invert(model, training, draws, job.meter)
+    recovered = NeuralCleanse().invert(model, job.training, draws, job.meter)
     smallest = recovered.finalists[recovered.ranked()[:2].to(recovered.finalists.device)]
     norm, runner_up = recovered.norms[smallest].tolist()
-    return recovered.triggers.subset(smallest[:1]) if norm <= patch_ratio * runner_up else None
+    return recovered.triggers.subset(smallest[:1]) if norm <= ratio * runner_up else None
 
 
 def _leading_class(model: SplitModel, training: CleanData, draws: torch.Generator, meter: Meter) -> dict[str, Any]:
-    """Target, steps and perturbations of :class:`Found`; empty where no class stands out by the detector's own rule."""
+    """Target, steps and perturbations of :class:`Found`; empty where no class stands out by the detector's own rule.
+
+    It has to twice, with the images that are searched on and those that are read from exchanged.
+    """
     method = UniversalPerturbation()
-    if method.unsuited(training.num_classes):
+    one, other = training.split(0.5, draws)
+    if min(len(set(half.labels.tolist())) for half in (one, other)) < 2:  # no images lead towards the only class
         return {}
     leaders, steps = [], []
-    for _ in range(LOOKS):
-        samples = Samples(*training.split(0.5, draws))
-        if min(len(samples.search), len(samples.held_out)) < training.num_classes:
-            return {}
+    for samples in (Samples(one, other), Samples(other, one)):
         try:
             paths = follow(
                 method.perturbation(model, samples, meter),
@@ -224,7 +259,7 @@ def _leading_class(model: SplitModel, training: CleanData, draws: torch.Generato
                 generator=draws,
                 what=WHAT,
             )
-        except UnsupportedModelError:  # no gradient reaches the pixels
+        except UnsupportedModelError:  # nothing can be searched for: no gradient, or outputs that are not finite
             return {}
         if not lead(paths.margins, paths.start).score > method.lead_threshold_at(paths.reach):  # nor if it is NaN
             return {}

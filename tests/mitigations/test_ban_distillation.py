@@ -135,7 +135,10 @@ def test_patch_and_perturbation_are_on_images_of_their_own(monkeypatch, no_later
 def test_changed_images_leave_the_running_statistics_alone(monkeypatch, no_later_search, change):
     def run(found):
         monkeypatch.setattr(ban_distillation, "first_search", lambda *_: found)
-        settings = BANDistillation(epochs=1, batch_size=64, patch_weight=1e-12, perturbation_weight=1e-12)
+        weights = {"patch_weight": 1e-12, "perturbation_weight": 1e-12}
+        settings = BANDistillation(
+            epochs=1, batch_size=64, gentle=True, **weights
+        )  # one batch: what it draws is the same
         return settings(make_model(), make_data(), max_drop=1.0)
 
     changed, plain = run(CHANGES[change][0]), run(Found())
@@ -284,6 +287,39 @@ def test_the_cost_is_measured_on_copies_that_are_shifted_further_than_in_trainin
     widths = black.all(2).sum(-1)  # columns of a copy that were shifted in
     assert int(widths.max()) == 6
     assert len({tuple(item.flatten().tolist()) for item in widths}) > 1  # each copy is another one
+
+
+def test_an_interrupted_repair_goes_on_with_the_perturbations_it_had(monkeypatch, tmp_path):
+    shift = torch.full((1, 3, 8, 8), 0.2)
+    monkeypatch.setattr(ban_distillation, "first_search", lambda *_: Found(target=2, steps=2, perturbations=shift))
+    method, data = BANDistillation(epochs=4, batch_size=8, gentle=True), make_data()
+
+    def stop(what, _):
+        if "epoch 4/4" in what and "loss" in what:
+            raise KeyboardInterrupt
+
+    whole = method(make_model(), data, max_drop=1.0)
+    with pytest.raises(KeyboardInterrupt):
+        method(make_model(), data, max_drop=1.0, meter=Meter(listener=stop), state=tmp_path / "state")
+    resumed = method(make_model(), data, max_drop=1.0, state=tmp_path / "state")
+    assert resumed.epochs[2].earlier
+    assert same_weights(whole.model.state_dict(), resumed.model.state_dict())
+    assert (resumed.forward_images, resumed.backward_images) == (whole.forward_images, whole.backward_images)
+
+
+def test_passes_of_changed_images_are_booked(monkeypatch, no_later_search):
+    def passes(found):
+        monkeypatch.setattr(ban_distillation, "first_search", lambda *_: found)
+        repaired = BANDistillation(epochs=1, batch_size=60, gentle=True)(make_model(), make_data(), max_drop=1.0)
+        return repaired.forward_images, repaired.backward_images
+
+    plain, patch = passes(Found()), passes(Found(patch=PATCH))
+    both = passes(Found(patch=PATCH, target=2, steps=1, perturbations=SHIFT))
+    quarter = round(0.25 * 54)  # of 20 images of each of three classes two choose
+    assert [tuple(b - a for a, b in zip(plain, x, strict=True)) for x in (patch, both)] == [
+        (quarter, quarter),
+        (2 * quarter, 2 * quarter),
+    ]
 
 
 def test_an_interrupted_repair_goes_on_at_its_strength(monkeypatch, tmp_path):

@@ -12,12 +12,20 @@ from banaudit.detectors.targeted_paths import Lead, Leader, Paths
 from banaudit.detectors.universal_perturbation import UniversalPerturbation
 from banaudit.errors import DivergedError, UnsupportedModelError
 from banaudit.mitigations import unlearned
-from banaudit.mitigations.unlearned import Found, Unlearned, first_search, patch_searched_before
+from banaudit.mitigations.unlearned import (
+    Found,
+    Searched,
+    Unlearned,
+    first_search,
+    patch_searched_before,
+    planned_first_search,
+)
 from mitigations.tiny import make_job, make_model
 
 CLASSES = 8
 IMAGES = torch.full((4, 3, 8, 8), 0.5)
 EVEN = (9.0,) * CLASSES
+BOTH = Searched(patch_ratio=0.5, perturbation=True)
 AHEAD = 1.0
 """A lead that stands out wherever the paths end."""
 
@@ -73,7 +81,14 @@ def job(*, each=4, classes=CLASSES, state=None):
 
 
 def make(first, of=None):
-    return Unlearned(of or job(), first, epochs=10, patch_ratio=0.5)
+    return Unlearned(of or job(), first, BOTH, epochs=10)
+
+
+def shown(changes, count=40):
+    """Values of the first pixel of grey images with a perturbation, each once."""
+    images = torch.full((count, 3, 8, 8), 0.5)
+    changed = changes.with_perturbation(images, torch.Generator().manual_seed(0))
+    return None if changed is None else set(changed[:, 0, 0, 0].tolist())
 
 
 @pytest.mark.parametrize(
@@ -81,7 +96,7 @@ def make(first, of=None):
 )
 def test_a_patch_is_unlearned_only_where_it_stands_out(searches, norms, stands_out):
     searches.norms = [norms]
-    changes = make(first_search(job(), 0.5))
+    changes = make(first_search(job(), BOTH))
     stamped = changes.with_patch(IMAGES)
     assert (stamped is not None) is stands_out
     again = make(Found())
@@ -98,7 +113,7 @@ def test_a_patch_is_unlearned_only_where_it_stands_out(searches, norms, stands_o
 def test_a_later_patch_takes_the_place_of_an_earlier_one(searches):
     searches.leads = [None]
     searches.norms = [(1.0, *EVEN[1:]), (*EVEN[:7], 1.0), EVEN]
-    changes, seen = make(first_search(job(), 0.5)), []
+    changes, seen = make(first_search(job(), BOTH)), []
     for epoch in (1, 2, 5, 5):  # at the first and the second nothing is due
         changes.before_epoch(epoch, make_model())
         seen.append(float(changes.with_patch(torch.zeros(1, 3, 8, 8))[0, 0, 0, 0]))
@@ -123,57 +138,93 @@ def test_the_patch_is_searched_once_again():
 )
 def test_a_perturbation_is_unlearned_only_where_one_class_stands_out(searches, leads, target):
     searches.leads = list(leads)
-    found = first_search(job(), 0.5)
+    found = first_search(job(), BOTH)
     assert found.target == target
     assert searches.leads == []
-    changed = make(found).with_perturbation(IMAGES)
-    assert (changed is None) is (target is None)
-    if target is not None:
-        assert changed[:, 0, 0, 0].tolist() == [1.0, 0.75, 1.0, 0.75]  # of each look its own, in turn
+    assert shown(make(found)) == (None if target is None else {1.0, 0.75})  # of each look its own
 
 
 def test_the_lead_that_stands_out_is_the_detectors(searches, monkeypatch):
     monkeypatch.setattr(UniversalPerturbation, "lead_threshold_at", lambda self, reach: 2.0 * reach)  # 1 at one half
     searches.leads = [(1.0, 2)]
-    assert first_search(job(), 0.5).target is None
+    assert first_search(job(), BOTH).target is None
     searches.norms, searches.leads = [EVEN], [(1.01, 2), (1.01, 2)]
-    assert first_search(job(), 0.5).target == 2
+    assert first_search(job(), BOTH).target == 2
 
 
 @pytest.mark.parametrize("few", [{"classes": 7}, {"each": 1}])
 def test_of_few_classes_or_images_none_stands_out(searches, few):
-    assert first_search(job(**few), 0.5).target is None
+    assert first_search(job(**few), BOTH).target is None
     assert "paths" not in searches.seen
+
+
+def test_what_is_not_wanted_is_not_searched(searches):
+    searches.norms = [(1.0, *EVEN[1:])]
+    nothing = first_search(job(), Searched(patch_ratio=None, perturbation=False))
+    assert (nothing.patch, nothing.target, searches.seen) == (None, None, [])
+    changes = Unlearned(job(), nothing, Searched(patch_ratio=None, perturbation=False), epochs=10)
+    changes.before_epoch(5, make_model())
+    assert (changes.planned_images(), searches.seen) == (0, [])
+    assert first_search(job(), Searched(patch_ratio=0.5, perturbation=False)).patch is not None
+    assert searches.seen == ["patch"]
+
+
+def test_the_searches_that_are_planned():
+    patch, shift = Searched(patch_ratio=0.5, perturbation=False), Searched(patch_ratio=None, perturbation=True)
+    planned = {(x, classes): planned_first_search(x, classes, 100) for x in (BOTH, patch, shift) for classes in (7, 8)}
+    assert planned[BOTH, 8] == planned[patch, 8] + planned[shift, 8]
+    assert planned[BOTH, 7] == planned[patch, 7] > 0 == planned[shift, 7]
+    assert planned_first_search(BOTH, 3, 100) == 0
+    led = Unlearned(job(), Found(target=2, steps=6, perturbations=torch.zeros(1, 3, 8, 8)), BOTH, epochs=10)
+    assert led.planned_images() - make(Found()).planned_images() == 9 * 6 * UniversalPerturbation().search_images
 
 
 def test_perturbations_towards_the_same_class_are_added_before_each_epoch(searches):
     searches.shifts = [-0.5, None]
-    changes = make(first_search(job(), 0.5))
+    changes = make(first_search(job(), BOTH))
     searches.seen.clear()
     changes.before_epoch(1, make_model())
     assert searches.seen == []  # the network is still as it came
     changes.before_epoch(2, make_model())
     assert searches.seen == [("path", 2, 6, 4 * (CLASSES - 1))]
-    assert changes.with_perturbation(IMAGES)[:, 0, 0, 0].tolist() == [1.0, 0.75, 0.0, 1.0]
+    assert shown(changes) == {1.0, 0.75, 0.0}
     changes.before_epoch(3, make_model())  # no pixel moves the network: what was found stays
-    assert changes.with_perturbation(IMAGES)[:, 0, 0, 0].tolist() == [1.0, 0.75, 0.0, 1.0]
+    assert shown(changes) == {1.0, 0.75, 0.0}
     again = make(Found())
     again.restore(changes.dump())
-    assert torch.equal(again.with_perturbation(IMAGES), changes.with_perturbation(IMAGES))
+    assert shown(again) == shown(changes)
+
+
+def test_all_perturbations_are_shown_however_small_the_batches(searches):
+    searches.shifts = [-0.1, -0.2, -0.3]
+    changes = make(first_search(job(), BOTH))
+    for epoch in (2, 3, 4):
+        changes.before_epoch(epoch, make_model())
+    generator, seen = torch.Generator().manual_seed(0), set()
+    for _ in range(40):
+        seen |= {round(value, 2) for value in changes.with_perturbation(IMAGES[:2], generator)[:, 0, 0, 0].tolist()}
+    assert seen == {1.0, 0.75, 0.4, 0.3, 0.2}
+
+
+def test_perturbations_that_are_not_finite_end_the_run(searches):
+    searches.shifts = [float("nan")]
+    changes = make(first_search(job(), BOTH))
+    with pytest.raises(DivergedError, match="not finite"):
+        changes.before_epoch(2, make_model())
 
 
 def test_a_network_that_can_no_longer_be_searched_has_diverged(searches):
     searches.norms, searches.leads = [EVEN, None], [None]
-    changes = make(first_search(job(), 0.5))
+    changes = make(first_search(job(), BOTH))
     with pytest.raises(DivergedError, match="not finite"):
         changes.before_epoch(5, make_model())
 
 
 def test_a_call_that_goes_on_finds_the_first_search_in_the_state(searches, tmp_path):
     searches.norms = [(1.0, *EVEN[1:])]
-    first = first_search(job(state=tmp_path / "state"), 0.5)
+    first = first_search(job(state=tmp_path / "state"), BOTH)
     seen = list(searches.seen)
-    again = first_search(job(state=tmp_path / "state"), 0.5)
+    again = first_search(job(state=tmp_path / "state"), BOTH)
     assert searches.seen == seen == ["patch", "paths", "paths"]
     assert (again.target, again.steps) == (first.target, first.steps) == (2, 6)
     assert torch.equal(again.perturbations, first.perturbations)

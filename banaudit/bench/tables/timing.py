@@ -78,7 +78,9 @@ def _tables(
         first = entries.get((method, classes[0]))
         later = [entries.get((method, count)) for count in classes[1:]]
         return [
-            NOTHING if first is None or entry is None or not first.seconds else f"{entry.seconds / first.seconds:.1f}x"
+            NOTHING
+            if first is None or entry is None or not first.seconds or _failed(first) or _failed(entry)
+            else f"{entry.seconds / first.seconds:.1f}x"
             for entry in later
         ]
 
@@ -97,14 +99,23 @@ def _tables(
     ]
 
 
+def _failed(entry: TimedEntry) -> bool:
+    return isinstance(entry, RepairTimingEntry) and bool(entry.problem)
+
+
 def _seconds(entry: TimedEntry) -> str:
-    if isinstance(entry, RepairTimingEntry) and entry.problem:
+    if _failed(entry):
         return f"{entry.seconds:,.1f} until it failed"
-    return f"{entry.seconds:,.1f}" if entry.whole else f"{entry.seconds:,.0f} computed ({entry.timed_share:.1%})"
+    if entry.whole:
+        return f"{entry.seconds:,.1f}"
+    # What was stopped after all that it had planned would have taken longer, nobody knows how much.
+    share = f" computed ({entry.timed_share:.1%})"
+    return f"at least {entry.seconds:,.0f}" if entry.timed_share == 1 else f"{entry.seconds:,.0f}{share}"
 
 
 def _passes(entry: TimedEntry) -> str:
-    return f"{entry.forward_images:,} + {entry.backward_images:,}" + ("" if entry.whole else " computed")
+    how = " until it failed" if _failed(entry) else "" if entry.whole else " computed"
+    return f"{entry.forward_images:,} + {entry.backward_images:,}{how}"
 
 
 def _memory(entry: TimedEntry) -> str:
