@@ -55,9 +55,10 @@ THRESHOLDS = {Reading.ALL_TO_ONE: 0.97, Reading.ALL_TO_ALL: 0.16}
 """Share above which a backdoor counts as back, for each kind of it: just above the largest of the 21 clean development
 and opened models that ``ban-distillation`` had repaired (``docs/benchmark/repair-clean.md``), and so above the 95th
 percentile: a new one drawn like them exceeds it with a probability of at most 1 in 22. They were repaired while a
-stronger repair had to be free; those repaired since stay below. After other repairs the same thresholds hold, though no
-clean model so repaired stands behind them. Of a source-specific backdoor there is none: on
-clean models too the probe moves nearly all images of one class to another."""
+stronger repair had to be free; those repaired since stay below. Where that repair trains against universal
+perturbations, which are much the same as the stand-in, a share below the threshold says less. After other repairs the
+same thresholds hold, though no clean model so repaired stands behind them. Of a source-specific backdoor there is none:
+on clean models too the probe moves nearly all images of one class to another."""
 
 BASIS = (
     "the threshold is the largest share found on 21 models without a backdoor that ban-distillation had repaired, "

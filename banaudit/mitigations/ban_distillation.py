@@ -318,12 +318,13 @@ class BANDistillation(NoiseTraining):
             )
             found = [(weight, part, truth) for weight, part, truth in changed if part is not None]
             if found:
-                passed = count * len(found)
-                job.meter.book(forward=passed, backward=passed)
+                shown = torch.cat([images, *(part for _, part, _ in found)])
+                job.meter.book(forward=len(shown), backward=len(shown))
                 still = torch.zeros(2, count_neurons(model), device=images.device)
-                # Without noise, but apart from the running statistics, which come from the clean pass alone; in one
-                # pass, since the statistics of a few images are uncertain.
-                answers = train_under_noise(model, torch.cat([part for _, part, _ in found]), still, form=self.form)
+                # Without noise, but apart from the running statistics, which come from the clean pass alone. The clean
+                # images go along for the statistics of this batch: by their own, changed images would be learnt as
+                # they never come at inference.
+                answers = train_under_noise(model, shown, still, form=self.form)[len(images) :]
                 for (weight, _, truth), part in zip(found, torch.split(answers, count), strict=True):
                     loss = loss + weight * F.cross_entropy(part, truth)
             return loss

@@ -125,10 +125,10 @@ def test_patch_and_perturbation_are_on_images_of_their_own(monkeypatch, no_later
     black = CleanData(torch.zeros(60, 3, 8, 8), make_data().labels, tuple("abc"))
     BANDistillation(epochs=1, batch_size=16, gentle=True)(make_model(), black, max_drop=1.0)
     for images in shown:
-        half = len(images) // 2
-        assert half in {3, 4}  # a quarter of 13 or of 14, rounded
-        assert torch.equal(images[:half], PATCH.stamp(torch.zeros(half, 3, 8, 8))[0])
-        assert torch.equal(images[half:], SHIFT.expand(half, -1, -1, -1))
+        batch, part = {14 + 8: (14, 4), 13 + 6: (13, 3)}[len(images)]  # a quarter, rounded
+        assert not images[:batch].any()  # the batch as it is, for the statistics
+        assert torch.equal(images[batch : batch + part], PATCH.stamp(torch.zeros(part, 3, 8, 8))[0])
+        assert torch.equal(images[batch + part :], SHIFT.expand(part, -1, -1, -1))
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -315,11 +315,9 @@ def test_passes_of_changed_images_are_booked(monkeypatch, no_later_search):
 
     plain, patch = passes(Found()), passes(Found(patch=PATCH))
     both = passes(Found(patch=PATCH, target=2, steps=1, perturbations=SHIFT))
-    quarter = round(0.25 * 54)  # of 20 images of each of three classes two choose
-    assert [tuple(b - a for a, b in zip(plain, x, strict=True)) for x in (patch, both)] == [
-        (quarter, quarter),
-        (2 * quarter, 2 * quarter),
-    ]
+    batch, quarter = 54, round(0.25 * 54)  # of 20 images of each of three classes two choose
+    for found, parts in ((patch, 1), (both, 2)):
+        assert tuple(more - less for less, more in zip(plain, found, strict=True)) == (batch + parts * quarter,) * 2
 
 
 def test_an_interrupted_repair_goes_on_at_its_strength(monkeypatch, tmp_path):
