@@ -325,7 +325,8 @@ class BANDistillation(NoiseTraining):
                 # images go along for the statistics of this batch: by their own, changed images would be learnt as
                 # they never come at inference.
                 answers = train_under_noise(model, shown, still, form=self.form)[len(images) :]
-                for (weight, _, truth), part in zip(found, torch.split(answers, count), strict=True):
+                parts = torch.split(answers, [len(part) for _, part, _ in found])  # of a single image there are not two
+                for (weight, _, truth), part in zip(found, parts, strict=True):
                     loss = loss + weight * F.cross_entropy(part, truth)
             return loss
 
@@ -351,7 +352,7 @@ class BANDistillation(NoiseTraining):
         return kept + noisy
 
     def planned_images(self, training: int, selection: int) -> int:
-        """Those at the first strength; a repair adds those at each other, and its searches for a patch.
+        """Those at the first strength; a repair adds those at each other, and its searches.
 
         How many are tried is not known before, and the searches depend on K.
         """

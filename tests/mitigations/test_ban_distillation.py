@@ -131,6 +131,14 @@ def test_patch_and_perturbation_are_on_images_of_their_own(monkeypatch, no_later
         assert torch.equal(images[batch + part :], SHIFT.expand(part, -1, -1, -1))
 
 
+def test_a_batch_of_a_single_image_is_no_obstacle(monkeypatch, no_later_search):
+    both = Found(patch=PATCH, target=2, steps=1, perturbations=SHIFT)
+    monkeypatch.setattr(ban_distillation, "first_search", lambda *_: both)
+    method = BANDistillation(epochs=1, batch_size=2, gentle=True)  # 3 training images: a batch of two, one of one
+    repaired = method(make_model(), make_data(6), max_drop=1.0)
+    assert repaired.training_images == 3
+
+
 @pytest.mark.parametrize("change", CHANGES)
 def test_changed_images_leave_the_running_statistics_alone(monkeypatch, no_later_search, change):
     def run(found):
