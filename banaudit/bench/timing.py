@@ -44,7 +44,7 @@ class TimedEntry(PeakCost):
 
     method: str
     classes: int
-    timed_share: float = Field(description="Share of the planned forward passes that was timed; 1: all of them.")
+    timed_share: float = Field(description="Share of the planned forward passes that was timed; 1: all.")
     timed_seconds: float
     stopped: bool = Field(
         default=False, description="Whether it was stopped before its end, all planned passes or not."
@@ -261,7 +261,12 @@ def _time_repair(
         return ""
 
     problem, timed = _within_budget(
-        mitigation.name, work, lambda meter: meter.planned_images, budget, clean.images.device
+        mitigation.name,
+        work,
+        lambda meter: meter.planned_images,
+        budget,
+        clean.images.device,
+        begun=lambda meter: meter.backward_images > 0,  # those that only read the images first tell little of the rest
     )
     return RepairTimingEntry(
         method=mitigation.name,
@@ -272,15 +277,32 @@ def _time_repair(
 
 
 def _within_budget(
-    name: str, work: Callable[[Meter], Result], plan: Callable[[Meter], int], budget: float, device: torch.device
+    name: str,
+    work: Callable[[Meter], Result],
+    plan: Callable[[Meter], int],
+    budget: float,
+    device: torch.device,
+    *,
+    begun: Callable[[Meter], bool] = lambda meter: meter.forward_images > 0,
 ) -> tuple[Result, dict[str, Any]]:
-    """What ``work`` returned, and the fields of a :class:`TimedEntry` but for what was timed."""
-    booked, meters = [(0, 0), (0, 0)], []
+    """What ``work`` returned, and the fields of a :class:`TimedEntry` but for what was timed.
+
+    Args:
+        name: Of what is timed.
+        work: What is timed.
+        plan: Forward passes that it would make.
+        budget: Seconds from when it has begun.
+        device: That it computes on.
+        begun: Whether it has: what came before counts as it is, and the rest is computed from what follows.
+    """
+    booked, meters, first = [(0, 0), (0, 0)], [], (0, 0)
 
     def watched(meter: Meter) -> Result:
         def note(what: str, share: float) -> None:
+            nonlocal first
             del what, share
-            if meter.time_limit is None and meter.forward_images:
+            if meter.time_limit is None and begun(meter):
+                first = booked[-1]
                 meter.time_limit = time.monotonic() - meter.started + budget
             booked.append((meter.forward_images, meter.backward_images))
 
@@ -292,17 +314,17 @@ def _within_budget(
     (meter,) = meters
     if not meter.stopped or meter.time_limit is None:
         return result, {"timed_share": 1.0, "timed_seconds": cost.seconds, **cost.model_dump()}
-    before = meter.time_limit - budget  # the first pass, after what is no pass, such as training reference networks
+    before = meter.time_limit - budget  # what came first, such as training reference networks
     forward, backward = booked[-2]  # the last batch was booked, but not computed
-    if forward == 0:
+    if forward <= first[0]:
         raise UsageError(f"--budget {budget:g}: {name} did not finish its first batch; give more seconds")
     planned = max(forward, plan(meter))
-    share = forward / planned
+    share = (forward - first[0]) / (planned - first[0])
     whole = cost.model_copy(
         update={
             "seconds": round(before + (cost.seconds - before) / share, 3),
             "forward_images": planned,
-            "backward_images": round(backward / share),
+            "backward_images": first[1] + round((backward - first[1]) / share),
         }
     )
     timed = {"timed_share": round(share, 5), "timed_seconds": cost.seconds, "stopped": True}

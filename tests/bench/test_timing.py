@@ -173,6 +173,7 @@ def test_repairs_are_timed_like_methods(tmp_path):
     assert whole.backward_images == 2 * 56  # of the 15 images of a class one chooses
     assert 0 < long.timed_share < 0.01
     assert long.forward_images > 10**6 * 60
+    assert long.backward_images == pytest.approx(10**6 * 56, rel=0.1)  # what only reads images comes first, and once
     assert long.seconds > 1000 * long.timed_seconds
     assert distilled.forward_images > 10**6 * 4 * 56  # the first strength: ascent, noisy, clean, teacher
     text = render(path)

@@ -35,7 +35,7 @@ def timing_tables(results: TimingResults) -> str:
 
 def _of_methods(entries: Sequence[TimingEntry], results: TimingResults) -> list[str]:
     return [
-        f"{_HOW.format('method', results.budget)} Methods that may stop early are then overstated.",
+        f"{_HOW.format('method', results.budget, '')} Methods that may stop early are then overstated.",
         "## Seconds",
         f"The last columns are the paper's (Figure 4), on a GPU of theirs, with a ResNet-18 of width 64: {SETUPS[0]}, "
         f"and {SETUPS[1]}. Only the numbers that its text gives. BTI-DBF's second is without pre-training; FeatureRE "
@@ -47,7 +47,7 @@ def _of_methods(entries: Sequence[TimingEntry], results: TimingResults) -> list[
 
 def _of_repairs(repairs: Sequence[RepairTimingEntry], results: TimingResults) -> list[str]:
     return [
-        f"{_HOW.format('repair', results.budget)} The scans before and after are not in it. The plan of "
+        f"{_HOW.format('repair', results.budget, ' backward')} The scans before and after are not in it. The plan of "
         "`ban-distillation` is its first strength alone where it was stopped there; it tries up to five.",
         "## Seconds",
         *_tables(repairs, results, (), lambda _: ()),
@@ -56,7 +56,7 @@ def _of_repairs(repairs: Sequence[RepairTimingEntry], results: TimingResults) ->
 
 _HOW = (
     "Every {0} with its default settings, by itself, one after the other in one run on the same model for each number "
-    "of classes. *computed*: the {0} was stopped after {1:g} s from its first pass; its passes are the planned ones, "
+    "of classes. *computed*: the {0} was stopped {1:g} s after its first pass{2}; its passes are the planned ones, "
     "and its seconds those since then, divided by the share of the planned passes (in brackets) that it had done, and "
     "those before."
 )
