@@ -48,7 +48,8 @@ def _of_methods(entries: Sequence[TimingEntry], results: TimingResults) -> list[
 def _of_repairs(repairs: Sequence[RepairTimingEntry], results: TimingResults) -> list[str]:
     return [
         f"{_HOW.format('repair', results.budget, ' backward')} The scans before and after are not in it. The plan of "
-        "`ban-distillation` is its first strength alone where it was stopped there; it tries up to five.",
+        "`ban-distillation` is its first strength alone where it was stopped there; it tries up to five. Its searches "
+        "come first, and their passes take less time than those of training, so that its seconds are then understated.",
         "## Seconds",
         *_tables(repairs, results, (), lambda _: ()),
     ]
