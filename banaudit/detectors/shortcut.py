@@ -125,10 +125,38 @@ class ShortcutDetector(Detector):
     def planned_images(self, num_classes: int, images: int) -> int:
         """Forward passes of all searches run to their ends."""
         half = images // 2
+        mapping = self.mapping_steps * min(self._mapping_images(num_classes), half) + 2 * min(self.read_images, half)
+        return self.restarts * (self.planned_paths(num_classes, images) + mapping)
+
+    @final
+    def planned_paths(self, num_classes: int, images: int) -> int:
+        """Forward passes of :meth:`paths` run to their ends, with half of so many images to search on."""
+        half = images // 2
         search, read = min(self.search_images, half), min(self.read_images, half)
-        paths = planned_images(num_classes, steps=self.steps, search_images=search, read_images=read)
-        mapping = self.mapping_steps * min(self._mapping_images(num_classes), half) + 2 * read
-        return self.restarts * (paths + mapping)
+        return planned_images(num_classes, steps=self.steps, search_images=search, read_images=read)
+
+    @final
+    def paths(self, perturbation: Perturbation, samples: Samples, generator: torch.Generator, what: str) -> Paths:
+        """Paths towards each class with these settings.
+
+        Args:
+            perturbation: From :meth:`perturbation`.
+            samples: Clean images.
+            generator: Source of randomness, on the CPU.
+            what: For the progress bar.
+
+        Raises:
+            UnsupportedModelError: No gradient leads to some class, or a path ends in outputs that are not finite.
+        """
+        return follow(
+            perturbation,
+            samples,
+            steps=self.steps,
+            search_images=self.search_images,
+            read_images=self.read_images,
+            generator=generator,
+            what=what,
+        )
 
     @final
     def search(self, model: SplitModel, samples: Samples, generator: torch.Generator, meter: Meter) -> Found:
@@ -149,15 +177,8 @@ class ShortcutDetector(Detector):
         perturbation = self.perturbation(model, samples, meter)
         found: list[_Followed] = []
         for restart in range(self.restarts):
-            paths = follow(
-                perturbation,
-                samples,
-                steps=self.steps,
-                search_images=self.search_images,
-                read_images=self.read_images,
-                generator=generator,
-                what=f"{self.name}, restart {restart + 1} of {self.restarts}: towards each class",
-            )
+            what = f"{self.name}, restart {restart + 1} of {self.restarts}: towards each class"
+            paths = self.paths(perturbation, samples, generator, what)
             found.append(_Followed(paths, lead(paths.margins, paths.start), pair_lead(paths)))
             last = found[-1]
             if last.lead.score <= self.relied_on_above(last.paths.reach) and last.pair.score <= self.pair_threshold:

@@ -21,10 +21,9 @@ from banaudit.data import CleanData
 from banaudit.detectors.base import Samples, freeze
 from banaudit.detectors.inversion import Triggers
 from banaudit.detectors.neural_cleanse import NeuralCleanse
-from banaudit.detectors.targeted_paths import follow, lead, path_towards, planned_images
+from banaudit.detectors.targeted_paths import lead, path_towards
 from banaudit.detectors.universal_perturbation import UniversalPerturbation
 from banaudit.errors import DivergedError, UnsupportedModelError
-from banaudit.meter import Meter
 from banaudit.mitigations.base import RepairJob
 from banaudit.shapes import Images
 from banaudit.training import EPOCH_SEEDS
@@ -105,10 +104,8 @@ def first_search(job: RepairJob, searched: Searched) -> Found:
     if state is None:
         model = _to_search(job.model, job.training)
         draws = torch.Generator().manual_seed(job.seed * EPOCH_SEEDS + 1)
-        found = Found(patch=_smallest_patch(model, job, searched, draws))
-        if searched.leading_class(job.training.num_classes):
-            found = replace(found, **_leading_class(model, job.training, draws, job.meter))
-        state = found.dump()
+        patch = _smallest_patch(model, job, searched, draws)
+        state = replace(_leading_class(model, job, searched, draws), patch=patch).dump()
         progress.save(state)
     return Found.restored(state, device)
 
@@ -123,9 +120,7 @@ def planned_first_search(searched: Searched, classes: int, images: int) -> int:
     """
     planned = _planned_patch_search(searched, classes)
     if searched.leading_class(classes):
-        method, half = UniversalPerturbation(), images // 2
-        search, read = min(method.search_images, half), min(method.read_images, half)
-        planned += 2 * planned_images(classes, steps=method.steps, search_images=search, read_images=read)
+        planned += 2 * UniversalPerturbation().planned_paths(classes, images)
     return planned
 
 
@@ -182,7 +177,8 @@ class Unlearned:
         Raises:
             DivergedError: The network gives outputs that are not finite any more.
         """
-        patch_due, target = patch_searched_before(epoch, self._epochs), self._found.target
+        patch_due = patch_searched_before(epoch, self._epochs) and self._searched.patch(self._job.training.num_classes)
+        target = self._found.target
         if epoch == 1 or not (patch_due or target is not None):
             return
         frozen = _to_search(model, self._job.training)
@@ -238,37 +234,28 @@ def _smallest_patch(model: SplitModel, job: RepairJob, searched: Searched, draws
     return recovered.triggers.subset(smallest[:1]) if norm <= ratio * runner_up else None
 
 
-def _leading_class(model: SplitModel, training: CleanData, draws: torch.Generator, meter: Meter) -> dict[str, Any]:
-    """Target, steps and perturbations of :class:`Found`; empty where no class stands out by the detector's own rule.
+def _leading_class(model: SplitModel, job: RepairJob, searched: Searched, draws: torch.Generator) -> Found:
+    """Target, steps and perturbations, if one class stands out by the detector's own rule.
 
     It has to twice, with the images that are searched on and those that are read from exchanged.
     """
-    method = UniversalPerturbation()
+    method, training = UniversalPerturbation(), job.training
     one, other = training.split(0.5, draws)
-    if min(len(set(half.labels.tolist())) for half in (one, other)) < 2:  # no images lead towards the only class
-        return {}
+    # No images lead towards the only class of a half.
+    few = min(len(set(half.labels.tolist())) for half in (one, other)) < 2
+    if few or not searched.leading_class(training.num_classes):
+        return Found()
     leaders, steps = [], []
     for samples in (Samples(one, other), Samples(other, one)):
         try:
-            paths = follow(
-                method.perturbation(model, samples, meter),
-                samples,
-                steps=method.steps,
-                search_images=method.search_images,
-                read_images=method.read_images,
-                generator=draws,
-                what=WHAT,
-            )
+            paths = method.paths(method.perturbation(model, samples, job.meter), samples, draws, WHAT)
         except UnsupportedModelError:  # nothing can be searched for: no gradient, or outputs that are not finite
-            return {}
+            return Found()
         if not lead(paths.margins, paths.start).score > method.lead_threshold_at(paths.reach):  # nor if it is NaN
-            return {}
+            return Found()
         leaders.append(paths.leaders[0])
         steps.append(paths.steps)
     if len({leader.target for leader in leaders}) > 1:
-        return {}
-    return {
-        "target": leaders[0].target,
-        "steps": max(steps),
-        "perturbations": torch.cat([leader.perturbation for leader in leaders]),
-    }
+        return Found()
+    shifts = torch.cat([leader.perturbation for leader in leaders])
+    return Found(target=leaders[0].target, steps=max(steps), perturbations=shifts)

@@ -50,7 +50,7 @@ def searches(monkeypatch):
             raise UnsupportedModelError("outputs that are not finite")
         return recovered(norms)
 
-    def follow(*_, **__):
+    def paths(*_):
         given.seen.append("paths")
         found = given.leads.pop(0)
         if found is None:
@@ -69,7 +69,7 @@ def searches(monkeypatch):
         return torch.full((1, 3, 8, 8), value)
 
     monkeypatch.setattr(NeuralCleanse, "invert", invert)
-    monkeypatch.setattr(unlearned, "follow", follow)
+    monkeypatch.setattr(UniversalPerturbation, "paths", paths)
     monkeypatch.setattr(unlearned, "path_towards", path_towards)
     return given
 
