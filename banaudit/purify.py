@@ -289,6 +289,7 @@ class _Account:
             untouched_images=len(self.scanned.parts.untouched),
             max_drop=self.max_drop,
             attempts=self.repaired.attempts,
+            unlearned=self.repaired.unlearned,
         )
 
     def provenance(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-SCHEMA_VERSION = "1.1"
+SCHEMA_VERSION = "1.2"
 
 Scalar = str | int | float | bool | None
 """A setting's value as it is recorded in a report."""
@@ -305,6 +305,13 @@ class RelapseProbe(Record):
     note: str
 
 
+class UnlearnedChange(Record):
+    """A change of pixels that a repair found on the network as it came, and trained it to ignore."""
+
+    kind: Literal["patch", "perturbation"] = Field(description="A perturbation changes all pixels a little.")
+    target: int = Field(description="Label that it led to.")
+
+
 class RepairSettings(Record):
     """How a repair was made."""
 
@@ -320,6 +327,7 @@ class RepairSettings(Record):
         default=(),
         description="What was tried as a whole, a line each; where it differs from ``settings``, its own are named.",
     )
+    unlearned: tuple[UnlearnedChange, ...] = ()
 
 
 class Repair(Record):

@@ -24,7 +24,7 @@ from banaudit.errors import DivergedError
 from banaudit.meter import Meter
 from banaudit.preflight import predictions
 from banaudit.randomness import seed_global
-from banaudit.results import RepairEpoch
+from banaudit.results import RepairEpoch, UnlearnedChange
 from banaudit.resume import Progress
 from banaudit.shapes import Images, Labels, Weights
 
@@ -119,6 +119,7 @@ class Tuned:
         within_budget: Whether it is within the budget; if none is, the most accurate one is kept.
         accuracy_before: On the selection images, before the repair.
         attempts: What was tried as a whole, a line each, where that was more than one thing.
+        unlearned: Changes of pixels that stood out on the network as it came, and were trained against.
     """
 
     state: Weights
@@ -127,6 +128,7 @@ class Tuned:
     within_budget: bool
     accuracy_before: float
     attempts: tuple[str, ...] = ()
+    unlearned: tuple[UnlearnedChange, ...] = ()
 
 
 class Choice:

@@ -49,8 +49,8 @@ from banaudit.purify import (
     purify,
 )
 from banaudit.relapse import THRESHOLDS, probe_relapse, wanted_labels
-from banaudit.reports import json_text, repair, terminal
-from banaudit.results import EXIT_CODES, Evidence, Reading, Repair, Verdict
+from banaudit.reports import json_text, repair, scan, terminal
+from banaudit.results import EXIT_CODES, Evidence, Reading, Repair, UnlearnedChange, Verdict
 
 TARGET = 3
 
@@ -423,11 +423,16 @@ def test_the_report_says_what_does_not_count_and_what_was_tried(demo, tmp_path):
     (finding,) = (item for item in record.before.findings if item.evidence and item.evidence[0].fired)
     held_back = finding.evidence[0].model_copy(update={"fired": False, "label": "by the mask"})
     before = record.before.model_copy(update={"findings": (finding.model_copy(update={"evidence": (held_back,)}),)})
-    made = record.made.model_copy(update={"attempts": ("strength 1 of 5: given up", "strength 2 of 5: kept")})
+    changes = (UnlearnedChange(kind="patch", target=1), UnlearnedChange(kind="perturbation", target=1))
+    attempts = ("strength 1 of 5: given up", "strength 2 of 5: kept")
+    made = record.made.model_copy(update={"attempts": attempts, "unlearned": changes})
     told = record.model_copy(update={"before": before, "made": made})
     shown = " ".join(terminal.render(repair.document(told), terminal.plain_console()).split())
     assert "by the mask: 1 (does not count) before, 0 after (threshold 0.5)" in shown
     assert "attempts strength 1 of 5: given up strength 2 of 5: kept" in shown
+    name = scan.class_name(record.before, 1)
+    assert f"unlearned a patch that leads to {name}, its mask far smaller than any for another class" in shown
+    assert f"small changes of all pixels that lead to {name}, far sooner than to any other class" in shown
 
 
 def test_no_evidence_needs_force(demo, tmp_path):

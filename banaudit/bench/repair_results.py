@@ -17,7 +17,7 @@ from banaudit.bench.cost import Cost
 from banaudit.bench.runner import Number, ScanSettings
 from banaudit.bench.victims import VictimFacts
 from banaudit.errors import UsageError
-from banaudit.results import Reading, Record, RelapseProbe, Scalar, Verdict
+from banaudit.results import Reading, Record, RelapseProbe, Scalar, UnlearnedChange, Verdict
 
 
 def rounded(value: float) -> float:
@@ -104,6 +104,7 @@ class RepairMeasured(Cost):
     attempts: tuple[str, ...] = Field(
         default=(), description="What was tried as a whole, where that was several things."
     )
+    unlearned: tuple[UnlearnedChange, ...] = ()
     losses: tuple[Number, ...] = Field(description="Of each epoch, mean over the batches.")
     accuracies: tuple[float, ...] = Field(description="Of each epoch, on the images that choose.")
     accuracy_before: float = Field(description="On the images that choose, before the repair.")

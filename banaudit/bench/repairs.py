@@ -399,6 +399,7 @@ class _Bench:
             kept_epoch=repaired.kept_epoch,
             kept_what=kept.what,
             attempts=repaired.attempts,
+            unlearned=repaired.unlearned,
             losses=tuple(None if item.loss is None else rounded(item.loss) for item in repaired.epochs),
             accuracies=tuple(rounded(item.accuracy) for item in repaired.epochs),
             accuracy_before=rounded(repaired.accuracy_before),

@@ -180,7 +180,8 @@ class BANDistillation(NoiseTraining):
         job.meter.planned_images += planned_first_search(searched, job.training.num_classes, len(job.training))
         first = first_search(job, searched)
         if self.gentle:
-            return strengths[0].repair_once(replace(job, progress=job.progress.run("strength 1")), job.model, first)
+            run = replace(job, progress=job.progress.run("strength 1"))
+            return replace(strengths[0].repair_once(run, job.model, first), unlearned=first.changes)
         before = self._accuracy_when_shifted(job, job.model, "as it came")
         tried: list[Tried] = []
         kept = None
@@ -198,7 +199,7 @@ class BANDistillation(NoiseTraining):
             kept = self.choose(tried, job.max_drop)
         chosen = tried[kept - 1].tuned
         assert chosen is not None
-        return replace(chosen, attempts=self.attempts(tried, kept))
+        return replace(chosen, attempts=self.attempts(tried, kept), unlearned=first.changes)
 
     def repair_unless_it_diverges(
         self, job: RepairJob, original: SplitModel, first: Found, name: str, told: str

@@ -25,7 +25,7 @@ from banaudit.meter import Meter
 from banaudit.method import Method
 from banaudit.precision import full_precision
 from banaudit.randomness import isolated_random
-from banaudit.results import RepairEpoch
+from banaudit.results import RepairEpoch, UnlearnedChange
 from banaudit.resume import Progress, identify
 from banaudit.shapes import Images, Labels
 from banaudit.training import (
@@ -90,6 +90,7 @@ class Repaired:
         seconds: Duration, with that of the calls that were interrupted.
         earlier_seconds: That of the interrupted calls.
         attempts: What was tried as a whole, a line each, where that was more than one thing.
+        unlearned: Changes of pixels that stood out on the network as it came, and were trained against.
     """
 
     model: SplitModel
@@ -105,6 +106,7 @@ class Repaired:
     seconds: float
     earlier_seconds: float
     attempts: tuple[str, ...] = ()
+    unlearned: tuple[UnlearnedChange, ...] = ()
 
 
 class Mitigation(Method, ABC):
@@ -232,6 +234,7 @@ class Mitigation(Method, ABC):
             seconds=round(progress.earlier_seconds + time.monotonic() - started, 3),
             earlier_seconds=round(progress.earlier_seconds, 3),
             attempts=tuned.attempts,
+            unlearned=tuned.unlearned,
         )
 
     @final

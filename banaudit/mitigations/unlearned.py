@@ -25,6 +25,7 @@ from banaudit.detectors.targeted_paths import lead, path_towards
 from banaudit.detectors.universal_perturbation import UniversalPerturbation
 from banaudit.errors import DivergedError, UnsupportedModelError
 from banaudit.mitigations.base import RepairJob
+from banaudit.results import UnlearnedChange
 from banaudit.shapes import Images
 from banaudit.training import EPOCH_SEEDS
 
@@ -49,6 +50,16 @@ class Found:
     target: int | None = None
     steps: int = 0
     perturbations: Tensor | None = None
+
+    @property
+    def changes(self) -> tuple[UnlearnedChange, ...]:
+        """The same in words, for the record."""
+        changes = []
+        if self.patch is not None:
+            changes.append(UnlearnedChange(kind="patch", target=int(self.patch.labels[0])))
+        if self.target is not None:
+            changes.append(UnlearnedChange(kind="perturbation", target=self.target))
+        return tuple(changes)
 
     def dump(self) -> dict[str, Any]:
         """Tensors and numbers that :meth:`restored` needs, for an interrupted repair."""

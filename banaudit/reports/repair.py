@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from banaudit.reports import scan
 from banaudit.reports.document import Document, Row, Section, Tone, percent
-from banaudit.results import Evidence, RelapseProbe, Repair, RepairEpoch, Report, Verdict
+from banaudit.results import Evidence, RelapseProbe, Repair, RepairEpoch, Report, UnlearnedChange, Verdict
 
 _SUBTITLES = {
     Verdict.NO_EVIDENCE: "The scan of the repaired model found no sign of a backdoor. This does not prove that "
@@ -115,6 +115,11 @@ def _making(repair: Repair) -> Section:
     rows = (
         Row("method", (f"{made.method}: {made.title}", settings)),
         *([Row("attempts", made.attempts)] if made.attempts else []),
+        *(
+            [Row("unlearned", tuple(_unlearned(repair.before, item) for item in made.unlearned))]
+            if made.unlearned
+            else []
+        ),
         Row(
             "images",
             (
@@ -136,6 +141,13 @@ def _making(repair: Repair) -> Section:
         ),
     )
     return Section("How it was made", rows)
+
+
+def _unlearned(before: Report, item: UnlearnedChange) -> str:
+    name = scan.class_name(before, item.target)
+    if item.kind == "patch":
+        return f"a patch that leads to {name}, its mask far smaller than any for another class"
+    return f"small changes of all pixels that lead to {name}, far sooner than to any other class"
 
 
 def _tried(item: RepairEpoch) -> str:

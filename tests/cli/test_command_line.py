@@ -218,7 +218,7 @@ def test_schema(run, kind):
     assert done.code == 0
     schema = json.loads(done.out)
     jsonschema.Draft202012Validator.check_schema(schema)
-    assert schema["schema_version"] == "1.1"
+    assert schema["schema_version"] == "1.2"
     record = samples.report() if kind == "report" else samples.inspection()
     jsonschema.validate(record.model_dump(mode="json"), schema)
 

@@ -131,6 +131,16 @@ def test_patch_and_perturbation_are_on_images_of_their_own(monkeypatch, no_later
         assert torch.equal(images[batch + part :], SHIFT.expand(part, -1, -1, -1))
 
 
+@pytest.mark.parametrize("gentle", [True, False])
+def test_what_was_unlearned_is_told(monkeypatch, no_later_search, gentle):
+    both = Found(patch=PATCH, target=2, steps=1, perturbations=SHIFT)
+    for found in (both, Found()):
+        monkeypatch.setattr(ban_distillation, "first_search", lambda *_, found=found: found)
+        repaired = BANDistillation(epochs=1, gentle=gentle)(make_model(), make_data(), max_drop=1.0)
+        told = [("patch", int(PATCH.labels[0])), ("perturbation", 2)] if found is both else []
+        assert [(change.kind, change.target) for change in repaired.unlearned] == told
+
+
 def test_a_batch_of_a_single_image_is_no_obstacle(monkeypatch, no_later_search):
     both = Found(patch=PATCH, target=2, steps=1, perturbations=SHIFT)
     monkeypatch.setattr(ban_distillation, "first_search", lambda *_: both)
