@@ -45,6 +45,22 @@ def distillation_loss(logits: Logits, teacher: Logits, temperature: float) -> Te
     return temperature**2 * divergence
 
 
+def avoidance_loss(logits: Logits, labels: Labels, target: int) -> Tensor:
+    """-log(1 - softmax(logits)_target) of the images of other classes, summed, over the size of the batch; a scalar.
+
+    Any other answer will do: to demand the true label of an image that was changed as far as this one costs accuracy,
+    and takes nothing more from the backdoor.
+
+    Args:
+        logits: [B, K], K > 1.
+        labels: [B] true labels.
+        target: Class that the change leads to.
+    """
+    logs = logits.log_softmax(dim=1)
+    others = torch.cat((logs[:, :target], logs[:, target + 1 :]), dim=1).logsumexp(dim=1)
+    return -(others * (labels != target)).mean()
+
+
 @dataclass(frozen=True)
 class Strength:
     """How a repair differs from the one with the settings as they are.
@@ -111,11 +127,11 @@ class BANDistillation(NoiseTraining):
     """Trains all weights to answer clean images as before, under neuron noise, a patch and a universal perturbation.
 
     min_w (1 - a) CE(f(x; w), y) + a KD(f(x; w), f(x; w_0)) + lambda_2 CE(f(x; w under noise), y)
-          + c CE(f(x'; w), y) + d CE(f(x''; w), y)
+          + c CE(f(x'; w), y) - d log(1 - softmax(f(x''; w))_t)
 
     with the noise of BAN (Eq. 3-4, found anew for each batch), w_0 the weights as they came, KD the distillation loss
-    at a temperature, x' a share of the images with a patch on them, and x'' others with one small change of all pixels,
-    each while there is one that stands out (:mod:`unlearned`).
+    at a temperature, x' a share of the images with a patch on them, and x'' others with one small change of all pixels
+    towards a class t, each while there is one that stands out (:mod:`unlearned`).
 
     Why these terms. On clean images the suspect model is right and its backdoor is silent: its own answers there hand
     on what it knows beyond the labels of the few images, and nothing of the backdoor. They hold the accuracy while a
@@ -127,6 +143,7 @@ class BANDistillation(NoiseTraining):
     takes much of a small CIFAR network's accuracy. So the strongest of :data:`STRENGTHS` comes first. Of those
     that are stronger than the settings the first is kept whose last epoch cost at most ``free_drop``; if there is none,
     the cheapest that cost at most ``stronger_drop``; else the first of the others with an epoch within the budget.
+    Where perturbations are unlearned there is less left for noise to do, and a stronger repair may cost ``led_drop``.
     Where there is none either, the cheapest of the stronger ones that have such an epoch is kept at it. No stronger one
     may cost more than the budget for the images as they are. The cost of a stronger one is measured on copies of the
     images that choose, shifted further than any in training: few images, which may be near copies of those trained on,
@@ -168,6 +185,8 @@ class BANDistillation(NoiseTraining):
     """Accuracy on the shifted copies up to which a repair stronger than these settings is kept at once."""
     stronger_drop: float = Field(default=0.02, ge=0, lt=1)
     """The same up to which it is kept if no other is cheaper."""
+    led_drop: float = Field(default=0.0, ge=0, lt=1)
+    """Both of these where one class leads under universal perturbations."""
     gentle: bool = False
     """Make only the repair with these very settings, none of the stronger and the weaker ones."""
     patch_ratio: float = Field(default=0.5, gt=0, lt=1)
@@ -183,6 +202,9 @@ class BANDistillation(NoiseTraining):
             run = replace(job, progress=job.progress.run("strength 1"))
             return replace(strengths[0].repair_once(run, job.model, first), unlearned=first.changes)
         before = self._accuracy_when_shifted(job, job.model, "as it came")
+        rule = self
+        if first.target is not None:
+            rule = self.model_copy(update={"free_drop": self.led_drop, "stronger_drop": self.led_drop})
         tried: list[Tried] = []
         kept = None
         while kept is None:
@@ -196,7 +218,7 @@ class BANDistillation(NoiseTraining):
             if tuned is not None and number <= len(STRONGER):
                 cost = before - self._accuracy_when_shifted(job, own.model, name)
             tried.append(Tried(tuned, cost))
-            kept = self.choose(tried, job.max_drop)
+            kept = rule.choose(tried, job.max_drop)
         chosen = tried[kept - 1].tuned
         assert chosen is not None
         return replace(chosen, attempts=self.attempts(tried, kept), unlearned=first.changes)
@@ -313,22 +335,23 @@ class BANDistillation(NoiseTraining):
         def objective(model: SplitModel, images: Images, labels: Labels, generator: torch.Generator) -> Tensor:
             loss = self.loss(model, teacher, images, labels, generator)
             count = max(2, round(self.changed_share * len(images)))
-            changed = (
-                (self.patch_weight, changes.with_patch(images[:count]), labels[:count]),
-                (self.perturbation_weight, changes.with_perturbation(images[-count:], generator), labels[-count:]),
-            )
-            found = [(weight, part, truth) for weight, part, truth in changed if part is not None]
+            patched = changes.with_patch(images[:count])
+            perturbed = changes.with_perturbation(images[-count:], generator)
+            found = [part for part in (patched, perturbed) if part is not None]
             if found:
-                shown = torch.cat([images, *(part for _, part, _ in found)])
+                shown = torch.cat([images, *found])
                 job.meter.book(forward=len(shown), backward=len(shown))
                 still = torch.zeros(2, count_neurons(model), device=images.device)
                 # Without noise, but apart from the running statistics, which come from the clean pass alone. The clean
                 # images go along for the statistics of this batch: by their own, changed images would be learnt as
                 # they never come at inference.
                 answers = train_under_noise(model, shown, still, form=self.form)[len(images) :]
-                parts = torch.split(answers, [len(part) for _, part, _ in found])  # of a single image there are not two
-                for (weight, _, truth), part in zip(found, parts, strict=True):
-                    loss = loss + weight * F.cross_entropy(part, truth)
+                parts = torch.split(answers, [len(part) for part in found])  # of a single image there are not two
+                if patched is not None:
+                    loss = loss + self.patch_weight * F.cross_entropy(parts[0], labels[:count])
+                if first.target is not None:
+                    avoided = avoidance_loss(parts[-1], labels[-count:], first.target)
+                    loss = loss + self.perturbation_weight * avoided
             return loss
 
         return self.tune(job, objective, passes=self._passes(), companion=changes, name=name)

@@ -12,7 +12,7 @@ from banaudit.detectors.inversion import Triggers
 from banaudit.errors import DivergedError
 from banaudit.meter import Meter
 from banaudit.mitigations import BANDistillation, ban_distillation
-from banaudit.mitigations.ban_distillation import distillation_loss
+from banaudit.mitigations.ban_distillation import avoidance_loss, distillation_loss
 from banaudit.mitigations.unlearned import Found, Unlearned
 from banaudit.neurons import train_under_noise, worst_noise
 from banaudit.results import RepairEpoch
@@ -27,6 +27,18 @@ def test_distillation_by_hand():
     found = distillation_loss(torch.zeros(1, 2), teacher, 2.0)
     assert float(found) == pytest.approx(4 * divergence, abs=1e-6)
     assert float(distillation_loss(teacher, teacher, 2.0)) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_avoidance_by_hand():
+    # The softmax of (ln 3, 0, 0) is (3/5, 1/5, 1/5).
+    logits = torch.tensor([[math.log(3), 0.0, 0.0], [0.0, math.log(3), 0.0], [math.log(3), 0.0, 0.0]])
+    labels = torch.tensor([1, 0, 0])
+    expected = -(math.log(1 - 3 / 5) + 0 + 0) / 3  # images of the target itself are left alone
+    assert float(avoidance_loss(logits, labels, 0)) == pytest.approx(expected, abs=1e-6)
+    expected = -(0 + math.log(1 - 3 / 5) + math.log(1 - 1 / 5)) / 3
+    assert float(avoidance_loss(logits, labels, 1)) == pytest.approx(expected, abs=1e-6)
+    certain = torch.tensor([[200.0, 0.0, 0.0]])
+    assert float(avoidance_loss(certain, torch.tensor([1]), 0)) == pytest.approx(200 - math.log(2), abs=1e-3)
 
 
 def test_the_loss_is_the_three_terms_together():
@@ -95,19 +107,22 @@ def no_later_search(monkeypatch):
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_stands_out_is_unlearned(monkeypatch, no_later_search, change):
-    """CE of the changed share, with the labels of the images, enters with its weight."""
+    """The loss of the changed share enters with its weight: CE with the true labels, or avoidance of the target."""
     found, changed = CHANGES[change]
     monkeypatch.setattr(ban_distillation, "first_search", lambda *_: found)
     monkeypatch.setattr(BANDistillation, "loss", lambda self, model, *rest: 0 * model.network.linear.bias.sum())
     data = make_data()
 
-    def entropy(weight):
+    def left(weight):
         weights = {"patch_weight": 0.0, "perturbation_weight": 0.0, f"{change}_weight": weight}
         settings = BANDistillation(epochs=3, batch_size=16, gentle=True, changed_share=0.5, **weights)
         model = settings(make_model(), data, max_drop=1.0).model.train()
-        return float(F.cross_entropy(model(changed(data.images)), data.labels))
+        logits = model(changed(data.images))
+        if found.target is not None:
+            return float(avoidance_loss(logits, data.labels, found.target))
+        return float(F.cross_entropy(logits, data.labels))
 
-    assert entropy(1.0) < entropy(0.0) - 0.1
+    assert left(1.0) < left(0.0) - 0.1
 
 
 def test_patch_and_perturbation_are_on_images_of_their_own(monkeypatch, no_later_search):
@@ -191,6 +206,10 @@ def test_the_strengths_that_are_tried():
         ({}, (10, 20), "yy", (0.02, 0.015), 2),
         ({}, (10, 20), "yy", (0.02, 0.02), 1),  # of equals the stronger one
         ({}, (10, 20), "ny", (0.0, 0.02), 2),  # on the images as they are it kept to no budget
+        ({"led": True}, (10,), "y", (0.0,), 1),  # beside perturbations noise may cost nothing
+        ({"led": True}, (10, 20), "yy", (0.001, -0.02), 2),
+        ({"led": True}, (10, 20, 10), "yyy", (0.001, 0.01), 3),
+        ({"led": True, "led_drop": 0.01}, (10,), "y", (0.01,), 1),
         ({"stronger_drop": 0.01}, (10, 20, 10), "yyy", (0.015, 0.015), 3),
         ({"max_drop": 0.005}, (10, 20), "yy", (0.01, 0.005), 2),  # not more than a repair may cost at all
         ({"max_drop": 0.005}, (10, 20, 10), "yyy", (0.015, 0.015), 3),
@@ -205,6 +224,8 @@ def test_the_strengths_that_are_tried():
 def test_which_strength_is_kept(monkeypatch, settings, epochs, within, costs, wanted):
     settings = dict(settings)
     max_drop = settings.pop("max_drop", 0.02)
+    found = Found(target=2, steps=1, perturbations=SHIFT) if settings.pop("led", False) else Found()
+    monkeypatch.setattr(ban_distillation, "first_search", lambda *_: found)
     seen = []
 
     def once(self, job, original, first, *, name):
