@@ -89,8 +89,6 @@ WEAKER = (
 )
 """For networks that the others ruin: few images, of which a larger batch makes but one or two steps. The last has BAN's
 own learning rate and epochs."""
-STRENGTHS = (*STRONGER, AS_SET, *WEAKER)
-"""From the strongest on."""
 
 
 @dataclass(frozen=True)
@@ -140,12 +138,12 @@ class BANDistillation(NoiseTraining):
     finds. It is made again later, on the network as it is then.
 
     How strong a repair a network affords differs by far: what takes a backdoor from a digit network at almost no cost
-    takes much of a small CIFAR network's accuracy. So the strongest of :data:`STRENGTHS` comes first. Of those
-    that are stronger than the settings the first is kept whose last epoch cost at most ``free_drop``; if there is none,
-    the cheapest that cost at most ``stronger_drop``; else the first of the others with an epoch within the budget.
-    Where perturbations are unlearned there is less left for noise to do, and a stronger repair may cost ``led_drop``.
-    Where there is none either, the cheapest of the stronger ones that have such an epoch is kept at it. No stronger one
-    may cost more than the budget for the images as they are. The cost of a stronger one is measured on copies of the
+    takes much of a small CIFAR network's accuracy. So the strongest comes first, and those stronger than the settings
+    are left out only where a perturbation is unlearned: there is little left for noise to do. Of the stronger ones the
+    first is kept whose last epoch cost at most ``free_drop``; if there is none, the cheapest that cost at most
+    ``stronger_drop``; else the first of the others with an epoch within the budget. Where there is none either, the
+    cheapest of the stronger ones that have such an epoch is kept at it. No stronger one may cost more than the budget
+    for the images as they are. The cost of a stronger one is measured on copies of the
     images that choose, shifted further than any in training: few images, which may be near copies of those trained on,
     are all right even after a repair that costs several points elsewhere.
 
@@ -177,7 +175,7 @@ class BANDistillation(NoiseTraining):
 
     patch_weight: NonNegativeFloat = 0.5
     """c, the weight of the loss on images with the patch."""
-    perturbation_weight: NonNegativeFloat = 0.5
+    avoidance_weight: NonNegativeFloat = 0.5
     """d, the weight of the loss on images with a perturbation."""
     changed_share: float = Field(default=0.25, gt=0, le=0.5)
     """Share of a batch that carries the patch, and of others that carry a perturbation."""
@@ -185,8 +183,6 @@ class BANDistillation(NoiseTraining):
     """Accuracy on the shifted copies up to which a repair stronger than these settings is kept at once."""
     stronger_drop: float = Field(default=0.02, ge=0, lt=1)
     """The same up to which it is kept if no other is cheaper."""
-    led_drop: float = Field(default=0.0, ge=0, lt=1)
-    """Both of these where one class leads under universal perturbations."""
     gentle: bool = False
     """Make only the repair with these very settings, none of the stronger and the weaker ones."""
     patch_ratio: float = Field(default=0.5, gt=0, lt=1)
@@ -194,17 +190,15 @@ class BANDistillation(NoiseTraining):
 
     def repair(self, job: RepairJob) -> Tuned:
         """Repair as strongly as the accuracy allows, from the weights as they came each time."""
-        strengths = self.strengths()
         searched = self._searched()
         job.meter.planned_images += planned_first_search(searched, job.training.num_classes, len(job.training))
         first = first_search(job, searched)
         if self.gentle:
             run = replace(job, progress=job.progress.run("strength 1"))
-            return replace(strengths[0].repair_once(run, job.model, first), unlearned=first.changes)
-        before = self._accuracy_when_shifted(job, job.model, "as it came")
-        rule = self
-        if first.target is not None:
-            rule = self.model_copy(update={"free_drop": self.led_drop, "stronger_drop": self.led_drop})
+            return replace(self.repair_once(run, job.model, first), unlearned=first.changes)
+        stronger = STRONGER if first.target is None else ()
+        strengths = self.strengths(stronger)
+        before = self._accuracy_when_shifted(job, job.model, "as it came") if stronger else math.nan
         tried: list[Tried] = []
         kept = None
         while kept is None:
@@ -215,13 +209,13 @@ class BANDistillation(NoiseTraining):
                 job.meter.planned_images += settings.planned_run(len(job.training), len(job.selection))
             tuned = settings.repair_unless_it_diverges(own, job.model, first, name, f"{name} of {len(strengths)}")
             cost = math.nan
-            if tuned is not None and number <= len(STRONGER):
+            if tuned is not None and number <= len(stronger):
                 cost = before - self._accuracy_when_shifted(job, own.model, name)
             tried.append(Tried(tuned, cost))
-            kept = rule.choose(tried, job.max_drop)
+            kept = self.choose(tried, job.max_drop, stronger=len(stronger))
         chosen = tried[kept - 1].tuned
         assert chosen is not None
-        return replace(chosen, attempts=self.attempts(tried, kept), unlearned=first.changes)
+        return replace(chosen, attempts=self.attempts(strengths, tried, kept), unlearned=first.changes)
 
     def repair_unless_it_diverges(
         self, job: RepairJob, original: SplitModel, first: Found, name: str, told: str
@@ -246,21 +240,27 @@ class BANDistillation(NoiseTraining):
             return None
         return _told(tuned, told)
 
-    def choose(self, tried: Sequence[Tried], max_drop: float) -> int | None:
-        """Which of the strengths tried so far is kept, from 1; none: the next one is to be tried."""
-        stronger = list(enumerate(tried[: len(STRONGER)], start=1))
-        free = [number for number, item in stronger if item.affordable(min(self.free_drop, max_drop))]
+    def choose(self, tried: Sequence[Tried], max_drop: float, *, stronger: int) -> int | None:
+        """Which of the strengths tried so far is kept, from 1; none: the next one is to be tried.
+
+        Args:
+            tried: In their order.
+            max_drop: Accuracy that a repair may cost.
+            stronger: How many of all that are tried come before the settings as they are.
+        """
+        first = list(enumerate(tried[:stronger], start=1))
+        free = [number for number, item in first if item.affordable(min(self.free_drop, max_drop))]
         if free:
             return free[0]
         most = min(self.stronger_drop, max_drop)
-        affordable = [(item.cost, number) for number, item in stronger if item.affordable(most)]
-        if affordable and len(tried) >= len(STRONGER):
+        affordable = [(item.cost, number) for number, item in first if item.affordable(most)]
+        if affordable and len(tried) >= stronger:
             return min(affordable)[1]
-        if len(tried) > len(STRONGER) and tried[-1].within_budget:
+        if len(tried) > stronger and tried[-1].within_budget:
             return len(tried)
-        if len(tried) < len(STRENGTHS):
+        if len(tried) < stronger + 1 + len(WEAKER):
             return None
-        within = [(item.cost, number) for number, item in stronger if item.within_budget]
+        within = [(item.cost, number) for number, item in first if item.within_budget]
         if within:
             return min(within)[1]
         ended = [(number, item.tuned) for number, item in enumerate(tried, start=1) if item.tuned is not None]
@@ -268,24 +268,25 @@ class BANDistillation(NoiseTraining):
             raise DivergedError("the repair diverged at every strength that was tried")
         return max((max(epoch.accuracy for epoch in tuned.epochs), number) for number, tuned in ended)[1]
 
-    def attempts(self, tried: Sequence[Tried], kept: int) -> tuple[str, ...]:
+    def attempts(self, strengths: Sequence[BANDistillation], tried: Sequence[Tried], kept: int) -> tuple[str, ...]:
         """A line for each strength that was tried: how it differs from the settings, and what it cost."""
         lines = []
         own = self.settings()
-        for number, (settings, item) in enumerate(zip(self.strengths(), tried, strict=False), start=1):
+        for number, (settings, item) in enumerate(zip(strengths, tried, strict=False), start=1):
             other = {name: value for name, value in settings.settings().items() if value != own[name]}
             how = ", ".join(f"{name}={value:g}" for name, value in other.items()) or "the settings as they are"
+            which = f"strength {number} of {len(strengths)} ({how})"
             tuned = item.tuned
             if tuned is None:
-                lines.append(f"strength {number} of {len(STRENGTHS)} ({how}): given up, it diverged")
+                lines.append(f"{which}: given up, it diverged")
                 continue
             told = next(epoch for epoch in tuned.epochs if epoch.epoch == tuned.kept_epoch)
             change = round(-100 * item.cost, 1) + 0.0  # no minus before a zero
             shifted = "" if math.isnan(item.cost) else f"; on shifted copies {change:+.1f} points"
             lines.append(
-                f"strength {number} of {len(STRENGTHS)} ({how}): {'kept' if number == kept else 'given up'}, accuracy "
-                f"{told.accuracy:.1%} after epoch {told.epoch} of {settings.epochs} on the images that choose, "
-                f"{tuned.accuracy_before:.1%} before{shifted}"
+                f"{which}: {'kept' if number == kept else 'given up'}, accuracy {told.accuracy:.1%} after epoch "
+                f"{told.epoch} of {settings.epochs} on the images that choose, {tuned.accuracy_before:.1%} before"
+                f"{shifted}"
             )
         return tuple(lines)
 
@@ -304,8 +305,8 @@ class BANDistillation(NoiseTraining):
             progress.save(state)
         return float(state["accuracy"])
 
-    def strengths(self) -> tuple[BANDistillation, ...]:
-        """These settings at each strength that is tried, the strongest first."""
+    def strengths(self, stronger: tuple[Strength, ...]) -> tuple[BANDistillation, ...]:
+        """These settings at each strength that may be tried: the stronger ones, as they are, and the weaker ones."""
         return tuple(
             self.model_copy(
                 update={
@@ -316,7 +317,7 @@ class BANDistillation(NoiseTraining):
                     "epochs": max(1, round(strength.epochs * self.epochs)),
                 }
             )
-            for strength in ((AS_SET,) if self.gentle else STRENGTHS)
+            for strength in (*stronger, AS_SET, *WEAKER)
         )
 
     def repair_once(self, job: RepairJob, original: SplitModel, first: Found, *, name: str = "") -> Tuned:
@@ -351,7 +352,7 @@ class BANDistillation(NoiseTraining):
                     loss = loss + self.patch_weight * F.cross_entropy(parts[0], labels[:count])
                 if first.target is not None:
                     avoided = avoidance_loss(parts[-1], labels[-count:], first.target)
-                    loss = loss + self.perturbation_weight * avoided
+                    loss = loss + self.avoidance_weight * avoided
             return loss
 
         return self.tune(job, objective, passes=self._passes(), companion=changes, name=name)
@@ -380,8 +381,10 @@ class BANDistillation(NoiseTraining):
 
         How many are tried is not known before, and the searches depend on K.
         """
-        shifted = 0 if self.gentle else (1 + len(STRONGER)) * COPIES * selection
-        return shifted + self.strengths()[0].planned_run(training, selection)
+        if self.gentle:
+            return self.planned_run(training, selection)
+        shifted = (1 + len(STRONGER)) * COPIES * selection
+        return shifted + self.strengths(STRONGER)[0].planned_run(training, selection)
 
     def planned_run(self, training: int, selection: int) -> int:
         """The same of the fine-tuning with these very settings."""
@@ -390,7 +393,7 @@ class BANDistillation(NoiseTraining):
     def _searched(self) -> Searched:
         """What is searched: nothing that would not be trained against."""
         return Searched(
-            patch_ratio=self.patch_ratio if self.patch_weight > 0 else None, perturbation=self.perturbation_weight > 0
+            patch_ratio=self.patch_ratio if self.patch_weight > 0 else None, perturbation=self.avoidance_weight > 0
         )
 
     def _passes(self) -> tuple[int, int]:

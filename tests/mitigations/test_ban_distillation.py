@@ -12,7 +12,7 @@ from banaudit.detectors.inversion import Triggers
 from banaudit.errors import DivergedError
 from banaudit.meter import Meter
 from banaudit.mitigations import BANDistillation, ban_distillation
-from banaudit.mitigations.ban_distillation import avoidance_loss, distillation_loss
+from banaudit.mitigations.ban_distillation import STRONGER, avoidance_loss, distillation_loss
 from banaudit.mitigations.unlearned import Found, Unlearned
 from banaudit.neurons import train_under_noise, worst_noise
 from banaudit.results import RepairEpoch
@@ -114,7 +114,8 @@ def test_what_stands_out_is_unlearned(monkeypatch, no_later_search, change):
     data = make_data()
 
     def left(weight):
-        weights = {"patch_weight": 0.0, "perturbation_weight": 0.0, f"{change}_weight": weight}
+        weights = {"patch_weight": 0.0, "avoidance_weight": 0.0}
+        weights["patch_weight" if change == "patch" else "avoidance_weight"] = weight
         settings = BANDistillation(epochs=3, batch_size=16, gentle=True, changed_share=0.5, **weights)
         model = settings(make_model(), data, max_drop=1.0).model.train()
         logits = model(changed(data.images))
@@ -168,7 +169,7 @@ def test_a_batch_of_a_single_image_is_no_obstacle(monkeypatch, no_later_search):
 def test_changed_images_leave_the_running_statistics_alone(monkeypatch, no_later_search, change):
     def run(found):
         monkeypatch.setattr(ban_distillation, "first_search", lambda *_: found)
-        weights = {"patch_weight": 1e-12, "perturbation_weight": 1e-12}
+        weights = {"patch_weight": 1e-12, "avoidance_weight": 1e-12}
         settings = BANDistillation(
             epochs=1, batch_size=64, gentle=True, **weights
         )  # one batch: what it draws is the same
@@ -182,17 +183,20 @@ def test_changed_images_leave_the_running_statistics_alone(monkeypatch, no_later
 
 
 def test_the_strengths_that_are_tried():
-    strengths = [(s.batch_size, s.noise_weight, s.learning_rate, s.epochs) for s in BANDistillation().strengths()]
-    assert strengths == [
-        (32, 0.5, 0.05, 10),
-        (64, 1.0, pytest.approx(0.03), 20),
+    def seen(stronger):
+        return [
+            (s.batch_size, s.noise_weight, s.learning_rate, s.epochs) for s in BANDistillation().strengths(stronger)
+        ]
+
+    others = [
         (128, 0.25, 0.05, 10),
         (32, 0.25, pytest.approx(0.02), 20),
         (32, 0.25, pytest.approx(0.005), 25),
     ]
-    assert [s.batch_size for s in BANDistillation(batch_size=4).strengths()] == [2, 2, 4, 2, 2]
-    (gentle,) = BANDistillation(gentle=True).strengths()
-    assert gentle == BANDistillation(gentle=True)
+    assert seen(()) == others
+    assert seen(STRONGER) == [(32, 0.5, 0.05, 10), (64, 1.0, pytest.approx(0.03), 20), *others]
+    assert BANDistillation().strengths(())[0] == BANDistillation()
+    assert [s.batch_size for s in BANDistillation(batch_size=4).strengths(STRONGER)] == [2, 2, 4, 2, 2]
 
 
 @pytest.mark.parametrize(
@@ -206,10 +210,6 @@ def test_the_strengths_that_are_tried():
         ({}, (10, 20), "yy", (0.02, 0.015), 2),
         ({}, (10, 20), "yy", (0.02, 0.02), 1),  # of equals the stronger one
         ({}, (10, 20), "ny", (0.0, 0.02), 2),  # on the images as they are it kept to no budget
-        ({"led": True}, (10,), "y", (0.0,), 1),  # beside perturbations noise may cost nothing
-        ({"led": True}, (10, 20), "yy", (0.001, -0.02), 2),
-        ({"led": True}, (10, 20, 10), "yyy", (0.001, 0.01), 3),
-        ({"led": True, "led_drop": 0.01}, (10,), "y", (0.01,), 1),
         ({"stronger_drop": 0.01}, (10, 20, 10), "yyy", (0.015, 0.015), 3),
         ({"max_drop": 0.005}, (10, 20), "yy", (0.01, 0.005), 2),  # not more than a repair may cost at all
         ({"max_drop": 0.005}, (10, 20, 10), "yyy", (0.015, 0.015), 3),
@@ -224,8 +224,6 @@ def test_the_strengths_that_are_tried():
 def test_which_strength_is_kept(monkeypatch, settings, epochs, within, costs, wanted):
     settings = dict(settings)
     max_drop = settings.pop("max_drop", 0.02)
-    found = Found(target=2, steps=1, perturbations=SHIFT) if settings.pop("led", False) else Found()
-    monkeypatch.setattr(ban_distillation, "first_search", lambda *_: found)
     seen = []
 
     def once(self, job, original, first, *, name):
@@ -268,6 +266,29 @@ def test_which_strength_is_kept(monkeypatch, settings, epochs, within, costs, wa
     for cost, line in zip(costs, tuned.attempts, strict=False):
         assert line.endswith(f"; on shifted copies {words.get(cost, '')} points") or cost not in words
     assert all(line.endswith(", 90.0% before") for line in tuned.attempts[2:])
+
+
+@pytest.mark.parametrize(
+    ("within", "wanted"),
+    [("y", 1), ("ny", 2), ("nny", 3), ("nnn", 3)],  # of equals over the budget the last
+)
+def test_where_a_perturbation_is_unlearned_no_stronger_repair_is_tried(monkeypatch, within, wanted):
+    led = Found(target=2, steps=1, perturbations=SHIFT)
+    monkeypatch.setattr(ban_distillation, "first_search", lambda *_: led)
+    seen = []
+
+    def once(self, job, original, first, *, name):
+        assert first is led
+        seen.append((self.batch_size, self.learning_rate))
+        last = RepairEpoch(epoch=self.epochs, loss=0.0, accuracy=0.9, seconds=0.0)
+        return Tuned({}, (last,), self.epochs, within_budget=within[len(seen) - 1] == "y", accuracy_before=0.9)
+
+    monkeypatch.setattr(BANDistillation, "repair_once", once)
+    monkeypatch.setattr(ban_distillation, "accuracy", None)  # nor is there a cost to measure
+    tuned = BANDistillation().repair(make_job())
+    assert seen == [(128, 0.05), (32, pytest.approx(0.02)), (32, pytest.approx(0.005))][: len(within)]
+    assert tuned.epochs[0].what.startswith(f"strength {wanted} of 3, epoch ")
+    assert tuned.attempts[0].startswith("strength 1 of 3 (the settings as they are): ")
 
 
 @pytest.mark.parametrize("diverging", [(1,), (1, 2), (1, 2, 3, 4), (1, 2, 3, 4, 5)])
