@@ -32,7 +32,16 @@ from banaudit.mitigations.base import MAX_DROP
 from banaudit.preflight import predictions
 from banaudit.relapse import planned_images, probe_relapse, wanted_labels
 from banaudit.reports import json_text
-from banaudit.results import CheckpointFacts, Reading, RelapseProbe, Repair, RepairSettings, Report, Verdict
+from banaudit.results import (
+    CheckpointFacts,
+    Reading,
+    RelapseProbe,
+    Repair,
+    RepairSettings,
+    Report,
+    UnlearnedChange,
+    Verdict,
+)
 from banaudit.shapes import Weights
 
 UNTOUCHED_SHARE = 0.25
@@ -300,6 +309,7 @@ class _Account:
             "method": self.made.method,
             "settings": self.made.settings,
             "attempts": self.made.attempts,
+            "unlearned": [change.model_dump() for change in self.made.unlearned],
             "seed": self.seed,
             "accuracy_before": self.accuracies.before,
             "accuracy_after": self.accuracies.after,
@@ -331,6 +341,7 @@ class _Account:
                     len(self.scanned.parts.untouched), self.scanned.rescanned_seen, self.accuracies, self.max_drop
                 ),
                 *_did_without(self.scanned.before, more.get("after")),
+                *_probed_as_trained(self.repaired.unlearned, more.get("relapse")),
             ),
             seed=self.seed,
             device=str(self.scanned.prepared.device),
@@ -423,6 +434,16 @@ def _did_without(before: Report, after: Report | None) -> tuple[str, ...]:
     missing = [method for method in asked if method not in again] if again else []
     few = "too few of the images played no part in the repair"
     return (f"the second scan did without {', '.join(missing)}: {few}; give more images",) if missing else ()
+
+
+def _probed_as_trained(unlearned: Sequence[UnlearnedChange], relapse: RelapseProbe | None) -> tuple[str, ...]:
+    """Why a probe that did not fire says less than its threshold promises, if it does."""
+    if relapse is None or relapse.fired or all(change.kind != "perturbation" for change in unlearned):
+        return ()
+    return (
+        "the repair trained against small changes of all pixels, and the relapse probe uses such a change: that the "
+        "backdoor did not come back says little",
+    )
 
 
 def _part_images(clean: CleanData, seed: int) -> _Parts:

@@ -40,6 +40,7 @@ from banaudit.purify import (
     _caveats,
     _did_without,
     _part_images,
+    _probed_as_trained,
     _require_enough,
     _require_suspicion,
     _scanned_again,
@@ -235,6 +236,15 @@ def test_what_the_second_scan_did_without_is_a_caveat():
     assert _did_without(found_by("mm-bd", "joint-evidence"), found_by("mm-bd")) == ()  # a finding, and no method
     (text,) = _did_without(before, found_by("mm-bd"))
     assert text.startswith("the second scan did without pair-perturbation: too few of the images played no part")
+
+
+def test_a_probe_by_what_the_repair_trained_against_is_a_caveat():
+    patch, shift = UnlearnedChange(kind="patch", target=1), UnlearnedChange(kind="perturbation", target=1)
+    quiet, fired = SimpleNamespace(fired=False), SimpleNamespace(fired=True)
+    (text,) = _probed_as_trained((patch, shift), quiet)
+    assert text.endswith("that the backdoor did not come back says little")
+    for unlearned, probe in (((patch,), quiet), ((), quiet), ((shift,), fired), ((shift,), None)):
+        assert _probed_as_trained(unlearned, probe) == ()
 
 
 def test_the_probe_takes_all_classes_where_a_reading_of_them_fired_too():

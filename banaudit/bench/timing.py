@@ -160,8 +160,8 @@ def time_repairs(
 ) -> TimingResults:
     """Time every repair like the methods of :func:`time_methods`, without a scan of what it leaves.
 
-    The plan of ``ban-distillation`` is that of the strengths which it had begun, which are one where it is stopped. A
-    repair that needs a target is told one.
+    The plan of ``ban-distillation`` is that of the strengths which it had begun when it ended or was stopped. A repair
+    that needs a target is told one.
 
     Args:
         path: Results file; replaced, and whole after every repair.
@@ -207,9 +207,18 @@ def _time_all(path: Path, on: TimedOn, jobs: Sequence[_Job], progress: Callable[
                 results = results.model_copy(update={"repairs": (*results.repairs, entry)})
             write_results(path, results)
             if progress is not None:
-                share = "" if entry.whole else f", computed from {entry.timed_share:.1%} of it"
-                progress(f"{count} classes: {entry.method}: {entry.seconds:.1f} s{share}")
+                progress(f"{count} classes: {entry.method}: {_told(entry)}")
     return results
+
+
+def _told(entry: TimingEntry | RepairTimingEntry) -> str:
+    if isinstance(entry, RepairTimingEntry) and entry.problem:
+        return f"failed after {entry.seconds:.1f} s: {entry.problem}"
+    if entry.whole:
+        return f"{entry.seconds:.1f} s"
+    if entry.timed_share == 1:
+        return f"at least {entry.seconds:.1f} s, as it was stopped after more passes than were planned"
+    return f"{entry.seconds:.1f} s, computed from {entry.timed_share:.1%} of it"
 
 
 def _time_scan(scan: Sequence[Detector] | None, model: SplitModel, clean: CleanData, *, seed: int) -> TimingEntry:

@@ -7,6 +7,7 @@ null, the agreement of restarts) is the same, so that the two differ in nothing 
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -37,6 +38,7 @@ from banaudit.detectors.targeted_paths import (
 )
 from banaudit.meter import Meter
 from banaudit.results import Evidence, Reading
+from banaudit.shapes import Images
 from banaudit.triggers import RecoveredTrigger
 
 
@@ -101,12 +103,12 @@ class ShortcutDetector(Detector):
         """
 
     @abstractmethod
-    def perturbation(self, model: SplitModel, samples: Samples, meter: Meter, *, share: float = 1.0) -> Perturbation:
+    def perturbation(self, model: SplitModel, images: Images, meter: Meter, *, share: float = 1.0) -> Perturbation:
         """The perturbation of this detector for a private copy of the model.
 
         Args:
             model: The copy.
-            samples: Clean images.
+            images: [B, C, H, W], whatever their number: those that it is found on have this shape.
             meter: Counts passes.
             share: Growth with each step as a share of ``step_size``.
         """
@@ -173,8 +175,19 @@ class ShortcutDetector(Detector):
         shown = (self.shown(leader, samples, accused=one.fired and leader.target == one.target) for leader in leaders)
         return Found(evidence, tuple(trigger for trigger in shown if trigger is not None))
 
+    @final
+    def one_class_leads(self, paths: Sequence[Paths], leads: Sequence[Lead]) -> bool:
+        """Whether the searches made so far let one class lead: all of them, the same one, by more than accuses.
+
+        Args:
+            paths: Of each search.
+            leads: What each of them shows.
+        """
+        threshold = self.lead_threshold_at(max(path.reach for path in paths))
+        return all(item.score > threshold for item in leads) and len({item.target for item in leads}) == 1
+
     def _follow(self, model: SplitModel, samples: Samples, generator: torch.Generator, meter: Meter) -> list[_Followed]:
-        perturbation = self.perturbation(model, samples, meter)
+        perturbation = self.perturbation(model, samples.search.images, meter)
         found: list[_Followed] = []
         for restart in range(self.restarts):
             what = f"{self.name}, restart {restart + 1} of {self.restarts}: towards each class"
@@ -186,7 +199,7 @@ class ShortcutDetector(Detector):
         return found
 
     def _map(self, model: SplitModel, samples: Samples, generator: torch.Generator, meter: Meter) -> list[Mapping]:
-        perturbation = self.perturbation(model, samples, meter, share=self.mapping_step_share)
+        perturbation = self.perturbation(model, samples.search.images, meter, share=self.mapping_step_share)
         found: list[Mapping] = []
         for restart in range(self.restarts):
             found.append(
@@ -223,7 +236,7 @@ class ShortcutDetector(Detector):
             ),
             score=weakest.score,
             threshold=threshold,
-            fired=weakest.score > threshold and restarts_agree(agreement),
+            fired=self.one_class_leads(paths, leads),
             null=max(item.null for item in leads),
             target=weakest.target,
             per_class=samples.per_class(torch.stack([item.per_class for item in leads]).mean(dim=0)),

@@ -79,7 +79,7 @@ class TargetedNoise(ShortcutDetector):
         """What accuses."""
         return self.lead_threshold_at(reach)
 
-    def perturbation(self, model: SplitModel, samples: Samples, meter: Meter, *, share: float = 1.0) -> _NeuronShift:
+    def perturbation(self, model: SplitModel, images: Images, meter: Meter, *, share: float = 1.0) -> _NeuronShift:
         """Additive neuron noise on this model."""
         noisy = NoisyModel(model, form="additive", statistics=self.statistics, meter=meter)
         return _NeuronShift(noisy, share * self.step_size)

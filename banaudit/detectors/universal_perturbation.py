@@ -112,9 +112,9 @@ class UniversalPerturbation(ShortcutDetector):
             return f"the network has {num_classes} classes, {FEWEST_CLASSES} are needed"
         return ""
 
-    def perturbation(self, model: SplitModel, samples: Samples, meter: Meter, *, share: float = 1.0) -> _PixelShift:
+    def perturbation(self, model: SplitModel, images: Images, meter: Meter, *, share: float = 1.0) -> _PixelShift:
         """A universal perturbation of images of this shape."""
-        return _PixelShift(model, samples.search.images, share * self.step_size, meter)
+        return _PixelShift(model, images, share * self.step_size, meter)
 
     def shown(self, leader: Leader, samples: Samples, *, accused: bool) -> RecoveredTrigger:
         """The perturbation, and an image without and with it."""

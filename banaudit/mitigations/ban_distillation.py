@@ -14,10 +14,10 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from banaudit.architectures.base import SplitModel
-from banaudit.errors import DivergedError
+from banaudit.errors import DivergedError, UnsupportedModelError
 from banaudit.mitigations.ban import NoiseTraining
 from banaudit.mitigations.base import RepairJob
-from banaudit.mitigations.unlearned import Found, Searched, Unlearned, first_search, planned_first_search
+from banaudit.mitigations.unlearned import SearchPlan, Standouts, Unlearned, first_search, planned_first_search
 from banaudit.neurons import count_neurons, train_under_noise
 from banaudit.shapes import Images, Labels, Logits
 from banaudit.training import Augmentation, Tuned, accuracy, private_copy
@@ -190,9 +190,13 @@ class BANDistillation(NoiseTraining):
 
     def repair(self, job: RepairJob) -> Tuned:
         """Repair as strongly as the accuracy allows, from the weights as they came each time."""
-        searched = self._searched()
-        job.meter.planned_images += planned_first_search(searched, job.training.num_classes, len(job.training))
-        first = first_search(job, searched)
+        plan = self._search_plan()
+        job.meter.planned_images += planned_first_search(plan, job.training.num_classes, len(job.training))
+        try:
+            first = first_search(job, plan)
+        except UnsupportedModelError as problem:
+            found = f"the search for a patch to unlearn: {problem}"
+            raise UnsupportedModelError(f"{found}; --set {self.name}.patch_weight=0 does without it") from problem
         if self.gentle:
             run = replace(job, progress=job.progress.run("strength 1"))
             return replace(self.repair_once(run, job.model, first), unlearned=first.changes)
@@ -218,7 +222,7 @@ class BANDistillation(NoiseTraining):
         return replace(chosen, attempts=self.attempts(strengths, tried, kept), unlearned=first.changes)
 
     def repair_unless_it_diverges(
-        self, job: RepairJob, original: SplitModel, first: Found, name: str, told: str
+        self, job: RepairJob, original: SplitModel, first: Standouts, name: str, told: str
     ) -> Tuned | None:
         """:meth:`repair_once`; none: it diverged, which an interrupted call does not find out twice.
 
@@ -272,6 +276,8 @@ class BANDistillation(NoiseTraining):
         """A line for each strength that was tried: how it differs from the settings, and what it cost."""
         lines = []
         own = self.settings()
+        if len(strengths) < 1 + len(WEAKER) + len(STRONGER):
+            lines.append("the stronger ones were left out, since changes of all pixels are unlearned")
         for number, (settings, item) in enumerate(zip(strengths, tried, strict=False), start=1):
             other = {name: value for name, value in settings.settings().items() if value != own[name]}
             how = ", ".join(f"{name}={value:g}" for name, value in other.items()) or "the settings as they are"
@@ -310,8 +316,7 @@ class BANDistillation(NoiseTraining):
         return tuple(
             self.model_copy(
                 update={
-                    # Of a single image BatchNorm has no spread.
-                    "batch_size": min(self.batch_size, max(2, round(strength.batch_size * self.batch_size))),
+                    "batch_size": max(1, round(strength.batch_size * self.batch_size)),
                     "noise_weight": strength.noise_weight * self.noise_weight,
                     "learning_rate": strength.learning_rate * self.learning_rate,
                     "epochs": max(1, round(strength.epochs * self.epochs)),
@@ -320,7 +325,7 @@ class BANDistillation(NoiseTraining):
             for strength in (*stronger, AS_SET, *WEAKER)
         )
 
-    def repair_once(self, job: RepairJob, original: SplitModel, first: Found, *, name: str = "") -> Tuned:
+    def repair_once(self, job: RepairJob, original: SplitModel, first: Standouts, *, name: str = "") -> Tuned:
         """Fine-tune with these very settings, and keep an epoch.
 
         Args:
@@ -330,12 +335,12 @@ class BANDistillation(NoiseTraining):
             name: Of the run, before each epoch, for whoever watches.
         """
         teacher = copy.deepcopy(original).eval().requires_grad_(False)
-        changes = Unlearned(job, first, self._searched(), epochs=self.epochs)
+        changes = Unlearned(job, first, self._search_plan(), epochs=self.epochs, share=self.changed_share)
         job.meter.planned_images += changes.planned_images()
 
         def objective(model: SplitModel, images: Images, labels: Labels, generator: torch.Generator) -> Tensor:
             loss = self.loss(model, teacher, images, labels, generator)
-            count = max(2, round(self.changed_share * len(images)))
+            count = max(1, round(self.changed_share * len(images)))
             patched = changes.with_patch(images[:count])
             perturbed = changes.with_perturbation(images[-count:], generator)
             found = [part for part in (patched, perturbed) if part is not None]
@@ -347,10 +352,10 @@ class BANDistillation(NoiseTraining):
                 # images go along for the statistics of this batch: by their own, changed images would be learnt as
                 # they never come at inference.
                 answers = train_under_noise(model, shown, still, form=self.form)[len(images) :]
-                parts = torch.split(answers, [len(part) for part in found])  # of a single image there are not two
+                parts = torch.split(answers, [len(part) for part in found])
                 if patched is not None:
                     loss = loss + self.patch_weight * F.cross_entropy(parts[0], labels[:count])
-                if first.target is not None:
+                if perturbed is not None and first.target is not None:
                     avoided = avoidance_loss(parts[-1], labels[-count:], first.target)
                     loss = loss + self.avoidance_weight * avoided
             return loss
@@ -390,9 +395,9 @@ class BANDistillation(NoiseTraining):
         """The same of the fine-tuning with these very settings."""
         return self.planned_tuning(training, selection, forward=self._passes()[0])
 
-    def _searched(self) -> Searched:
+    def _search_plan(self) -> SearchPlan:
         """What is searched: nothing that would not be trained against."""
-        return Searched(
+        return SearchPlan(
             patch_ratio=self.patch_ratio if self.patch_weight > 0 else None, perturbation=self.avoidance_weight > 0
         )
 

@@ -3,8 +3,9 @@
 Neuron noise reaches what neurons amplify. Patches survive it in networks without skip connections, blended patterns
 where the accuracy leaves no room for strong noise. Both are changes of the pixels, and a search finds them: the patch
 with the smallest mask of all classes (Neural Cleanse), and the small change of all pixels, the same for every image,
-towards the class that such changes reach first (universal perturbation). Images that carry them are given with their
-true labels, but only where they stand out: a network without a backdoor would pay for what it never learnt.
+towards the class that such changes reach first (universal perturbation). Images with the patch are given with their
+true labels, those with a perturbation are kept from its class; both only where they stand out, since a network without
+a backdoor would pay for what it never learnt.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from banaudit.data import CleanData
 from banaudit.detectors.base import Samples, freeze
 from banaudit.detectors.inversion import Triggers
 from banaudit.detectors.neural_cleanse import NeuralCleanse
-from banaudit.detectors.targeted_paths import lead, path_towards
+from banaudit.detectors.targeted_paths import Paths, lead, path_towards
 from banaudit.detectors.universal_perturbation import UniversalPerturbation
 from banaudit.errors import DivergedError, UnsupportedModelError
 from banaudit.mitigations.base import RepairJob
@@ -36,7 +37,7 @@ WHAT = "the change of all pixels that leads to a class first"
 
 
 @dataclass(frozen=True)
-class Found:
+class Standouts:
     """Changes of pixels that stand out on a network.
 
     Args:
@@ -79,7 +80,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Searched:
+class SearchPlan:
     """What is looked for.
 
     Args:
@@ -91,21 +92,21 @@ class Searched:
     patch_ratio: float | None
     perturbation: bool
 
-    def patch(self, classes: int) -> bool:
+    def wants_patch(self, classes: int) -> bool:
         """Whether a patch is looked for on a network of so many classes."""
         return self.patch_ratio is not None and classes >= NeuralCleanse.fewest_classes
 
-    def leading_class(self, classes: int) -> bool:
+    def wants_leading_class(self, classes: int) -> bool:
         """Whether a leading class is."""
         return self.perturbation and not UniversalPerturbation().unsuited(classes)
 
 
-def first_search(job: RepairJob, searched: Searched) -> Found:
+def first_search(job: RepairJob, plan: SearchPlan) -> Standouts:
     """What stands out on the network as it came; found once, however often the repair is interrupted.
 
     Args:
         job: Its model is searched, and not changed.
-        searched: What is looked for.
+        plan: What is looked for.
 
     Raises:
         UnsupportedModelError: A search for a patch found outputs that are not finite.
@@ -113,24 +114,21 @@ def first_search(job: RepairJob, searched: Searched) -> Found:
     progress, device = job.progress.run("first search"), job.training.labels.device
     state = progress.load()
     if state is None:
-        model = _to_search(job.model, job.training)
-        draws = torch.Generator().manual_seed(job.seed * EPOCH_SEEDS + 1)
-        patch = _smallest_patch(model, job, searched, draws)
-        state = replace(_leading_class(model, job, searched, draws), patch=patch).dump()
+        state = _search(job, plan).dump()
         progress.save(state)
-    return Found.restored(state, device)
+    return Standouts.restored(state, device)
 
 
-def planned_first_search(searched: Searched, classes: int, images: int) -> int:
+def planned_first_search(plan: SearchPlan, classes: int, images: int) -> int:
     """Forward passes of :func:`first_search`, at most.
 
     Args:
-        searched: What is looked for.
+        plan: What is looked for.
         classes: Number of classes K.
         images: Training images there are.
     """
-    planned = _planned_patch_search(searched, classes)
-    if searched.leading_class(classes):
+    planned = _planned_patch_search(plan, classes)
+    if plan.wants_leading_class(classes):
         planned += 2 * UniversalPerturbation().planned_paths(classes, images)
     return planned
 
@@ -147,24 +145,30 @@ class Unlearned:
     Args:
         job: Images, seed and meter.
         first: What stood out on the network as it came.
-        searched: What is looked for again.
+        plan: What is looked for again.
         epochs: Of the run.
+        share: Of the training images that carry each change, beside which all are passed once more.
     """
 
-    def __init__(self, job: RepairJob, first: Found, searched: Searched, *, epochs: int) -> None:
+    def __init__(self, job: RepairJob, first: Standouts, plan: SearchPlan, *, epochs: int, share: float) -> None:
         self._job = job
         self._found = first
-        self._searched = searched
+        self._plan = plan
         self._epochs = epochs
+        self._share = share
 
     def planned_images(self) -> int:
-        """Forward passes of its searches, at most; those of the fine-tuning on what they find come on top."""
-        planned = 0
+        """Forward passes of its searches, at most, and of the fine-tuning on what has been found."""
+        planned = self._planned_passes(self._epochs)
         if any(patch_searched_before(epoch, self._epochs) for epoch in range(1, self._epochs + 1)):
-            planned += _planned_patch_search(self._searched, self._job.training.num_classes)
+            planned += _planned_patch_search(self._plan, self._job.training.num_classes)
         if self._found.target is not None:
             planned += (self._epochs - 1) * self._found.steps * UniversalPerturbation().search_images
         return planned
+
+    def _planned_passes(self, epochs: int) -> int:
+        changes = len(self._found.changes)
+        return round(epochs * len(self._job.training) * (1 + changes * self._share)) if changes else 0
 
     def with_patch(self, images: Images) -> Images | None:
         """Images [B, C, H, W] with the patch on them; none where no patch stands out."""
@@ -188,7 +192,9 @@ class Unlearned:
         Raises:
             DivergedError: The network gives outputs that are not finite any more.
         """
-        patch_due = patch_searched_before(epoch, self._epochs) and self._searched.patch(self._job.training.num_classes)
+        patch_due = patch_searched_before(epoch, self._epochs) and self._plan.wants_patch(
+            self._job.training.num_classes
+        )
         target = self._found.target
         if epoch == 1 or not (patch_due or target is not None):
             return
@@ -196,17 +202,20 @@ class Unlearned:
         draws = torch.Generator().manual_seed(self._job.seed * EPOCH_SEEDS + epoch)
         if patch_due:
             try:
-                another = _smallest_patch(frozen, self._job, self._searched, draws)
+                another = _smallest_patch(frozen, self._job, self._plan, draws)
             except UnsupportedModelError as problem:  # the network as it came could be searched
                 raise DivergedError(f"the repair diverged: {problem}") from problem
+            left = self._epochs - epoch + 1
+            self._job.meter.planned_images -= self._planned_passes(left)
             self._found = replace(self._found, patch=another or self._found.patch)
+            self._job.meter.planned_images += self._planned_passes(left)
         if target is not None:
             self._add_perturbation(frozen, target, draws)
 
     def _add_perturbation(self, model: SplitModel, target: int, draws: torch.Generator) -> None:
         method, training = UniversalPerturbation(), self._job.training
         chosen = training.drawn(method.search_images, draws, exclude=target)
-        shifts = method.perturbation(model, Samples(training, training), self._job.meter)
+        shifts = method.perturbation(model, training.images, self._job.meter)
         try:
             shift = path_towards(shifts, training.images[chosen], target, steps=self._found.steps, what=WHAT)
         except UnsupportedModelError:  # no pixel moves the network any more
@@ -223,21 +232,32 @@ class Unlearned:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what :meth:`dump` gave."""
-        self._found = Found.restored(state, self._job.training.labels.device)
+        self._found = Standouts.restored(state, self._job.training.labels.device)
 
 
 def _to_search(model: SplitModel, training: CleanData) -> SplitModel:
     return freeze(copy.deepcopy(model)).lay_out_fast(training.images)
 
 
-def _planned_patch_search(searched: Searched, classes: int) -> int:
-    return NeuralCleanse().planned_images(classes, 0) if searched.patch(classes) else 0
+def _search(job: RepairJob, plan: SearchPlan) -> Standouts:
+    classes, present = job.training.num_classes, len(set(job.training.labels.tolist()))
+    # To the only class of which there are images, none of another can be led.
+    if present < 2 or not (plan.wants_patch(classes) or plan.wants_leading_class(classes)):
+        return Standouts()
+    model = _to_search(job.model, job.training)
+    draws = torch.Generator().manual_seed(job.seed * EPOCH_SEEDS + 1)
+    patch = _smallest_patch(model, job, plan, draws)
+    return replace(_leading_class(model, job, plan, draws), patch=patch)
 
 
-def _smallest_patch(model: SplitModel, job: RepairJob, searched: Searched, draws: torch.Generator) -> Triggers | None:
+def _planned_patch_search(plan: SearchPlan, classes: int) -> int:
+    return NeuralCleanse().planned_images(classes, 0) if plan.wants_patch(classes) else 0
+
+
+def _smallest_patch(model: SplitModel, job: RepairJob, plan: SearchPlan, draws: torch.Generator) -> Triggers | None:
     """The patch with the smallest mask of all classes, if it is far smaller than the runner-up's."""
-    ratio = searched.patch_ratio
-    if ratio is None or not searched.patch(job.training.num_classes):
+    ratio = plan.patch_ratio
+    if ratio is None or not plan.wants_patch(job.training.num_classes):
         return None
     recovered = NeuralCleanse().invert(model, job.training, draws, job.meter)
     smallest = recovered.finalists[recovered.ranked()[:2].to(recovered.finalists.device)]
@@ -245,28 +265,29 @@ def _smallest_patch(model: SplitModel, job: RepairJob, searched: Searched, draws
     return recovered.triggers.subset(smallest[:1]) if norm <= ratio * runner_up else None
 
 
-def _leading_class(model: SplitModel, job: RepairJob, searched: Searched, draws: torch.Generator) -> Found:
+def _leading_class(model: SplitModel, job: RepairJob, plan: SearchPlan, draws: torch.Generator) -> Standouts:
     """Target, steps and perturbations, if one class stands out by the detector's own rule.
 
     It has to twice, with the images that are searched on and those that are read from exchanged.
     """
-    method, training = UniversalPerturbation(), job.training
-    one, other = training.split(0.5, draws)
-    # No images lead towards the only class of a half.
-    few = min(len(set(half.labels.tolist())) for half in (one, other)) < 2
-    if few or not searched.leading_class(training.num_classes):
-        return Found()
-    leaders, steps = [], []
+    if not plan.wants_leading_class(job.training.num_classes):
+        return Standouts()
+    method = UniversalPerturbation()
+    one, other = job.training.split(0.5, draws)
+    if min(len(set(half.labels.tolist())) for half in (one, other)) < 2:
+        return Standouts()
+    found: list[Paths] = []
     for samples in (Samples(one, other), Samples(other, one)):
+        shifts = method.perturbation(model, samples.search.images, job.meter)
         try:
-            paths = method.paths(method.perturbation(model, samples, job.meter), samples, draws, WHAT)
+            found.append(method.paths(shifts, samples, draws, WHAT))
         except UnsupportedModelError:  # nothing can be searched for: no gradient, or outputs that are not finite
-            return Found()
-        if not lead(paths.margins, paths.start).score > method.lead_threshold_at(paths.reach):  # nor if it is NaN
-            return Found()
-        leaders.append(paths.leaders[0])
-        steps.append(paths.steps)
-    if len({leader.target for leader in leaders}) > 1:
-        return Found()
-    shifts = torch.cat([leader.perturbation for leader in leaders])
-    return Found(target=leaders[0].target, steps=max(steps), perturbations=shifts)
+            return Standouts()
+        if not method.one_class_leads(found, [lead(paths.margins, paths.start) for paths in found]):
+            return Standouts()
+    leaders = [paths.leaders[0] for paths in found]
+    return Standouts(
+        target=leaders[0].target,
+        steps=max(paths.steps for paths in found),
+        perturbations=torch.cat([leader.perturbation for leader in leaders]),
+    )

@@ -1,6 +1,7 @@
 """The three readings that both searches for shortcuts share, on paths and maps written by hand."""
 
 import math
+from types import SimpleNamespace
 from typing import ClassVar, final
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from banaudit.data import CleanData
 from banaudit.detectors.base import Samples
 from banaudit.detectors.shortcut import ShortcutDetector
+from banaudit.detectors.targeted_paths import Lead
 from banaudit.meter import Meter
 from banaudit.results import Reading
 
@@ -40,7 +42,7 @@ class Shifts(ShortcutDetector):
     pair_threshold: float = 0.5
     steps: int = 4
 
-    def perturbation(self, model, samples, meter, *, share=1.0):
+    def perturbation(self, model, images, meter, *, share=1.0):
         return Counted(self.gain, meter)
 
     def lead_threshold_at(self, reach):
@@ -101,7 +103,6 @@ def test_a_restart_that_could_make_nothing_fire_is_not_run():
 )
 def test_restarts_must_all_name_the_same_class(monkeypatch, scores, targets, fired):
     from banaudit.detectors import shortcut
-    from banaudit.detectors.targeted_paths import Lead
 
     leads = iter(
         Lead(score=score, null=0.1, target=target, per_class=torch.zeros(4))
@@ -113,6 +114,28 @@ def test_restarts_must_all_name_the_same_class(monkeypatch, scores, targets, fir
     assert reading.score == min(scores)
     assert reading.restarts == scores
     assert reading.null == 0.1
+
+
+@pytest.mark.parametrize(
+    ("scores", "reaches", "targets", "led"),
+    [
+        ((0.6, 0.7), (0.5, 0.5), (2, 2), True),
+        ((0.6, 0.7), (0.5, 0.5), (2, 1), False),
+        ((0.5,), (0.5,), (2,), False),
+        (
+            (0.3, 0.7),
+            (0.2, 0.6),
+            (2, 2),
+            False,
+        ),  # each is above what its own reach asks, the first not above the other's
+        ((0.7, float("nan")), (0.5, 0.5), (2, 2), False),
+    ],
+)
+def test_one_class_leads_by_more_than_the_furthest_paths_ask(monkeypatch, scores, reaches, targets, led):
+    monkeypatch.setattr(Shifts, "lead_threshold_at", lambda self, reach: reach)
+    paths = [SimpleNamespace(reach=reach) for reach in reaches]
+    leads = [Lead(score, 0.1, target, torch.zeros(4)) for score, target in zip(scores, targets, strict=True)]
+    assert Shifts().one_class_leads(paths, leads) is led
 
 
 @pytest.mark.parametrize(

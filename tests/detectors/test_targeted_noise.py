@@ -2,14 +2,13 @@ import pytest
 import torch
 from toys import TARGET
 
-from banaudit.detectors.base import Samples
 from banaudit.detectors.targeted_noise import TargetedNoise
 from banaudit.meter import Meter
 from banaudit.results import Reading, Verdict
 
 
 def test_noise_grows_by_sign_steps_within_its_radius(unplanted, tiled_data):
-    shift = TargetedNoise(step_size=0.25).perturbation(unplanted, Samples(tiled_data, tiled_data), Meter())
+    shift = TargetedNoise(step_size=0.25).perturbation(unplanted, tiled_data.images, Meter())
     zero = shift.zero()
     assert zero.shape == (2, 10)
     gradient = torch.tensor([3.0, -0.1, 0.0] + [1.0] * 7).expand(2, 10)
@@ -24,7 +23,7 @@ def test_noise_grows_by_sign_steps_within_its_radius(unplanted, tiled_data):
 def test_noise_is_additive(sleeping, tiled_data):
     # A shift of zero moves too, in units of the channel's scale; the statistics are the batch's.
     images = tiled_data.images[:32]
-    shift = TargetedNoise().perturbation(sleeping, Samples(tiled_data, tiled_data), Meter())
+    shift = TargetedNoise().perturbation(sleeping, tiled_data.images, Meter())
     noise = shift.zero()
     noise[1, 0] = 1.0
     change = shift.logits(images, noise, "noise") - shift.logits(images, shift.zero(), "noise")

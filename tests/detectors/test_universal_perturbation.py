@@ -17,7 +17,7 @@ from banaudit.results import Reading, Verdict
 def shift_of(model, images, step=0.6, meter=None):
     data = CleanData(images, torch.zeros(len(images), dtype=torch.long), ("a",))
     detector = UniversalPerturbation(step_size=step)
-    return detector.perturbation(model, Samples(data, data), meter if meter is not None else Meter())
+    return detector.perturbation(model, data.images, meter if meter is not None else Meter())
 
 
 def test_the_ball_grows_step_by_step(untinted):

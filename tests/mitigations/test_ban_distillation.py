@@ -9,11 +9,11 @@ import torch.nn.functional as F
 
 from banaudit.data import CleanData
 from banaudit.detectors.inversion import Triggers
-from banaudit.errors import DivergedError
+from banaudit.errors import DivergedError, UnsupportedModelError
 from banaudit.meter import Meter
 from banaudit.mitigations import BANDistillation, ban_distillation
 from banaudit.mitigations.ban_distillation import STRONGER, avoidance_loss, distillation_loss
-from banaudit.mitigations.unlearned import Found, Unlearned
+from banaudit.mitigations.unlearned import Standouts, Unlearned
 from banaudit.neurons import train_under_noise, worst_noise
 from banaudit.results import RepairEpoch
 from banaudit.training import Augmentation, Tuned
@@ -92,9 +92,9 @@ SHIFT[..., 6:] = 0.5
 PATCH = Triggers(torch.tensor([2]), torch.zeros(1, 1, 8, 8), torch.ones(1, 3, 8, 8))
 PATCH.masks[..., :2, :2] = 1
 CHANGES = {
-    "patch": (Found(patch=PATCH), lambda images: PATCH.stamp(images)[0]),
+    "patch": (Standouts(patch=PATCH), lambda images: PATCH.stamp(images)[0]),
     "perturbation": (
-        Found(target=2, steps=1, perturbations=SHIFT),
+        Standouts(target=2, steps=1, perturbations=SHIFT),
         lambda images: (images + SHIFT).clamp(0, 1),
     ),
 }
@@ -127,7 +127,7 @@ def test_what_stands_out_is_unlearned(monkeypatch, no_later_search, change):
 
 
 def test_patch_and_perturbation_are_on_images_of_their_own(monkeypatch, no_later_search):
-    both = Found(patch=PATCH, target=2, steps=1, perturbations=SHIFT)
+    both = Standouts(patch=PATCH, target=2, steps=1, perturbations=SHIFT)
     monkeypatch.setattr(ban_distillation, "first_search", lambda *_: both)
     monkeypatch.setattr(BANDistillation, "loss", lambda self, model, *rest: 0 * model.network.linear.bias.sum())
     shown = []
@@ -149,20 +149,12 @@ def test_patch_and_perturbation_are_on_images_of_their_own(monkeypatch, no_later
 
 @pytest.mark.parametrize("gentle", [True, False])
 def test_what_was_unlearned_is_told(monkeypatch, no_later_search, gentle):
-    both = Found(patch=PATCH, target=2, steps=1, perturbations=SHIFT)
-    for found in (both, Found()):
+    both = Standouts(patch=PATCH, target=2, steps=1, perturbations=SHIFT)
+    for found in (both, Standouts()):
         monkeypatch.setattr(ban_distillation, "first_search", lambda *_, found=found: found)
         repaired = BANDistillation(epochs=1, gentle=gentle)(make_model(), make_data(), max_drop=1.0)
         told = [("patch", int(PATCH.labels[0])), ("perturbation", 2)] if found is both else []
         assert [(change.kind, change.target) for change in repaired.unlearned] == told
-
-
-def test_a_batch_of_a_single_image_is_no_obstacle(monkeypatch, no_later_search):
-    both = Found(patch=PATCH, target=2, steps=1, perturbations=SHIFT)
-    monkeypatch.setattr(ban_distillation, "first_search", lambda *_: both)
-    method = BANDistillation(epochs=1, batch_size=2, gentle=True)  # 3 training images: a batch of two, one of one
-    repaired = method(make_model(), make_data(6), max_drop=1.0)
-    assert repaired.training_images == 3
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -175,7 +167,7 @@ def test_changed_images_leave_the_running_statistics_alone(monkeypatch, no_later
         )  # one batch: what it draws is the same
         return settings(make_model(), make_data(), max_drop=1.0)
 
-    changed, plain = run(CHANGES[change][0]), run(Found())
+    changed, plain = run(CHANGES[change][0]), run(Standouts())
     for (name, one), other in zip(
         changed.model.named_buffers(), dict(plain.model.named_buffers()).values(), strict=True
     ):
@@ -196,7 +188,7 @@ def test_the_strengths_that_are_tried():
     assert seen(()) == others
     assert seen(STRONGER) == [(32, 0.5, 0.05, 10), (64, 1.0, pytest.approx(0.03), 20), *others]
     assert BANDistillation().strengths(())[0] == BANDistillation()
-    assert [s.batch_size for s in BANDistillation(batch_size=4).strengths(STRONGER)] == [2, 2, 4, 2, 2]
+    assert [s.batch_size for s in BANDistillation(batch_size=4).strengths(STRONGER)] == [1, 2, 4, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -273,7 +265,7 @@ def test_which_strength_is_kept(monkeypatch, settings, epochs, within, costs, wa
     [("y", 1), ("ny", 2), ("nny", 3), ("nnn", 3)],  # of equals over the budget the last
 )
 def test_where_a_perturbation_is_unlearned_no_stronger_repair_is_tried(monkeypatch, within, wanted):
-    led = Found(target=2, steps=1, perturbations=SHIFT)
+    led = Standouts(target=2, steps=1, perturbations=SHIFT)
     monkeypatch.setattr(ban_distillation, "first_search", lambda *_: led)
     seen = []
 
@@ -288,7 +280,18 @@ def test_where_a_perturbation_is_unlearned_no_stronger_repair_is_tried(monkeypat
     tuned = BANDistillation().repair(make_job())
     assert seen == [(128, 0.05), (32, pytest.approx(0.02)), (32, pytest.approx(0.005))][: len(within)]
     assert tuned.epochs[0].what.startswith(f"strength {wanted} of 3, epoch ")
-    assert tuned.attempts[0].startswith("strength 1 of 3 (the settings as they are): ")
+    assert tuned.attempts[0] == "the stronger ones were left out, since changes of all pixels are unlearned"
+    assert tuned.attempts[1].startswith("strength 1 of 3 (the settings as they are): ")
+
+
+def test_a_patch_that_cannot_be_searched_is_told_with_a_way_out(monkeypatch):
+    def search(*_):
+        raise UnsupportedModelError("the search ended in outputs that are not finite")
+
+    monkeypatch.setattr(ban_distillation, "first_search", search)
+    told = r"a patch to unlearn: .* not finite; --set ban-distillation.patch_weight=0 does without it"
+    with pytest.raises(UnsupportedModelError, match=told):
+        BANDistillation()(make_model(), make_data(), max_drop=1.0)
 
 
 @pytest.mark.parametrize("diverging", [(1,), (1, 2), (1, 2, 3, 4), (1, 2, 3, 4, 5)])
@@ -351,7 +354,7 @@ def test_the_cost_is_measured_on_copies_that_are_shifted_further_than_in_trainin
 
 def test_an_interrupted_repair_goes_on_with_the_perturbations_it_had(monkeypatch, tmp_path):
     shift = torch.full((1, 3, 8, 8), 0.2)
-    monkeypatch.setattr(ban_distillation, "first_search", lambda *_: Found(target=2, steps=2, perturbations=shift))
+    monkeypatch.setattr(ban_distillation, "first_search", lambda *_: Standouts(target=2, steps=2, perturbations=shift))
     method, data = BANDistillation(epochs=4, batch_size=8, gentle=True), make_data()
 
     def stop(what, _):
@@ -373,8 +376,8 @@ def test_passes_of_changed_images_are_booked(monkeypatch, no_later_search):
         repaired = BANDistillation(epochs=1, batch_size=60, gentle=True)(make_model(), make_data(), max_drop=1.0)
         return repaired.forward_images, repaired.backward_images
 
-    plain, patch = passes(Found()), passes(Found(patch=PATCH))
-    both = passes(Found(patch=PATCH, target=2, steps=1, perturbations=SHIFT))
+    plain, patch = passes(Standouts()), passes(Standouts(patch=PATCH))
+    both = passes(Standouts(patch=PATCH, target=2, steps=1, perturbations=SHIFT))
     batch, quarter = 54, round(0.25 * 54)  # of 20 images of each of three classes two choose
     for found, parts in ((patch, 1), (both, 2)):
         assert tuple(more - less for less, more in zip(plain, found, strict=True)) == (batch + parts * quarter,) * 2

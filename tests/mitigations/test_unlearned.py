@@ -1,5 +1,6 @@
 """What is searched on the network as it is, when, and what is kept of it."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -13,8 +14,8 @@ from banaudit.detectors.universal_perturbation import UniversalPerturbation
 from banaudit.errors import DivergedError, UnsupportedModelError
 from banaudit.mitigations import unlearned
 from banaudit.mitigations.unlearned import (
-    Found,
-    Searched,
+    SearchPlan,
+    Standouts,
     Unlearned,
     first_search,
     patch_searched_before,
@@ -25,7 +26,7 @@ from mitigations.tiny import make_job, make_model
 CLASSES = 8
 IMAGES = torch.full((4, 3, 8, 8), 0.5)
 EVEN = (9.0,) * CLASSES
-BOTH = Searched(patch_ratio=0.5, perturbation=True)
+BOTH = SearchPlan(patch_ratio=0.5, perturbation=True)
 AHEAD = 1.0
 """A lead that stands out wherever the paths end."""
 
@@ -57,9 +58,11 @@ def searches(monkeypatch):
             raise UnsupportedModelError("no gradient")
         score, target = found
         shift = torch.full((1, 3, 8, 8), 0.25 * (1 + len(given.leads)))
-        monkeypatch.setattr(unlearned, "lead", lambda *_: Lead(score, 0.0, target, torch.zeros(CLASSES)))
+        # A score hides in the margins, for the lead that is read from them.
+        margins = torch.tensor([[score, float(target)]])
+        monkeypatch.setattr(unlearned, "lead", lambda found, _: Lead(float(found[0, 0]), 0.0, int(found[0, 1]), found))
         leaders = (Leader(target, shift, 0.9), Leader(1, torch.ones(1, 3, 8, 8), 0.1))
-        return Paths(torch.zeros(CLASSES, CLASSES), torch.zeros(CLASSES, CLASSES), 0.5, 6, leaders)
+        return Paths(margins, margins, 0.5, 6, leaders)
 
     def path_towards(perturbation, images, target, *, steps, what):
         given.seen.append(("path", target, steps, len(images)))
@@ -81,7 +84,7 @@ def job(*, each=4, classes=CLASSES, state=None):
 
 
 def make(first, of=None):
-    return Unlearned(of or job(), first, BOTH, epochs=10)
+    return Unlearned(of or job(), first, BOTH, epochs=10, share=0.25)
 
 
 def shown(changes, count=40):
@@ -99,7 +102,7 @@ def test_a_patch_is_unlearned_only_where_it_stands_out(searches, norms, stands_o
     changes = make(first_search(job(), BOTH))
     stamped = changes.with_patch(IMAGES)
     assert (stamped is not None) is stands_out
-    again = make(Found())
+    again = make(Standouts())
     again.restore(changes.dump())
     if stands_out:
         # Class 1's mask is 2/8 in the corner, its pattern white.
@@ -160,23 +163,41 @@ def test_of_few_classes_or_images_none_stands_out(searches, few):
 
 def test_what_is_not_wanted_is_not_searched(searches):
     searches.norms = [(1.0, *EVEN[1:])]
-    nothing = first_search(job(), Searched(patch_ratio=None, perturbation=False))
+    nothing = first_search(job(), SearchPlan(patch_ratio=None, perturbation=False))
     assert (nothing.patch, nothing.target, searches.seen) == (None, None, [])
-    changes = Unlearned(job(), nothing, Searched(patch_ratio=None, perturbation=False), epochs=10)
+    changes = Unlearned(job(), nothing, SearchPlan(patch_ratio=None, perturbation=False), epochs=10, share=0.25)
     changes.before_epoch(5, make_model())
     assert (changes.planned_images(), searches.seen) == (0, [])
-    assert first_search(job(), Searched(patch_ratio=0.5, perturbation=False)).patch is not None
+    assert first_search(job(), SearchPlan(patch_ratio=0.5, perturbation=False)).patch is not None
     assert searches.seen == ["patch"]
 
 
 def test_the_searches_that_are_planned():
-    patch, shift = Searched(patch_ratio=0.5, perturbation=False), Searched(patch_ratio=None, perturbation=True)
+    patch, shift = SearchPlan(patch_ratio=0.5, perturbation=False), SearchPlan(patch_ratio=None, perturbation=True)
     planned = {(x, classes): planned_first_search(x, classes, 100) for x in (BOTH, patch, shift) for classes in (7, 8)}
     assert planned[BOTH, 8] == planned[patch, 8] + planned[shift, 8]
     assert planned[BOTH, 7] == planned[patch, 7] > 0 == planned[shift, 7]
     assert planned_first_search(BOTH, 3, 100) == 0
-    led = Unlearned(job(), Found(target=2, steps=6, perturbations=torch.zeros(1, 3, 8, 8)), BOTH, epochs=10)
-    assert led.planned_images() - make(Found()).planned_images() == 9 * 6 * UniversalPerturbation().search_images
+    led = make(Standouts(target=2, steps=6, perturbations=torch.zeros(1, 3, 8, 8)))
+    searches_planned = 9 * 6 * UniversalPerturbation().search_images
+    passes = 10 * 5 * 4 * CLASSES // 4  # in each epoch the images once more, and a quarter of them changed
+    assert led.planned_images() - make(Standouts()).planned_images() == searches_planned + passes
+
+
+def test_a_patch_that_is_found_later_adds_its_passes_to_the_plan(searches):
+    searches.norms, searches.leads = [EVEN, (1.0, *EVEN[1:])], [None]
+    running = job()
+    changes = make(first_search(running, BOTH), running)
+    planned = running.meter.planned_images
+    changes.before_epoch(5, make_model())
+    assert running.meter.planned_images - planned == 6 * 5 * 4 * CLASSES // 4  # for epochs 5 to 10
+
+
+def test_of_images_of_one_class_nothing_stands_out(searches):
+    whole = job()
+    one = whole.training.subset((whole.training.labels == 3).nonzero().flatten())
+    assert first_search(replace(whole, training=one), BOTH).changes == ()
+    assert searches.seen == []
 
 
 def test_perturbations_towards_the_same_class_are_added_before_each_epoch(searches):
@@ -190,7 +211,7 @@ def test_perturbations_towards_the_same_class_are_added_before_each_epoch(search
     assert shown(changes) == {1.0, 0.75, 0.0}
     changes.before_epoch(3, make_model())  # no pixel moves the network: what was found stays
     assert shown(changes) == {1.0, 0.75, 0.0}
-    again = make(Found())
+    again = make(Standouts())
     again.restore(changes.dump())
     assert shown(again) == shown(changes)
 
