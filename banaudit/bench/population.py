@@ -146,15 +146,15 @@ CHOSE_METHOD = {
 CHOSE_REPAIR = frozenset((
     1017, 1020, 1043, 1056, 1112, 1303, 1414, 1423, 1436, 1439, 1446, 22006,
     23035, 23045, 23047, 23050, 23051, 23053, 23059, 23063, 23065,
-    24000, 24006, 24011, 24015, 24018, 24024, 24026, 24027, 24030, 24032, 24033, 24035, 24048, 24049, 24050, 24052, 24054,
-    24057,
+    24000, 24006, 24011, 24015, 24018, 24024, 24026, 24027, 24030, 24032, 24033, 24035, 24048, 24049, 24050, 24052,
+    24054, 24057,
 ))  # fmt: skip
 """Test victims that have a repair in the tables and may have chosen its settings. IAD of the first part: the settings
 were tried on four of that part (IAD, Adap-Blend, SSDT on signs and digits) of which the other two were not kept. Blend
 on digits, 1439: an older rule left it whole. Those on signs below 2000: a rule in between cost them two to four points.
 Where and how strongly a universal perturbation is unlearned: 23063, 24006, 24048, 24050, 24052; how: 24000, which an
-earlier way had cost too much. All others: how far the
-images that choose are shifted, and what may be lost on them, was set on what earlier rules had made of them."""
+earlier way had cost too much. All others: how far the images that choose are shifted, and what may be lost on them, was
+set on what earlier rules had made of them."""
 
 TRAINED_AGAIN = (1101, 1136, 1158, 1269)
 """Test victims on CIFAR, of cells of which more than 30 % stayed below the floors, by a clean accuracy just below 80 %
