@@ -7,6 +7,7 @@ import pytest
 import torch
 import toys
 
+from banaudit import relapse
 from banaudit.data import CleanData
 
 torch.set_num_threads(1)  # the networks are tiny, and on a busy machine threads that wait for each other take minutes
@@ -82,3 +83,10 @@ def sleeping():
 def unplanted():
     """The clean twin of ``sleeping``."""
     return toys.sleeper(0.0)
+
+
+@pytest.fixture
+def short_probe(monkeypatch):
+    """A relapse probe of a few steps."""
+    for name, value in {"MAX_STEPS": 2, "TUNING_STEPS": 2, "SEARCH_IMAGES": 20, "READ_IMAGES": 20}.items():
+        monkeypatch.setattr(relapse, name, value)

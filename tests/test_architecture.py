@@ -28,6 +28,7 @@ TIERS = (
     ("detectors",),
     ("mitigations", "agreement", "calibration"),
     ("audit", "relapse"),
+    ("after_repair",),
     ("purify",),
 )
 """The tower, from its foot: a module or package imports from itself and from the tiers before its own."""

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import os
@@ -16,42 +15,37 @@ from typing import ClassVar, final
 import jsonschema
 import pytest
 import torch
-import toys
 from PIL import Image
 from pydantic import PrivateAttr
 from safetensors import safe_open
 from safetensors.torch import load, load_file, save_file
 from toys import INTERRUPTIBLE
 
-from banaudit import audit, preflight, relapse
-from banaudit.architectures import SplitModel, load_network
+from banaudit import preflight, relapse
+from banaudit.after_repair import (
+    Accuracies,
+    _verdict,
+)
+from banaudit.architectures import load_network
 from banaudit.audit import Subject
-from banaudit.checkpoints import read_checkpoint
 from banaudit.data import CleanData
 from banaudit.demo import examples
-from banaudit.detectors import MMBD, Detector, default_detectors
+from banaudit.detectors import Detector, default_detectors
 from banaudit.detectors.base import Found
-from banaudit.disguises import Told
 from banaudit.errors import BanauditError, DataError, UnsupportedModelError, UsageError
 from banaudit.mitigations import BANFineTuning, FeatureFlip, FineTuning
 from banaudit.purify import (
-    SIGNIFICANT,
-    Accuracies,
-    _caveats,
-    _did_without,
     _part_images,
-    _probed_as_trained,
     _require_enough,
     _require_suspicion,
     _scanned_again,
     _suspected,
-    _verdict,
-    judge_repaired,
     purify,
 )
-from banaudit.relapse import THRESHOLDS, probe_relapse, wanted_labels
 from banaudit.reports import json_text, repair, scan, terminal
 from banaudit.results import EXIT_CODES, Evidence, Reading, Repair, UnlearnedChange, Verdict
+
+pytestmark = pytest.mark.usefixtures("short_probe")
 
 TARGET = 3
 
@@ -89,12 +83,6 @@ class Oracle(Detector):
 def demo():
     with examples() as models:
         yield models[0]
-
-
-@pytest.fixture(autouse=True)
-def short_probe(monkeypatch):
-    for name, value in {"MAX_STEPS": 2, "TUNING_STEPS": 2, "SEARCH_IMAGES": 20, "READ_IMAGES": 20}.items():
-        monkeypatch.setattr(relapse, name, value)
 
 
 def subject(demo, **known):
@@ -158,22 +146,6 @@ def test_output_whose_name_is_no_text(demo, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("drop", "error", "max_drop", "told"),
-    [
-        (0.08, 0.038, 0.02, True),
-        (0.0, 0.02, 0.02, True),
-        (-0.1, 0.04, 0.02, False),
-        (0.01, 0.005, 0.02, False),
-        (0.0, 0.0, 0.02, False),
-    ],
-)
-def test_too_few_untouched_images_for_the_budget_are_a_caveat(drop, error, max_drop, told):
-    found = _caveats(300, False, Accuracies(0.9, 0.9 - drop, error), max_drop)
-    assert len(found) == told
-    assert all(text.startswith("300 untouched images are too few to tell whether") for text in found)
-
-
-@pytest.mark.parametrize(
     ("classes", "images", "apart"),
     [(10, 1000, True), (10, 900, False), (250, 1000, False), (250, 4000, True), (700, 6000, True)],
 )
@@ -213,38 +185,16 @@ def test_no_method_that_accused_is_left_out_of_the_second_scan(images, methods, 
 def test_methods_of_the_users_choice_all_scan_again():
     data = CleanData(torch.zeros(1200, 1, 2, 2), torch.arange(1200) % 10, tuple("abcdefghij"))
     parts = _part_images(data, 0)
-    assert _scanned_again(parts, found_by("mm-bd", "pair-perturbation"), default_detectors()) is parts.rescan
+    assert _scanned_again(parts, toys.found_by("mm-bd", "pair-perturbation"), default_detectors()) is parts.rescan
     chosen = [detector for detector in default_detectors() if detector.name in {"mm-bd", "pair-perturbation"}]
-    assert _scanned_again(parts, found_by("mm-bd", "pair-perturbation"), chosen) is parts.scan
+    assert _scanned_again(parts, toys.found_by("mm-bd", "pair-perturbation"), chosen) is parts.scan
 
 
 def test_a_method_that_no_number_of_images_suits_costs_no_untouched_scan():
     data = CleanData(torch.zeros(1200, 1, 2, 2), torch.arange(1200) % 6, tuple("abcdef"))
     parts = _part_images(data, 0)
     chosen = [detector for detector in default_detectors() if detector.name in {"mm-bd", "pair-perturbation"}]
-    assert _scanned_again(parts, found_by("mm-bd", "pair-perturbation"), chosen) is parts.rescan
-
-
-def found_by(*methods):
-    """A scan by these methods, none of which accuses."""
-    return SimpleNamespace(findings=[SimpleNamespace(method=name, verdict=Verdict.NO_EVIDENCE) for name in methods])
-
-
-def test_what_the_second_scan_did_without_is_a_caveat():
-    before = found_by("mm-bd", "pair-perturbation")
-    assert _did_without(before, before) == _did_without(before, None) == _did_without(before, found_by()) == ()
-    assert _did_without(found_by("mm-bd", "joint-evidence"), found_by("mm-bd")) == ()  # a finding, and no method
-    (text,) = _did_without(before, found_by("mm-bd"))
-    assert text.startswith("the second scan did without pair-perturbation: too few of the images played no part")
-
-
-def test_a_probe_by_what_the_repair_trained_against_is_a_caveat():
-    patch, shift = UnlearnedChange(kind="patch", target=1), UnlearnedChange(kind="perturbation", target=1)
-    quiet, fired = SimpleNamespace(fired=False), SimpleNamespace(fired=True)
-    (text,) = _probed_as_trained((patch, shift), quiet)
-    assert text.endswith("that the backdoor did not come back says little")
-    for unlearned, probe in (((patch,), quiet), ((), quiet), ((shift,), fired), ((shift,), None)):
-        assert _probed_as_trained(unlearned, probe) == ()
+    assert _scanned_again(parts, toys.found_by("mm-bd", "pair-perturbation"), chosen) is parts.rescan
 
 
 def test_the_probe_takes_all_classes_where_a_reading_of_them_fired_too():
@@ -596,108 +546,6 @@ def second_call(out):
     return str(stopped.value)
 
 
-def test_relapse_probe(demo, monkeypatch):
-    checkpoint = read_checkpoint(demo.model)
-    model = SplitModel(load_network(checkpoint.weights).network, demo.mean, demo.std).eval()
-    generator = torch.Generator().manual_seed(0)
-    data = CleanData(torch.rand(60, 3, 32, 32, generator=generator), torch.arange(60) % 10, tuple("abcdefghij"))
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    random = torch.random.get_rng_state()
-    wanted = wanted_labels(10, demo.target, (), None)
-    probe = probe_relapse(model, model, data, data, wanted, Reading.ALL_TO_ONE)
-    assert probe == probe_relapse(model, model, data, data, wanted, Reading.ALL_TO_ONE)
-    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-    assert torch.equal(random, torch.random.get_rng_state())
-    assert probe.before_repair == probe.after_repair
-    assert probe.threshold == THRESHOLDS[Reading.ALL_TO_ONE]
-    assert probe.fired == (probe.relapsed > probe.threshold)
-    assert "21 models without a backdoor" in probe.note
-    monkeypatch.setattr("banaudit.relapse.THRESHOLDS", {Reading.ALL_TO_ONE: -1.0})
-    assert probe_relapse(model, model, data, data, wanted, Reading.ALL_TO_ONE).fired
-    of_one_class = probe_relapse(model, model, data, data, {3: 1}, Reading.SOURCE_TARGET)
-    assert (of_one_class.threshold, of_one_class.fired) == (None, False)
-    assert "decides nothing" in of_one_class.note
-    few = data.subset(torch.cat([(data.labels != 3).nonzero().flatten(), (data.labels == 3).nonzero().flatten()[:2]]))
-    assert probe_relapse(model, model, few, data, {3: 1}, Reading.SOURCE_TARGET).images == 2
-
-
-def test_the_repaired_network_is_freed_of_disguises_by_itself(planted, clean_data):
-    repaired = copy.deepcopy(planted)
-    with torch.no_grad():
-        repaired.network.linear.weight *= 1e6
-        repaired.network.linear.bias *= 1e6
-    before = repaired.state_dict()
-    facts = audit.Facts(told=Told(("of the network that came in",), ("a reason of its own",)))
-    parts = {"scan": clean_data, "training": clean_data, "held_out": clean_data}
-    found = judge_repaired(planted, repaired, {}, None, detectors=(MMBD(steps=1, threshold=1e9),), facts=facts, **parts)
-    assert found.verdict is Verdict.NO_EVIDENCE
-    assert any("logits were multiplied" in caveat for caveat in found.report.caveats)
-    assert not any("came in" in caveat for caveat in found.report.caveats)
-    assert repaired.logit_scale == 1.0
-    assert all(torch.equal(before[name], value) for name, value in repaired.state_dict().items())
-
-
-def test_the_probe_is_not_blinded_by_how_layers_are_scaled(planted, clean_data):
-    wanted = wanted_labels(toys.CLASSES, toys.TARGET, (), None)
-    plain = probe_relapse(planted, planted, clean_data, clean_data, wanted, Reading.ALL_TO_ONE)
-    stretched = copy.deepcopy(planted)
-    with torch.no_grad():  # the same answers, but steps of the usual size throw the last layer about
-        stretched.network.body[4].weight *= 1000
-        stretched.network.body[4].bias *= 1000
-        stretched.network.linear.weight /= 1000
-    probe = probe_relapse(stretched, stretched, clean_data, clean_data, wanted, Reading.ALL_TO_ONE)
-    assert probe.after_repair == pytest.approx(plain.after_repair, abs=0.02)
-    assert probe.relapsed >= probe.after_repair
-
-
-def test_a_copy_that_every_step_spoils_lets_the_probe_decide_nothing(planted, clean_data, monkeypatch):
-    monkeypatch.setattr("banaudit.relapse.LEARNING_RATES", (1e9,))
-    monkeypatch.setattr("banaudit.relapse.THRESHOLDS", {Reading.ALL_TO_ONE: 2.0})
-
-    def judged(reading):
-        wanted = wanted_labels(toys.CLASSES, toys.TARGET, (), None)
-        detectors = (MMBD(steps=1, threshold=1e9),)
-        parts = {"scan": clean_data, "training": clean_data, "held_out": clean_data}
-        return judge_repaired(planted, planted, wanted, reading, detectors=detectors, **parts)
-
-    found = judged(Reading.ALL_TO_ONE)
-    assert found.relapse.steps == 0
-    assert found.verdict is Verdict.INCONCLUSIVE
-    assert "spoils the copy" in found.reason
-    assert judged(Reading.SOURCE_TARGET).verdict is Verdict.NO_EVIDENCE  # there it decides nothing anyway
-
-
-def test_a_copy_that_answers_the_most_frequent_class_is_spoiled(planted, clean_data, monkeypatch):
-    """Where that class has most of the images, such a copy keeps more than half of the accuracy."""
-    one_answer = copy.deepcopy(planted)
-    with torch.no_grad():
-        one_answer.network.linear.weight.zero_()
-        one_answer.network.linear.bias.copy_(torch.nn.functional.one_hot(torch.tensor(0), toys.CLASSES))
-    monkeypatch.setattr("banaudit.relapse._tune", lambda *_, **__: one_answer)
-    monkeypatch.setattr("banaudit.relapse.THRESHOLDS", {Reading.ALL_TO_ONE: 2.0})
-    mostly_first = clean_data.subset((clean_data.labels <= 1).nonzero().flatten())
-    wanted = wanted_labels(toys.CLASSES, toys.TARGET, (), None)
-    probe = probe_relapse(planted, planted, mostly_first, mostly_first, wanted, Reading.ALL_TO_ONE)
-    assert probe.steps == 0
-    assert "spoils the copy" in probe.note
-
-
-def test_without_a_gradient_there_is_no_stand_in_and_nothing_is_decided(clean_data):
-    torch.manual_seed(0)
-    rounded = SplitModel(toys.rounding(toys.TinyNetwork)(), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)).eval()
-    wanted = wanted_labels(toys.CLASSES, toys.TARGET, (), None)
-    probe = probe_relapse(rounded, rounded, clean_data, clean_data, wanted, Reading.ALL_TO_ONE)
-    assert (probe.steps, probe.fired, probe.control) == (0, False, None)
-    assert "no gradient reaches the pixels" in probe.note
-
-
-def test_wanted_labels():
-    assert wanted_labels(3, 1, (), None) == {0: 1, 2: 1}
-    assert wanted_labels(4, 1, (3,), None) == {3: 1}
-    assert wanted_labels(3, None, (), {0: 1, 1: 1, 2: 0}) == {0: 1, 2: 0}
-    assert wanted_labels(3, None, (), None) == {}
-
-
 @pytest.mark.parametrize("verdicts", [(), (Verdict.INCONCLUSIVE,), (Verdict.INCONCLUSIVE, Verdict.NO_EVIDENCE)])
 def test_a_model_that_no_method_speaks_against_is_not_repaired(verdicts):
     findings = tuple(SimpleNamespace(verdict=verdict) for verdict in verdicts)
@@ -723,9 +571,3 @@ def test_a_state_that_leads_nowhere_is_not_left_behind(demo, tmp_path, monkeypat
     with pytest.raises(type(problem)):
         run(demo, tmp_path / "out", True, False)
     assert files(tmp_path) == ([".out.purify"] if kept else [])
-
-
-@pytest.mark.parametrize(("drop", "give", "told"), [(0.049, 0.02, True), (0.02, 0.02, False), (0.0, 0.05, True)])
-def test_a_loss_that_may_be_over_the_budget_is_told(drop, give, told):
-    found = SimpleNamespace(before=0.95, after=0.95 - drop, drop_error=give / SIGNIFICANT)
-    assert bool(_caveats(1000, False, found, 0.03)) is told

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 import banaudit
+from banaudit.after_repair import compare, judge_repaired, missed_budget
 from banaudit.architectures.base import SplitModel
 from banaudit.bench.code import CODE
 from banaudit.bench.conditions import draw_clean
@@ -49,7 +50,7 @@ from banaudit.errors import BanauditError, UsageError
 from banaudit.meter import Meter
 from banaudit.mitigations import Mitigation, TargetedMitigation
 from banaudit.mitigations.base import MAX_DROP
-from banaudit.purify import MAX_SCAN_IMAGES, MIN_SCAN_IMAGES, compare, judge_repaired, missed_budget
+from banaudit.purify import MAX_SCAN_IMAGES, MIN_SCAN_IMAGES
 from banaudit.relapse import probe_relapse, wanted_labels
 from banaudit.results import Reading
 from banaudit.shapes import Labels
