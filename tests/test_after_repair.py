@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import toys
+from toys import found_by
 
 from banaudit import audit
 from banaudit.after_repair import (
@@ -47,12 +48,10 @@ def test_a_loss_that_may_be_over_the_budget_is_told(drop, give, told):
 
 
 def test_what_the_second_scan_did_without_is_a_caveat():
-    before = toys.found_by("mm-bd", "pair-perturbation")
-    assert did_without(before, before) == did_without(before, None) == did_without(before, toys.found_by()) == ()
-    assert (
-        did_without(toys.found_by("mm-bd", "joint-evidence"), toys.found_by("mm-bd")) == ()
-    )  # a finding, and no method
-    (text,) = did_without(before, toys.found_by("mm-bd"))
+    before = found_by("mm-bd", "pair-perturbation")
+    assert did_without(before, before) == did_without(before, None) == did_without(before, found_by()) == ()
+    assert did_without(found_by("mm-bd", "joint-evidence"), found_by("mm-bd")) == ()  # a finding, and no method
+    (text,) = did_without(before, found_by("mm-bd"))
     assert text.startswith("the second scan did without pair-perturbation: too few of the images played no part")
 
 

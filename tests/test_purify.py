@@ -19,7 +19,7 @@ from PIL import Image
 from pydantic import PrivateAttr
 from safetensors import safe_open
 from safetensors.torch import load, load_file, save_file
-from toys import INTERRUPTIBLE
+from toys import INTERRUPTIBLE, found_by
 
 from banaudit import preflight, relapse
 from banaudit.after_repair import (
@@ -185,16 +185,16 @@ def test_no_method_that_accused_is_left_out_of_the_second_scan(images, methods, 
 def test_methods_of_the_users_choice_all_scan_again():
     data = CleanData(torch.zeros(1200, 1, 2, 2), torch.arange(1200) % 10, tuple("abcdefghij"))
     parts = _part_images(data, 0)
-    assert _scanned_again(parts, toys.found_by("mm-bd", "pair-perturbation"), default_detectors()) is parts.rescan
+    assert _scanned_again(parts, found_by("mm-bd", "pair-perturbation"), default_detectors()) is parts.rescan
     chosen = [detector for detector in default_detectors() if detector.name in {"mm-bd", "pair-perturbation"}]
-    assert _scanned_again(parts, toys.found_by("mm-bd", "pair-perturbation"), chosen) is parts.scan
+    assert _scanned_again(parts, found_by("mm-bd", "pair-perturbation"), chosen) is parts.scan
 
 
 def test_a_method_that_no_number_of_images_suits_costs_no_untouched_scan():
     data = CleanData(torch.zeros(1200, 1, 2, 2), torch.arange(1200) % 6, tuple("abcdef"))
     parts = _part_images(data, 0)
     chosen = [detector for detector in default_detectors() if detector.name in {"mm-bd", "pair-perturbation"}]
-    assert _scanned_again(parts, toys.found_by("mm-bd", "pair-perturbation"), chosen) is parts.rescan
+    assert _scanned_again(parts, found_by("mm-bd", "pair-perturbation"), chosen) is parts.rescan
 
 
 def test_the_probe_takes_all_classes_where_a_reading_of_them_fired_too():
