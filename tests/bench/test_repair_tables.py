@@ -24,7 +24,7 @@ from banaudit.cli import main
 from banaudit.errors import UsageError
 from banaudit.mitigations import DEFAULT, BANFineTuning, BTIDBFUnlearning, FineTuning
 from banaudit.relapse import THRESHOLDS
-from banaudit.results import Reading, Verdict
+from banaudit.results import Reading, UnlearnedChange, Verdict
 
 
 def setup(mitigation):
@@ -247,6 +247,24 @@ def test_clean_victims_repaired_by_mistake(results):
     lines = section(repair_tables(results), "## Clean victims repaired by mistake")
     assert "| plain | ban | 1 | 80.00 | 2.00 | 2.00 | 1/1 | 0/1 = 0% [0%, 98%] |" in lines
     assert any(line.startswith("| **all** | ban | 2 | 80.00 ± 0.00 | 0.50 ± 2.12 | 2.00 | 2/2 | 1/2") for line in lines)
+
+
+def test_what_was_unlearned_is_held_against_the_target(results):
+    def told(item, *changes):
+        found = tuple(UnlearnedChange(kind=kind, target=target) for kind, target in changes)
+        return item.model_copy(update={"repair": item.repair.model_copy(update={"unlearned": found})})
+
+    assert "What was unlearned" not in repair_tables(results)
+    first, second, *others = results.entries
+    entries = (told(first, ("patch", 3), ("perturbation", 3)), told(second, ("patch", 1)), *others)
+    entries = tuple(
+        told(item, ("perturbation", 3)) if item.victim in {CLEAN.key, BPP_ALL.key} and item.repair else item
+        for item in entries
+    )
+    text = section(repair_tables(results.model_copy(update={"entries": entries})), "## What was unlearned")
+    assert "| badnets, all-to-one | 4 | 1 | 1 | 1 | 0 |" in text
+    assert "| bpp, all-to-all | 2 | 0 | 0 | 0 | 2 |" in text
+    assert "| clean | 2 | 0 | 0 | 0 | 1 |" in text
 
 
 def test_how_often_what_is_left_is_called_repaired(results, monkeypatch):

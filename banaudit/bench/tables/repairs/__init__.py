@@ -15,6 +15,7 @@ from banaudit.bench.tables.repairs.outcomes import (
     every_victim,
     problems,
     side_by_side,
+    unlearned,
     what_is_left,
 )
 from banaudit.bench.tables.repairs.paper import beside_the_paper
@@ -61,6 +62,7 @@ def repair_tables(results: RepairResults) -> str:
         *what_is_left(view),
         *beside_the_paper(view),
         *clean_victims(view),
+        *unlearned(view),
         *calls(view),
         *relapse_probe(view),
         *by_amount(view),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from banaudit.bench.repair_results import RepairResults, Rescan
+from banaudit.bench.runner import truth_of
 from banaudit.bench.strata import kind_of
 from banaudit.bench.tables.markdown import NOTHING, bullets, grouped, share, table
 from banaudit.bench.tables.repairs.cases import BASELINE, CURED, Case, View
@@ -19,7 +20,7 @@ from banaudit.bench.tables.repairs.rows import (
     spread,
     with_totals,
 )
-from banaudit.results import Verdict
+from banaudit.results import UnlearnedChange, Verdict
 
 
 def side_by_side(view: View) -> list[str]:
@@ -136,6 +137,41 @@ def clean_victims(view: View) -> list[str]:
         "## Clean victims repaired by mistake",
         table(head, rows) if rows else "No clean victim was repaired.",
     ]
+
+
+def unlearned(view: View) -> list[str]:
+    """What stood out on the networks as they came and was trained against, and whether it led to the target."""
+    methods = {case.method for case in view.usual if case.repair.unlearned}
+    if not methods:
+        return []
+    rows = []
+    cases = [case for case in view.usual if case.method in methods]
+    for name, members in grouped(cases, _attack_or_clean).items():
+        numbers = [str(len(members))]
+        for kind in ("patch", "perturbation"):
+            found = [
+                _leads_to_target(case, change)
+                for case in members
+                for change in case.repair.unlearned
+                if change.kind == kind
+            ]
+            numbers += [str(sum(found)), str(len(found) - sum(found))]
+        rows.append((name, *numbers))
+    head = ("attack", "repairs", "patch to the target", "to another", "perturbation to the target", "to another")
+    return [
+        "## What was unlearned",
+        f"Changes of pixels that stood out on the network as it came, by {', '.join(sorted(methods))}. Where there are "
+        "several targets, or none, each counts as another.",
+        table(head, rows),
+    ]
+
+
+def _attack_or_clean(case: Case) -> str:
+    return "clean" if case.victim.recipe.attack is None else attack_in_words(case)
+
+
+def _leads_to_target(case: Case, change: UnlearnedChange) -> bool:
+    return change.target == truth_of(case.victim).target
 
 
 def calls(view: View) -> list[str]:
