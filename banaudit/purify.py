@@ -37,14 +37,7 @@ from banaudit.mitigations import DEFAULT, MITIGATIONS, Mitigation, Repaired, Tar
 from banaudit.mitigations.base import MAX_DROP
 from banaudit.relapse import wanted_labels
 from banaudit.reports import json_text
-from banaudit.results import (
-    CheckpointFacts,
-    Reading,
-    Repair,
-    RepairSettings,
-    Report,
-    Verdict,
-)
+from banaudit.results import CheckpointFacts, Reading, Repair, RepairSettings, Report, Verdict
 from banaudit.shapes import Weights
 
 UNTOUCHED_SHARE = 0.25

@@ -240,14 +240,18 @@ def _to_search(model: SplitModel, training: CleanData) -> SplitModel:
 
 
 def _search(job: RepairJob, plan: SearchPlan) -> Standouts:
-    classes, present = job.training.num_classes, len(set(job.training.labels.tolist()))
-    # To the only class of which there are images, none of another can be led.
-    if present < 2 or not (plan.wants_patch(classes) or plan.wants_leading_class(classes)):
+    classes = job.training.num_classes
+    if not (plan.wants_patch(classes) or plan.wants_leading_class(classes)):
         return Standouts()
     model = _to_search(job.model, job.training)
     draws = torch.Generator().manual_seed(job.seed * EPOCH_SEEDS + 1)
     patch = _smallest_patch(model, job, plan, draws)
     return replace(_leading_class(model, job, plan, draws), patch=patch)
+
+
+def _present(data: CleanData) -> int:
+    """Number of classes of which there are images."""
+    return len(set(data.labels.tolist()))
 
 
 def _planned_patch_search(plan: SearchPlan, classes: int) -> int:
@@ -257,7 +261,9 @@ def _planned_patch_search(plan: SearchPlan, classes: int) -> int:
 def _smallest_patch(model: SplitModel, job: RepairJob, plan: SearchPlan, draws: torch.Generator) -> Triggers | None:
     """The patch with the smallest mask of all classes, if it is far smaller than the runner-up's."""
     ratio = plan.patch_ratio
-    if ratio is None or not plan.wants_patch(job.training.num_classes):
+    # To the only class of which there are images, none of another can be led.
+    few = _present(job.training) < 2
+    if ratio is None or few or not plan.wants_patch(job.training.num_classes):
         return None
     recovered = NeuralCleanse().invert(model, job.training, draws, job.meter)
     smallest = recovered.finalists[recovered.ranked()[:2].to(recovered.finalists.device)]
@@ -274,7 +280,7 @@ def _leading_class(model: SplitModel, job: RepairJob, plan: SearchPlan, draws: t
         return Standouts()
     method = UniversalPerturbation()
     one, other = job.training.split(0.5, draws)
-    if min(len(set(half.labels.tolist())) for half in (one, other)) < 2:
+    if min(_present(half) for half in (one, other)) < 2:
         return Standouts()
     found: list[Paths] = []
     for samples in (Samples(one, other), Samples(other, one)):

@@ -112,14 +112,11 @@ def _making(repair: Repair) -> Section:
     settings = ", ".join(f"{name}={value}" for name, value in made.settings.items())
     history = tuple(_tried(item) + (" (kept)" if item.epoch == repair.kept_epoch else "") for item in repair.epochs)
     cost = f"{repair.forward_images:,} images passed forward, {repair.backward_images:,} backward, scans included"
+    unlearned = tuple(_unlearned(repair.before, item) for item in made.unlearned)
     rows = (
         Row("method", (f"{made.method}: {made.title}", settings)),
         *([Row("attempts", made.attempts)] if made.attempts else []),
-        *(
-            [Row("unlearned", tuple(_unlearned(repair.before, item) for item in made.unlearned))]
-            if made.unlearned
-            else []
-        ),
+        *([Row("unlearned", unlearned)] if unlearned else []),
         Row(
             "images",
             (
