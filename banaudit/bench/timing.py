@@ -55,6 +55,23 @@ class TimedEntry(PeakCost):
         """Whether it ran to its end, so that nothing is computed."""
         return self.timed_share == 1 and not self.stopped
 
+    @property
+    def failed(self) -> bool:
+        """Whether it ended with an error."""
+        return False
+
+    @property
+    def seconds_in_words(self) -> str:
+        """Seconds, and whether they were measured or computed."""
+        if self.failed:
+            return f"{self.seconds:,.1f} until it failed"
+        if self.whole:
+            return f"{self.seconds:,.1f}"
+        # What was stopped after all that it had planned would have taken longer, nobody knows how much.
+        if self.timed_share == 1:
+            return f"at least {self.seconds:,.0f}"
+        return f"{self.seconds:,.0f} computed ({self.timed_share:.1%})"
+
 
 class TimingEntry(TimedEntry):
     """One method."""
@@ -67,6 +84,11 @@ class RepairTimingEntry(TimedEntry):
     """One repair."""
 
     problem: str = Field(default="", description="Why it ended with an error, if it did.")
+
+    @property
+    def failed(self) -> bool:
+        """Whether it ended with an error."""
+        return bool(self.problem)
 
 
 class TimingResults(Record):
@@ -207,18 +229,8 @@ def _time_all(path: Path, on: TimedOn, jobs: Sequence[_Job], progress: Callable[
                 results = results.model_copy(update={"repairs": (*results.repairs, entry)})
             write_results(path, results)
             if progress is not None:
-                progress(f"{count} classes: {entry.method}: {_told(entry)}")
+                progress(f"{count} classes: seconds of {entry.method}: {entry.seconds_in_words}")
     return results
-
-
-def _told(entry: TimingEntry | RepairTimingEntry) -> str:
-    if isinstance(entry, RepairTimingEntry) and entry.problem:
-        return f"failed after {entry.seconds:.1f} s: {entry.problem}"
-    if entry.whole:
-        return f"{entry.seconds:.1f} s"
-    if entry.timed_share == 1:
-        return f"at least {entry.seconds:.1f} s, as it was stopped after more passes than were planned"
-    return f"{entry.seconds:.1f} s, computed from {entry.timed_share:.1%} of it"
 
 
 def _time_scan(scan: Sequence[Detector] | None, model: SplitModel, clean: CleanData, *, seed: int) -> TimingEntry:

@@ -221,6 +221,10 @@ def test_victims_that_chose_settings_are_named():
     assert f"some of {DEFAULT.name}'s, on {chose.key}." in repair_tables(known)
     other = known.model_copy(update={"entries": (entries[0], entries[2])})  # other repairs of it have no such settings
     assert "but for some of" not in repair_tables(other)
+    # Of the two victims, 10 % are left of each; only the one that chose nothing is in the table of those.
+    title = f"## {DEFAULT.name} on victims that chose none of its settings"
+    assert any(line.startswith("| badnets, all-to-one | 1 | 10.00 |") for line in section(repair_tables(known), title))
+    assert title not in repair_tables(other)
 
 
 def test_what_is_left_and_what_it_cost(results):

@@ -80,7 +80,7 @@ def _tables(
         later = [entries.get((method, count)) for count in classes[1:]]
         return [
             NOTHING
-            if first is None or entry is None or not first.seconds or _failed(first) or _failed(entry)
+            if first is None or entry is None or not first.seconds or first.failed or entry.failed
             else f"{entry.seconds / first.seconds:.1f}x"
             for entry in later
         ]
@@ -90,7 +90,10 @@ def _tables(
     return [
         table(
             ("method", *columns, *growths, *beside),
-            [(method, *cells(method, _seconds), *growth(method), *also(method)) for method in methods],
+            [
+                (method, *cells(method, lambda entry: entry.seconds_in_words), *growth(method), *also(method))
+                for method in methods
+            ],
         ),
         "## Images passed through the network, forward + backward",
         table(("method", *columns), [(method, *cells(method, _passes)) for method in methods]),
@@ -100,22 +103,8 @@ def _tables(
     ]
 
 
-def _failed(entry: TimedEntry) -> bool:
-    return isinstance(entry, RepairTimingEntry) and bool(entry.problem)
-
-
-def _seconds(entry: TimedEntry) -> str:
-    if _failed(entry):
-        return f"{entry.seconds:,.1f} until it failed"
-    if entry.whole:
-        return f"{entry.seconds:,.1f}"
-    # What was stopped after all that it had planned would have taken longer, nobody knows how much.
-    share = f" computed ({entry.timed_share:.1%})"
-    return f"at least {entry.seconds:,.0f}" if entry.timed_share == 1 else f"{entry.seconds:,.0f}{share}"
-
-
 def _passes(entry: TimedEntry) -> str:
-    how = " until it failed" if _failed(entry) else "" if entry.whole else " computed"
+    how = " until it failed" if entry.failed else "" if entry.whole else " computed"
     return f"{entry.forward_images:,} + {entry.backward_images:,}{how}"
 
 

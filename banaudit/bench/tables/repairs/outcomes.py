@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from banaudit.bench.population import CHOSE_REPAIR
 from banaudit.bench.repair_results import RepairResults, Rescan
 from banaudit.bench.runner import truth_of
 from banaudit.bench.strata import kind_of
@@ -20,6 +21,7 @@ from banaudit.bench.tables.repairs.rows import (
     spread,
     with_totals,
 )
+from banaudit.mitigations import DEFAULT
 from banaudit.results import UnlearnedChange, Verdict
 
 
@@ -61,6 +63,22 @@ def _attack_and_setting(case: Case) -> str:
 
 def what_is_left(view: View) -> list[str]:
     """Attack success that each method leaves, and the clean accuracy that it costs, by attack."""
+    parts = ["## Method by method", "Accuracies in points; a minus is a gain."] if view.backdoored else []
+    for method in view.methods:
+        if of_method := _left_by(method, view.backdoored):
+            parts += [f"### {method}", of_method]
+    return parts
+
+
+def on_those_that_chose_nothing(view: View) -> list[str]:
+    """What the default leaves of victims that chose none of its settings, where others of the tables did."""
+    seeds = {case.victim.recipe.seed for case in view.backdoored if case.method == DEFAULT.name}
+    blind = [case for case in view.backdoored if case.victim.recipe.seed not in CHOSE_REPAIR]
+    rows = _left_by(DEFAULT.name, blind) if seeds & CHOSE_REPAIR else ""
+    return [f"## {DEFAULT.name} on victims that chose none of its settings", rows] if rows else []
+
+
+def _left_by(method: str, cases: Sequence[Case]) -> str:
     head = (
         "attack",
         "repairs",
@@ -72,31 +90,27 @@ def what_is_left(view: View) -> list[str]:
         "lost against fine-tuning",
         "within budget",
     )
-    parts = ["## Method by method", "Accuracies in points; a minus is a gain."] if view.backdoored else []
-    for method in view.methods:
-        rows = []
-        for name, everything in with_totals(view.backdoored, attack_in_words):
-            cases = [case for case in everything if case.method == method]
-            if not cases:
-                continue
-            left = [case.success for case in cases]
-            lost = [case.lost for case in cases]
-            rows.append(
-                (
-                    name,
-                    str(len(cases)),
-                    spread(left),
-                    f"{100 * max(left):.2f}",
-                    str(sum(value >= CURED for value in left)),
-                    spread(lost),
-                    f"{100 * max(lost):.2f}",
-                    spread(_against_baseline(everything, method)) if method != BASELINE else NOTHING,
-                    f"{sum(case.repair.within_budget for case in cases)}/{len(cases)}",
-                )
+    rows = []
+    for name, everything in with_totals(cases, attack_in_words):
+        repairs = [case for case in everything if case.method == method]
+        if not repairs:
+            continue
+        left = [case.success for case in repairs]
+        lost = [case.lost for case in repairs]
+        rows.append(
+            (
+                name,
+                str(len(repairs)),
+                spread(left),
+                f"{100 * max(left):.2f}",
+                str(sum(value >= CURED for value in left)),
+                spread(lost),
+                f"{100 * max(lost):.2f}",
+                spread(_against_baseline(everything, method)) if method != BASELINE else NOTHING,
+                f"{sum(case.repair.within_budget for case in repairs)}/{len(repairs)}",
             )
-        if rows:
-            parts += [f"### {method}", table(head, rows)]
-    return parts
+        )
+    return table(head, rows) if rows else ""
 
 
 def _against_baseline(cases: Iterable[Case], method: str) -> list[float]:

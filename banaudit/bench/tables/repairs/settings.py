@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 
-from banaudit.bench.strata import kind_of
+from banaudit.bench.strata import stratum_of
 from banaudit.bench.tables.markdown import NOTHING, grouped, table
 from banaudit.bench.tables.repairs.cases import Case, View, amounts_of
 from banaudit.bench.tables.repairs.paper import ablation_cell
@@ -75,8 +75,7 @@ def by_settings(view: View) -> list[str]:
 
 
 def _stratum(case: Case) -> str:
-    recipe = case.victim.recipe
-    return f"{f'clean, {kind_of(recipe)}' if recipe.attack is None else attack_in_words(case)}; {case.entry.amount}"
+    return f"{stratum_of(case.victim.recipe)}; {case.entry.amount}"
 
 
 def cost(view: View) -> list[str]:
