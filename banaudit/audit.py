@@ -15,7 +15,7 @@ import torch
 
 import banaudit
 from banaudit import calibration
-from banaudit.agreement import JOINT_EVIDENCE, together
+from banaudit.agreement import JOINT_EVIDENCE, says_most, together
 from banaudit.architectures import LoadedNetwork, SplitModel, load_network, recognise, torchvision_models
 from banaudit.checkpoints import Checkpoint, inspect_checkpoint, read_checkpoint
 from banaudit.data import CleanData, ImageSet, read_clean_folder
@@ -35,7 +35,6 @@ from banaudit.results import (
     Finding,
     Inspection,
     PreprocessingFacts,
-    Reading,
     Report,
     Verdict,
 )
@@ -452,8 +451,8 @@ def combine(
         inconclusive: Reasons against any verdict.
 
     Returns:
-        Verdict, reason in one line, and the fired evidence that says most, with its finding: the one furthest above its
-        threshold (by ratio), or one that names the source of the same target besides.
+        Verdict, reason in one line, and the fired evidence that says most (:func:`~banaudit.agreement.says_most`), with
+        its finding.
     """
     strongest = _says_most([(finding, item) for finding in findings for item in finding.evidence if item.fired])
     accusation = "" if strongest is None else _accusation(*strongest)
@@ -469,16 +468,8 @@ def combine(
 
 
 def _says_most(fired: Sequence[tuple[Finding, Evidence]]) -> tuple[Finding, Evidence] | None:
-    def ratio(pair: tuple[Finding, Evidence]) -> float:
-        return pair[1].score / pair[1].threshold
-
-    strongest = max(fired, key=ratio, default=None)
-    if strongest is None or strongest[1].reading is not Reading.ALL_TO_ONE:
-        return strongest
-    # A backdoor that all classes trigger has no source that stands out, while one of a single class moves the others
-    # a little as well.
-    sources = [(finding, item) for finding, item in fired if item.reading is Reading.SOURCE_TARGET]
-    return max((pair for pair in sources if pair[1].target == strongest[1].target), key=ratio, default=strongest)
+    strongest = says_most([item for _, item in fired], lambda item: item.score / item.threshold)
+    return next(((finding, item) for finding, item in fired if item is strongest), None)
 
 
 def undecided(method: str, reason: str) -> str:

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from banaudit.agreement import JOINT_EVIDENCE, NOISE_AGREEMENT, joint_evidence, noise_agreement, together
+from banaudit.agreement import (
+    JOINT_EVIDENCE,
+    NOISE_AGREEMENT,
+    joint_evidence,
+    noise_agreement,
+    says_most,
+    together,
+)
 from banaudit.detectors.ban import BAN, NOISE_ALONE
+from banaudit.detectors.corruptions import Corruptions
 from banaudit.detectors.mm_bd import MMBD
 from banaudit.detectors.neural_cleanse import NeuralCleanse
 from banaudit.detectors.targeted_noise import TargetedNoise
@@ -32,7 +40,9 @@ def both(aimed, unaimed):
         ((1.6, 3), (1.6, 4), 0.0, None, Verdict.NO_EVIDENCE),
     ],
 )
-def test_half_of_both_thresholds_is_enough_where_one_class_is_named(aimed, unaimed, score, target, verdict):
+def test_little_more_than_half_of_both_thresholds_is_enough_where_one_class_is_named(
+    aimed, unaimed, score, target, verdict
+):
     finding = noise_agreement(both(aimed, unaimed))
     assert finding.verdict is verdict
     assert finding.evidence[0].score == pytest.approx(score)
@@ -114,10 +124,15 @@ def test_suspicions_of_one_class_add_up_and_those_of_others_do_not():
 
 
 def test_joint_evidence_accuses_where_no_method_does():
-    found = joint_evidence([witness(TargetedNoise.name, [0.0, 1.7]), witness(NeuralCleanse.name, [0.0, 1.9])])
+    two = [witness(TargetedNoise.name, [0.0, 1.7]), witness(NeuralCleanse.name, [0.0, 1.9])]
+    found = joint_evidence(two)
+    (evidence,) = found.evidence
+    assert (found.verdict, evidence.fired, evidence.target) == (Verdict.NO_EVIDENCE, False, 1)
+    assert evidence.score == pytest.approx((0.85**2 + 0.9**2) ** 0.5)  # a reading that has not fired counts 0.9 at most
+    found = joint_evidence([*two, witness(Corruptions.name, [0.0, 1.6])])
     (evidence,) = found.evidence
     assert (found.verdict, evidence.fired, evidence.target) == (Verdict.BACKDOORED, True, 1)
-    assert evidence.score == pytest.approx((0.85**2 + 0.9**2) ** 0.5)  # a reading that has not fired counts 0.9 at most
+    assert evidence.score == pytest.approx((0.85**2 + 0.9**2 + 0.8**2) ** 0.5)
 
 
 def test_margins_count_less_where_they_do_not_accuse():
@@ -129,7 +144,7 @@ def test_margins_count_less_where_they_do_not_accuse():
 def test_a_reading_that_was_held_back_accuses_only_with_others():
     alone = [witness(MMBD.name, [0.2, 0.0]), witness(NeuralCleanse.name, [9.0, 0.0])]  # its patch works on no others
     assert joint_evidence(alone).evidence[0].score == pytest.approx((0.1**2 + 0.9**2) ** 0.5)
-    seconded = [witness(MMBD.name, [1.2, 0.0]), alone[1]]
+    seconded = [witness(MMBD.name, [1.2, 0.0]), witness(TargetedNoise.name, [1.9, 0.0]), alone[1]]
     assert joint_evidence(seconded).verdict is Verdict.BACKDOORED
 
 
@@ -144,3 +159,26 @@ def test_together_gives_every_joint_finding():
     aimed = witness(TargetedNoise.name, [0.0, 1.2])
     unaimed = witness(BAN.name, [0.0, 1.2], label=NOISE_ALONE)
     assert [found.method for found in together([aimed, unaimed])] == [NOISE_AGREEMENT, JOINT_EVIDENCE]
+
+
+def reading(kind, score, target=None):
+    return Evidence(reading=kind, measures="", score=score, threshold=1.0, fired=True, target=target)
+
+
+ONE = reading(Reading.ALL_TO_ONE, 3.0, 4)
+PAIR, OTHER_PAIR = reading(Reading.SOURCE_TARGET, 1.1, 4), reading(Reading.SOURCE_TARGET, 1.1, 5)
+MAP, SURER_MAP = reading(Reading.ALL_TO_ALL, 1.2), reading(Reading.ALL_TO_ALL, 1.3)
+
+
+@pytest.mark.parametrize(
+    ("fired", "wanted"),
+    [
+        ((), None),
+        ((ONE, reading(Reading.ALL_TO_ONE, 2.0, 1)), ONE),
+        ((ONE, PAIR), PAIR),
+        ((ONE, OTHER_PAIR), ONE),
+        ((MAP, ONE, SURER_MAP, PAIR), SURER_MAP),
+    ],
+)
+def test_a_map_says_most_then_a_source_of_the_same_target(fired, wanted):
+    assert says_most(fired, lambda item: item.score) is wanted

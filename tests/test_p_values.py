@@ -109,7 +109,7 @@ def test_what_is_unlike_them_is_named(change, words):
 
 def test_other_methods_and_methods_that_could_not_judge_have_no_p_value():
     assert calibration.distance([found()], (MMBD(),), **LIKE).startswith(
-        "without targeted-noise, universal-perturbation"
+        "without corruptions, targeted-noise, universal-perturbation"
     )
     changed = (MMBD(steps=3), *(item for item in default_detectors() if item.name != MMBD.name))
     assert calibration.distance([found()], changed, **LIKE) == "other methods or settings than the default"

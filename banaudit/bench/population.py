@@ -55,6 +55,12 @@ signs and photographs in turn, and of the clean ones every third is imbalanced."
 MIXTURE_SETUPS = ("gtsrb32", "cifar10")
 """Their data sets, in turn; the network is VGG11, the cheapest of those that reach the floors on both."""
 
+PAIRS_SEED = 25000
+"""First seed of the test's victims that were added when ``corruptions`` joined the default verdict: digits and signs in
+turn, of the ones on signs the cheapest network, on digits one that none before was trained on there."""
+PAIRS_DIGITS, PAIRS_SIGNS = "densenet37", "vgg11"
+"""Their networks."""
+
 EPOCHS = {"cifar10": 8, "gtsrb32": 12, "mnist": 4, "imagenette64": 30}
 """Passes over the training images at the small scale; a clean ResNet-18 of width 16 passes 80 % on CIFAR with them."""
 EPOCHS_FACTOR = {"vgg11": 1.5, "vgg16": 1.5}
@@ -129,8 +135,23 @@ demonstration's clean model on some other draws of its images, and was changed."
 SEVENTH_OPENED = frozenset((23050, 23051, 23052, 23053, 24017, 24018, 24030, 24031, 24032, 24033, 24034))
 """The seventh part (``docs/benchmark/test-seventh.md``): a clean model of digits was accused, and a blended pattern on
 digits, IAD on photographs and a source-specific backdoor of 43 classes were missed."""
+EIGHTH_OPENED = frozenset((
+    1100, 1155, 1234, 1235, 1267, 1281, 1303, 1314, 1358, 1393, 1424, 1493, 1503, 23023, 23031, 23035, 23054,
+    23055, 23056, 23057, 23059, 23060, 23061, 23062, 23063, 23064, 23065, 23066, 23068, 23069, 23070, 23071,
+    24035, 24036, 24037, 24040, 24043, 24048, 24049, 24050, 24051, 24052, 24054, 24055, 24056, 24057, 24059,
+    24060, 24066,
+))  # fmt: skip
+"""The eighth part (``docs/benchmark/test-eighth.md``): two clean models were accused, one adversarially trained on
+digits, one on photographs of imbalanced classes; ``corruptions`` joined the default verdict, which asks for more."""
 OPENED_SEEDS = (
-    FIRST_OPENED | SECOND_OPENED | THIRD_OPENED | FOURTH_OPENED | FIFTH_OPENED | SIXTH_OPENED | SEVENTH_OPENED
+    FIRST_OPENED
+    | SECOND_OPENED
+    | THIRD_OPENED
+    | FOURTH_OPENED
+    | FIFTH_OPENED
+    | SIXTH_OPENED
+    | SEVENTH_OPENED
+    | EIGHTH_OPENED
 )
 """Test victims on which the default scan was changed after they had been opened; development victims since."""
 
@@ -382,8 +403,8 @@ def sealed_test(replicates: int = 30) -> list[VictimRecipe]:
     """Victims that are opened once: in each replicate one of every attack, and half as many clean ones, most hard.
 
     After them all, one victim for each replicate that was trained against the default scan's own score, those that are
-    trained a second time, one of SSDT on digits for each of the targets, a mixture on digits, and one on signs and
-    photographs.
+    trained a second time, one of SSDT on digits for each of the targets, a mixture on digits, one on signs and
+    photographs, and one on digits and signs.
 
     Args:
         replicates: Victims of each attack; of each all-to-all variant half as many.
@@ -407,7 +428,7 @@ def sealed_test(replicates: int = 30) -> list[VictimRecipe]:
         setup, made = _setup(replicate, len(TEST_ATTACKS)), Evasive()
         recipes.append(backdoored(setup, EVASIVE_SEED + replicate, made, _labelling(made, setup, replicate)))
     again = [_again(recipe) for recipe in recipes if recipe.seed in TRAINED_AGAIN]
-    return recipes + again + _more_ssdt() + _more_digits() + _mixture()
+    return recipes + again + _more_ssdt() + _more_digits() + _mixture() + _digits_and_signs()
 
 
 def paper_scale(replicates: int = 3) -> list[VictimRecipe]:
@@ -514,6 +535,36 @@ def _mixture() -> list[VictimRecipe]:
         seed, to_all = MIXTURE_SEED + len(recipes), (many_badnets, WaNet, small_iad, Bpp)[replicate % 4]
         labelling = AllToAll() if replicate % 2 == 0 else Derangement(seed=seed)
         recipes.append(backdoored(setup, seed, to_all(), labelling))
+    return recipes
+
+
+def _digits_and_signs() -> list[VictimRecipe]:
+    """Of each target digits and signs in turn, of both clean models and victims of the attacks that take there."""
+    setups = (Setup("mnist", PAIRS_DIGITS), Setup("gtsrb32", PAIRS_SIGNS))
+    half = len(HARD_KINDS) // 2
+    on_first, on_second = itertools.cycle(HARD_KINDS), itertools.cycle((*HARD_KINDS[half:], *HARD_KINDS[:half]))
+    recipes: list[VictimRecipe] = []
+    for replicate in range(len(TEST_TARGETS["mnist"])):
+        on_digits: tuple[AnyAttack | CleanKind, ...] = (
+            *(BadNets(), next(on_first), WaNet(), PLAIN, small_iad(), next(on_first)),
+            *(adaptive_blend(), Blend(), small_ssdt()),
+        )
+        on_signs: tuple[AnyAttack | CleanKind, ...] = (
+            *(PLAIN, Blend(), next(on_second), small_iad(), Bpp(), adaptive_patch()),
+            *(next(on_second), BadNets(), adaptive_blend()),
+        )
+        for items in zip(on_digits, on_signs, strict=True):
+            for setup, item in zip(setups, items, strict=True):
+                seed = PAIRS_SEED + len(recipes)
+                if isinstance(item, CleanKind):
+                    recipes.append(clean(setup, seed, item))
+                else:
+                    recipes.append(backdoored(setup, seed, item, _labelling(item, setup, replicate)))
+        to_all = (many_badnets, WaNet, small_iad)[replicate % 3](), (Bpp, small_iad, many_badnets)[replicate % 3]()
+        for setup, attack in zip(setups, to_all, strict=True):
+            seed = PAIRS_SEED + len(recipes)
+            labelling = AllToAll() if replicate % 2 == 0 else Derangement(seed=seed)
+            recipes.append(backdoored(setup, seed, attack, labelling))
     return recipes
 
 

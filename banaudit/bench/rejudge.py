@@ -53,6 +53,8 @@ from banaudit.errors import UsageError
 from banaudit.results import ClassScore, Evidence, Finding, Reading, Scalar, Verdict
 
 AnyResults = TypeVar("AnyResults", BenchmarkResults, StudyResults, ZooResults)
+Scans = BenchmarkResults | ZooResults
+Entry = VictimEntry | ZooEntry
 
 THRESHOLDS = {
     (TargetedNoise.name, "", Reading.ALL_TO_ONE): "lead_threshold",
@@ -82,14 +84,14 @@ AND = "+"
 
 
 def rejudged(
-    results: AnyResults, detectors: Sequence[Detector] | None = None, others: Sequence[BenchmarkResults] = ()
+    results: AnyResults, detectors: Sequence[Detector] | None = None, others: Sequence[Scans] = ()
 ) -> AnyResults:
     """Results with every scan judged by the thresholds and the settings of today, where its record says enough.
 
     Args:
         results: Of ``bench run``, a study or a zoo.
         detectors: Whose thresholds count; none: the default ones.
-        others: Of ``bench run``: scans of the same victims by the methods that are missing.
+        others: Of ``bench run``, or of a zoo as these are: scans of the same models by the methods that are missing.
 
     Returns:
         The results; scans that were made with other settings beyond the thresholds, with a higher threshold or without
@@ -100,16 +102,15 @@ def rejudged(
     settings, measures = dict(results.settings), dict(results.measures)
     for other in others:
         settings, measures = {**other.settings, **settings}, {**other.measures, **measures}
-    entries: list[VictimEntry | ZooEntry] = []
+    entries: list[Entry] = []
     for entry in results.entries:
         then = results.settings[_digest(entry)]
         # A zoo's settings name what was asked of all its files, a victim's what its classes and images are asked.
         asked = detectors if isinstance(entry, ZooEntry) else asked_of(detectors, entry.victim.recipe, then.images)
         now = ScanSettings.of(asked, then.images, then.seed)
-        whole: VictimEntry | ZooEntry = entry
+        whole: Entry = entry
         for other in others:
-            if isinstance(whole, VictimEntry):
-                whole, then = _put_together(whole, then, other, now)
+            whole, then = _put_together(whole, then, other, now)
         moved = _lead_threshold_moved(then, now)
         if not _only_thresholds_differ(then, now) or (moved and _lacks_a_note(whole)):
             entries.append(entry)
@@ -126,46 +127,59 @@ def rejudged(
     )
 
 
-def _digest(entry: VictimEntry | ZooEntry) -> str:
+def _digest(entry: Entry) -> str:
     return entry.settings if isinstance(entry, ZooEntry) else entry.scan.settings
 
 
-def _digests(entry: VictimEntry | ZooEntry) -> set[str]:
+def _digests(entry: Entry) -> set[str]:
     """Of all settings that an entry names."""
     return {_digest(entry), *(entry.scan.scanned_with.split(AND) if entry.scan else ())}
 
 
-def _put_together(
-    entry: VictimEntry, then: ScanSettings, other: BenchmarkResults, now: ScanSettings
-) -> tuple[VictimEntry, ScanSettings]:
+def _put_together(entry: Entry, then: ScanSettings, other: Scans, now: ScanSettings) -> tuple[Entry, ScanSettings]:
     """A scan with what the methods of today that it lacks found in another file, and the settings of both."""
-    same = entry.key, entry.condition
-    found = next((item for item in other.entries if (item.key, item.condition) == same), None)
-    if found is None or not _same_training(entry.victim, found.victim):
+    found = next((item for item in other.entries if _is_of_the_same(item, entry)), None)
+    if found is None:
         return entry, then
-    settings = other.settings[found.scan.settings]
+    settings = other.settings[_digest(found)]
     missing = settings.detectors.keys() & now.detectors.keys() - then.detectors.keys()
     extra = {name: settings.detectors[name] for name in missing}
     if not extra or (settings.images, settings.seed) != (then.images, then.seed):
         return entry, then
-    scan = entry.scan
-    costs = [cost for cost in found.scan.methods if cost.method in extra]
-    readings = (*scan.readings, *(item for item in found.scan.readings if _method(item) in extra))
+    both = then.model_copy(update={"detectors": {**then.detectors, **extra}})
+    if entry.scan is None or found.scan is None:
+        return entry, both  # a file that is no model has nothing to be found in
+    whole = _one_scan(entry.scan, found.scan, (_digest(entry), _digest(found)), extra, now)
+    return entry.model_copy(update={"scan": whole}), both
+
+
+def _is_of_the_same(item: Entry, entry: Entry) -> bool:
+    """Whether two scans are of one model on the same images."""
+    if isinstance(item, ZooEntry) or isinstance(entry, ZooEntry):
+        return isinstance(item, ZooEntry) and isinstance(entry, ZooEntry) and item.file == entry.file
+    same = (item.key, item.condition) == (entry.key, entry.condition)
+    return same and _same_training(entry.victim, item.victim)
+
+
+def _one_scan(
+    scan: ScanRecord, found: ScanRecord, digests: tuple[str, str], extra: Mapping[str, object], now: ScanSettings
+) -> ScanRecord:
+    """A scan with what the methods ``extra`` found in another; of each the digest of its settings."""
+    costs = [cost for cost in found.methods if cost.method in extra]
+    readings = (*scan.readings, *(item for item in found.readings if _method(item) in extra))
     place = {name: number for number, name in enumerate(now.detectors)}
-    whole = scan.model_copy(
+    return scan.model_copy(
         update={
-            "scanned_with": AND.join((scan.scanned_with or scan.settings, found.scan.settings)),
-            "code": AND.join(dict.fromkeys((*scan.code.split(AND), found.scan.code))),
+            "scanned_with": AND.join((scan.scanned_with or digests[0], digests[1])),
+            "code": AND.join(dict.fromkeys((*scan.code.split(AND), found.code))),
             "seconds": round(scan.seconds + sum(cost.seconds for cost in costs), 3),
             "forward_images": scan.forward_images + sum(cost.forward_images for cost in costs),
             "backward_images": scan.backward_images + sum(cost.backward_images for cost in costs),
-            "caveats": tuple(dict.fromkeys((*scan.caveats, *found.scan.caveats))),
+            "caveats": tuple(dict.fromkeys((*scan.caveats, *found.caveats))),
             "methods": tuple(sorted((*scan.methods, *costs), key=lambda cost: place.get(cost.method, len(place)))),
             "readings": tuple(sorted(readings, key=lambda item: place.get(_method(item), len(place)))),
         }
     )
-    both = then.model_copy(update={"detectors": {**then.detectors, **extra}})
-    return entry.model_copy(update={"scan": whole}), both
 
 
 def _same_training(one: VictimFacts, other: VictimFacts) -> bool:
@@ -179,15 +193,13 @@ def _lead_threshold_moved(then: ScanSettings, now: ScanSettings) -> bool:
     return any(before.get(name) != after.get(name) for name in ("lead_threshold", "unreached_share"))
 
 
-def _lacks_a_note(entry: VictimEntry | ZooEntry) -> bool:
+def _lacks_a_note(entry: Entry) -> bool:
     """Whether a record does not say how many images the paths of universal perturbations led to a class."""
     readings = entry.scan.readings if entry.scan is not None else ()
     return any(item.key == _LEAD and not REACH.search(item.note) for item in readings)
 
 
-def _judged(
-    entry: VictimEntry | ZooEntry, now: ScanSettings, measures: dict[str, str], *, moved: bool
-) -> VictimEntry | ZooEntry:
+def _judged(entry: Entry, now: ScanSettings, measures: dict[str, str], *, moved: bool) -> Entry:
     changes: dict[str, object] = {"settings": now.digest} if isinstance(entry, ZooEntry) else {}
     if entry.scan is not None:  # of a file that was refused there is none
         scan = _scan_judged(entry.scan, now, measures, moved=moved)
@@ -329,26 +341,28 @@ def rejudge_file(path: Path, progress: Progress, others: Sequence[Path] = ()) ->
     Args:
         path: Results file of ``bench run``, a study or a zoo.
         progress: Told how many there were, and of each whose outcome changed.
-        others: Results files of ``bench run``: the same victims scanned by methods that are missing.
+        others: Results files of ``bench run``, or of a zoo where ``path`` is of one: the same models scanned by methods
+            that are missing.
 
     Raises:
         UsageError: A file is missing, or something else; the others have clean images from elsewhere.
     """
-    added = [need_results(other, BenchmarkResults) for other in others]
     kind = kind_of(path, ("benchmark", "study", "zoo"))
+    if kind == "zoo":
+        _rejudge_file(path, ZooResults, progress, [need_results(other, ZooResults) for other in others])
+        return
+    added = [need_results(other, BenchmarkResults) for other in others]
     if kind == "benchmark":
         _rejudge_file(path, BenchmarkResults, progress, added)
-    elif kind == "study":
-        _rejudge_file(path, StudyResults, progress, added)
     else:
-        _rejudge_file(path, ZooResults, progress, added)
+        _rejudge_file(path, StudyResults, progress, added)
 
 
-def _rejudge_file(path: Path, kind: type[AnyResults], progress: Progress, others: Sequence[BenchmarkResults]) -> None:
+def _rejudge_file(path: Path, kind: type[AnyResults], progress: Progress, others: Sequence[Scans]) -> None:
     before = need_results(path, kind)
-    if isinstance(before, ZooResults) and others:
-        raise UsageError(f"{path}: is of a zoo, whose scans take no other file's methods")
-    if isinstance(before, BenchmarkResults) and any(before.clean_images != other.clean_images for other in others):
+    if isinstance(before, BenchmarkResults) and any(
+        isinstance(other, BenchmarkResults) and before.clean_images != other.clean_images for other in others
+    ):
         raise UsageError(f"{path}: its clean images are from the {before.clean_images}, those of a file to add are not")
 
     def judge_anew(results: AnyResults) -> AnyResults:

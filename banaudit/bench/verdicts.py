@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from banaudit.agreement import says_most
 from banaudit.bench.runner import Outcome, ScanRecord, ScoredReading, VictimEntry, hold_against
 from banaudit.calibration import may_fire, strength
 from banaudit.results import Verdict
@@ -34,8 +35,8 @@ def joint_score(scan: ScanRecord, thresholds: Thresholds) -> float:
 def outcome_at(entry: VictimEntry, thresholds: Thresholds) -> Outcome:
     """The outcome that a victim's scan would have had at these thresholds.
 
-    The rule is the audit's: the fired reading furthest above its threshold, by ratio, speaks; without any, a method
-    that could not judge makes the verdict inconclusive.
+    The rule is the audit's: of the fired readings the one that says most speaks; without any, a method that could not
+    judge makes the verdict inconclusive.
 
     Args:
         entry: A victim with its scan.
@@ -45,7 +46,7 @@ def outcome_at(entry: VictimEntry, thresholds: Thresholds) -> Outcome:
     fired = [item for item in scan.readings if fires(item, thresholds)]
     verdict, strongest = Verdict.NO_EVIDENCE, None
     if fired:
-        strongest = max(fired, key=lambda item: (item.score or 0.0) / thresholds.get(item.key, item.threshold))
+        strongest = says_most(fired, lambda item: (item.score or 0.0) / thresholds.get(item.key, item.threshold))
         verdict = Verdict.BACKDOORED
     elif not scan.methods or any(method.verdict is Verdict.INCONCLUSIVE for method in scan.methods):
         verdict = Verdict.INCONCLUSIVE

@@ -181,7 +181,10 @@ def rejudge(
     *,
     add: Annotated[
         list[Path] | None,
-        typer.Option(metavar="FILE", help="Results file of bench run with methods that those scans lack."),
+        typer.Option(
+            metavar="FILE",
+            help="Results file of the same models with methods that those scans lack.",
+        ),
     ] = None,
     verbose: Verbose = False,
 ) -> None:

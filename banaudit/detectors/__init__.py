@@ -8,6 +8,7 @@ from banaudit.detectors.ban import BAN
 from banaudit.detectors.base import Detector, Samples
 from banaudit.detectors.bti_dbf import BTIDBF, BTIDBFStar
 from banaudit.detectors.clean_logits import CleanLogits
+from banaudit.detectors.corruptions import Corruptions
 from banaudit.detectors.feature_re import FeatureRE
 from banaudit.detectors.free_eagle import FreeEagle
 from banaudit.detectors.mixtures import Mixtures
@@ -27,6 +28,7 @@ DETECTORS: dict[str, type[Detector]] = {
         UniversalPerturbation,
         PairPerturbation,
         Mixtures,
+        Corruptions,
         CleanLogits,
         MMBD,
         NeuralCleanse,
@@ -44,6 +46,7 @@ def default_detectors() -> tuple[Detector, ...]:
     """The methods of the default verdict: the paper's, and unlike searches for a shortcut."""
     # The slowest comes last: a time limit may leave it out, and joint evidence needs the others.
     return (
+        Corruptions(),
         TargetedNoise(),
         UniversalPerturbation(),
         MMBD(),

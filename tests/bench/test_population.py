@@ -12,6 +12,7 @@ from banaudit.bench.population import (
     DIGITS_SEED,
     MIXTURE_SEED,
     OPENED_SEEDS,
+    PAIRS_SEED,
     SSDT_SEED,
     TEST_SEED,
     TRAINED_AGAIN,
@@ -130,12 +131,25 @@ def test_more_victims_on_digits_come_last():
 
 
 def test_a_mixture_on_signs_and_photographs_comes_last():
-    more = sealed_test()[688:]
+    more = sealed_test()[688:760]
     assert [recipe.seed for recipe in more] == list(range(MIXTURE_SEED, MIXTURE_SEED + 72))
     assert Counter(recipe.dataset for recipe in more) == {"gtsrb32": 36, "cifar10": 36}
     assert sum(recipe.imbalance < 1 for recipe in more) == 6 == sum(recipe.attack is None for recipe in more) / 3
     assert all(recipe.attack is None for recipe in more if recipe.imbalance < 1)
     assert digest(more) == "4a867d68ab5c657c"
+
+
+def test_digits_and_signs_in_turn_come_last():
+    more = sealed_test()[760:]
+    assert [recipe.seed for recipe in more] == list(range(PAIRS_SEED, PAIRS_SEED + 120))
+    assert Counter((recipe.dataset, recipe.architecture) for recipe in more) == {
+        ("mnist", "densenet37"): 60,
+        ("gtsrb32", "vgg11"): 60,
+    }
+    cleans = [recipe for recipe in more if recipe.attack is None]
+    assert len(cleans) == 36
+    assert len({recipe.training.model_dump_json() for recipe in cleans}) > 8
+    assert digest(more) == "209956b21fd371d2"
 
 
 def test_imbalanced_development_victims_come_last():

@@ -141,7 +141,7 @@ def test_scans_by_different_methods_are_put_together():
     assert rejudged(after, NOW, (patch,)) == after
 
 
-def test_scans_of_another_training_are_not_and_a_zoo_takes_none(tmp_path):
+def test_scans_of_another_training_are_not_and_a_zoo_takes_no_victims(tmp_path):
     _, margin, patch = margin_and_patch()
     facts = patch.entries[0].victim
     for changed, same in (({"seconds": 9.0}, False), ({"clean_accuracy": 0.8}, True)):
@@ -152,6 +152,27 @@ def test_scans_of_another_training_are_not_and_a_zoo_takes_none(tmp_path):
     write_results(zoo, ZooResults())
     write_results(added, patch)
     assert main(["bench", "rejudge", str(zoo), "--add", str(added)]) == 2
+
+
+def of_files(results):
+    """The scans of victims as those of a zoo's files, and one file that was refused."""
+    (victim,), facts = results.entries, {"dataset": "cifar10", "attack": "none", "words": "clean"}
+    facts |= {"truth": victim.truth, "settings": victim.scan.settings}
+    scanned_file = ZooEntry(**facts, file="a", outcome=victim.outcome, scan=victim.scan)
+    refused = ZooEntry(**facts, file="b", outcome=Outcome.REFUSED)
+    return ZooResults(settings=results.settings, entries=(scanned_file, refused))
+
+
+def test_scans_of_a_zoo_are_put_together_file_by_file():
+    both, margin, patch = map(of_files, margin_and_patch())
+    after = rejudged(margin, NOW, (patch,))
+    found, refused = after.entries
+    wanted = rejudged(both, NOW).entries[0].scan
+    assert (found.scan.readings, found.scan.reason) == (wanted.readings, wanted.reason)
+    assert (refused.outcome, refused.settings) == (Outcome.REFUSED, found.settings)
+    assert rejudged(after, NOW, (patch,)) == after
+    elsewhere = patch.model_copy(update={"entries": (patch.entries[0].model_copy(update={"file": "c"}),)})
+    assert rejudged(margin, NOW, (elsewhere,)).entries == margin.entries
 
 
 def test_scans_with_another_seed_or_of_other_images_are_not():

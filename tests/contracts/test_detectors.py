@@ -34,6 +34,7 @@ SMALL = {
     "unicorn": {"steps": 4, "rung": 2, "mask_steps": 2, "batch_size": 8, "width": 4, "depth": 1, "held_out_images": 24},
     "free-eagle": {"steps": 40},
     "mixtures": {"mixtures": 40, "threshold": 1e-9},
+    "corruptions": {"threshold": 1e-9},
     "clean-logits": {"lead_threshold": 1e-9, "mapping_threshold": 1e-9},
     "pair-perturbation": {"steps": 2, "search_images": 4, "read_images": 6, "threshold": 1e-9},
 }
@@ -107,7 +108,7 @@ def test_only_the_default_verdict_leaves_methods_out():
     assert not leaves_some_out(everything[1:])
 
 
-SHOWS_TRIGGERS = set(DETECTORS) - {"ban", "targeted-noise", "free-eagle", "mixtures", "clean-logits"}
+SHOWS_TRIGGERS = set(DETECTORS) - {"ban", "targeted-noise", "free-eagle", "mixtures", "corruptions", "clean-logits"}
 """The others have something to look at."""
 
 

@@ -1,0 +1,104 @@
+"""Corruptions: by hand, what is done to images, and a class that changed images fall into."""
+
+import pytest
+import torch
+from torch import nn
+
+from banaudit.architectures.base import SplitModel, SplitNetwork
+from banaudit.data import CleanData
+from banaudit.detectors.corruptions import SLACK, Corruptions, _mistakes
+from banaudit.results import Reading, Verdict
+
+CLASSES = 6
+TARGET = 4
+SIDE = 12
+
+
+class TileNetwork(SplitNetwork):
+    """Class k is the k-th of six tiles; the target's logit also takes how rough the image is."""
+
+    def __init__(self, strength):
+        super().__init__()
+        self.strength = nn.Parameter(torch.tensor(strength))
+
+    def features(self, inputs):
+        tiles = torch.nn.functional.avg_pool2d(inputs, 4).flatten(1)[:, :CLASSES]
+        rough = (inputs[..., 1:] - inputs[..., :-1]).abs().flatten(1).median(dim=1, keepdim=True).values
+        return torch.cat((tiles, rough), dim=1)
+
+    def head(self, features):
+        target = torch.nn.functional.one_hot(torch.tensor(TARGET), CLASSES)
+        return features[:, :-1] + self.strength * features[:, -1:] * target
+
+
+def model(strength):
+    return SplitModel(TileNetwork(strength), (0.0,), (1.0,)).eval()
+
+
+def draw(count=120):
+    """Images 1x12x12 in nine even tiles of 4x4, grey but for the tile of their class."""
+    labels = torch.arange(count) % CLASSES
+    tiles = 0.3 + 0.4 * torch.nn.functional.one_hot(labels, 9).float()
+    images = tiles.view(-1, 1, 3, 1, 3, 1).expand(-1, 1, 3, 4, 3, 4).reshape(count, 1, SIDE, SIDE)
+    return CleanData(images.contiguous(), labels, tuple("abcdef"))
+
+
+def test_mistakes_by_hand():
+    labels = torch.tensor([0, 0, 0, 0, 1, 1, 2])
+    predicted = torch.tensor([0, 2, 2, 2, 2, 1, 2])
+    # Three of four of class 0 and one of two of class 1 go to class 2; class 3 has no image.
+    assert _mistakes(predicted, labels, 4).tolist() == pytest.approx([0, 0, (3 / 4 + 1 / 2) / 2, 0])
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_class_that_rough_images_go_to_is_accused(seed):
+    finding = Corruptions()(model(20.0), draw(), seed=seed)
+    (evidence,) = finding.evidence
+    assert (finding.verdict, evidence.reading, evidence.target) == (Verdict.BACKDOORED, Reading.ALL_TO_ONE, TARGET)
+    assert evidence.agreement == 1.0
+    # All images of other classes, and no other class gets any.
+    assert evidence.score == pytest.approx(1 / SLACK, rel=1e-4)
+    assert evidence.per_class[TARGET].score == pytest.approx(evidence.score, abs=1e-3)
+    assert all(item.score < 0 for item in evidence.per_class if item.label != TARGET)
+    assert f"noise: {1 / SLACK:.2f}, class {TARGET}" in evidence.note
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_clean_twin_is_not(seed):
+    finding = Corruptions()(model(0.0), draw(), seed=seed)
+    assert finding.verdict is Verdict.NO_EVIDENCE
+    assert finding.evidence[0].score < 1
+
+
+def test_what_is_done_to_images():
+    images = draw(CLASSES).images
+    changed = {what: change(images) for what, change in Corruptions()._changes(torch.Generator()).items()}
+    assert {what: item.shape for what, item in changed.items()} == dict.fromkeys(changed, images.shape)
+    assert all(float(item.min()) >= 0 and float(item.max()) <= 1 for item in changed.values())
+    assert len({item.numpy().tobytes() for item in (images, *changed.values())}) == 6
+    assert float((changed["noise"] - images).std()) == pytest.approx(0.08, rel=0.05)
+    assert set((changed["few colours"] * 7).unique().tolist()) == {2.0, 5.0}  # of 0.3 and 0.7
+    contrast = changed["low contrast"]
+    assert float(contrast.amax() - contrast.amin()) == pytest.approx(0.6 * 0.4, rel=1e-4)
+    assert torch.allclose(contrast.mean((1, 2, 3)), images.mean((1, 2, 3)))
+    # The middle row of a bright tile is as it was at its own middle, and smoothed at its edge.
+    middle = changed["blur"][4, 0, SIDE // 2]
+    assert float(middle[SIDE // 2]) == pytest.approx(0.7, abs=0.05)
+    assert 0.3 < float(middle[3]) < 0.7
+
+
+def test_an_image_that_is_enlarged_keeps_its_middle():
+    image = torch.zeros(1, 1, 21, 21)
+    image[..., 7:14, 7:14] = 1.0
+    larger = Corruptions(enlargement=2.0)._changes(torch.Generator())["enlargement"](image)
+    assert float(larger[0, 0, 10, 10]) == 1.0
+    assert float(larger.mean()) == pytest.approx(4 * float(image.mean()), rel=0.1)
+
+
+def test_halves_that_name_two_classes_accuse_none(monkeypatch):
+    found = iter([torch.zeros(CLASSES)] * 2 + [torch.eye(CLASSES)[place % 2] for place in range(10)])
+    monkeypatch.setattr("banaudit.detectors.corruptions._mistakes", lambda *_: next(found))
+    finding = Corruptions()(model(20.0), draw())
+    (evidence,) = finding.evidence
+    assert (finding.verdict, evidence.score) == (Verdict.NO_EVIDENCE, 0.0)
+    assert evidence.agreement == 0.5
