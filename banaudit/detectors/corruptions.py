@@ -11,12 +11,15 @@ C, less the share that it takes for t as they are, as a mean over these classes,
     (e_C(1) - e_C(2)) / (e_C(2) + 0.05),
 
 by how much the first class's share exceeds the second's: a class that takes a fifth of the images stands out where no
-other takes any, and hardly where another takes a tenth. Two disjoint halves of the images are changed apart; they must
-name one class, and the lesser excess counts. The score is that of the change that has the largest.
+other takes any, and hardly where another takes a tenth. Networks differ by far in how much of a change they stand, and
+one that has lost its way calls everything a frog; so a change is made no stronger than it takes for three images in ten
+to go astray. Two disjoint halves of the images are changed apart, the first sets the strength; both must name one
+class, and the lesser excess counts. The score is that of the change that has the largest.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, final
@@ -36,10 +39,17 @@ from banaudit.meter import Meter
 from banaudit.results import Evidence, Reading
 from banaudit.shapes import Images, Labels
 
-Change = Callable[[Images], Images]
+Change = Callable[[Images, float, torch.Generator], Images]
+"""Images, a strength in (0, 1] and what noise is drawn from -> images."""
 
 SLACK = 0.05
 """Share of the images below which it hardly matters how many a class takes."""
+
+BISECTIONS = 5
+"""Of the strength of a change that is too much at full strength."""
+
+LEVELS = 256
+"""Values of each channel of a pixel as it is."""
 
 REFERENCE_SIDE = 32
 """Pixels of a side for which the width of the blur is stated; it grows with them."""
@@ -63,40 +73,48 @@ class Corruptions(Detector):
     misses: ClassVar[str] = "patches, all-to-all and source-specific backdoors, most per-image triggers"
 
     noise: PositiveFloat = 0.08
-    """Standard deviation of Gaussian noise on pixels in [0, 1]."""
+    """Standard deviation of Gaussian noise on pixels in [0, 1], at most; so are all sizes of changes."""
     blur: PositiveFloat = 1.0
     """Standard deviation of a Gaussian blur, pixels of images of 32."""
-    levels: int = Field(default=8, ge=2)
-    """Values that each channel of a pixel keeps."""
+    levels: int = Field(default=8, ge=2, le=LEVELS)
+    """Values that each channel of a pixel keeps, at least."""
     contrast: float = Field(default=0.6, gt=0, lt=1)
-    """Contrast that is left, about the image's mean."""
+    """Contrast that is left, about the image's mean, at least."""
     enlargement: float = Field(default=1.15, gt=1)
     """Times as large, with what then lies outside cut off."""
+    astray: float = Field(default=0.3, gt=0, lt=1)
+    """Share of the images that a change sends to other classes, about, where it would send more."""
     threshold: PositiveFloat = 3.0
     """Excess above which the reading fires."""
 
     def planned_images(self, num_classes: int, images: int) -> int:
-        """All images as they are, and changed in every way."""
+        """All images as they are and changed in every way, and half as many passes to find how strongly."""
         del num_classes
-        return images * (1 + len(self._changes(torch.Generator())))
+        return 3 * images * (1 + len(self._changes())) // 2
 
     def search(self, model: SplitModel, samples: Samples, generator: torch.Generator, meter: Meter) -> Found:
         """Change and read."""
         freeze(model)
-
-        def profile(data: CleanData, change: Change, what: str) -> Tensor:
-            answers = [finite_answers(model, change(part), meter, what).argmax(1) for part in passes(data.images)]
-            return _mistakes(torch.cat(answers).cpu(), data.labels.cpu(), data.num_classes)
-
         halves = (samples.search, samples.held_out)
-        unchanged = [profile(half, lambda images: images, "clean images") for half in halves]
+        seeds = torch.randint(2**31, (len(halves),), generator=generator).tolist()
+        as_they_are = [_taken_for(model, half, _unchanged, meter, "clean images") for half in halves]
+
+        def astray(half: int, change: Change, strength: float, what: str) -> Tensor:
+            drawn = torch.Generator().manual_seed(seeds[half])  # the same noise at any strength
+
+            def made(images: Images) -> Images:
+                return change(images, strength, drawn)
+
+            after = _taken_for(model, halves[half], made, meter, f"images with {what}")
+            return (after - as_they_are[half]).clamp_min(0)
+
         found: dict[str, Tensor] = {}
-        for what, change in self._changes(generator).items():
-            changed = [profile(half, change, f"images with {what}") for half in halves]
-            more = torch.stack([after - before for after, before in zip(changed, unchanged, strict=True)])
-            found[what] = (more.clamp_min(0) + SLACK).log()
-        excesses = {what: _excess(*lead_by_all(logs)) for what, logs in found.items()}
-        strongest = max(excesses, key=lambda what: excesses[what][0])
+        for what, change in self._changes().items():
+            strength = _strongest(functools.partial(astray, 0, change, what=what), self.astray)
+            shares = torch.stack([astray(half, change, strength, what) for half in range(len(halves))])
+            found[what] = (shares + SLACK).log()
+        excesses = {name: _excess(*lead_by_all(logs)) for name, logs in found.items()}
+        strongest = max(excesses, key=lambda name: excesses[name][0])
         logs, (excess, target) = found[strongest], excesses[strongest]
         ahead = margins_towards_all(logs).expm1()
         score = round(excess, 6)
@@ -114,33 +132,39 @@ class Corruptions(Detector):
             per_class=samples.per_class(ahead.mean(dim=0)),
             restarts=tuple(round(float(most), 6) for most in ahead.amax(dim=1)),
             agreement=agreement,
-            note="; ".join(f"{what}: {size:.2f}, class {label}" for what, (size, label) in excesses.items()),
+            note="; ".join(f"{name}: {size:.2f}, class {label}" for name, (size, label) in excesses.items()),
         )
         return Found([evidence])
 
-    def _changes(self, generator: torch.Generator) -> Mapping[str, Change]:
+    def _changes(self) -> Mapping[str, Change]:
         """What is done to images, by what it is called."""
 
-        def noise(images: Images) -> Images:
+        def noise(images: Images, strength: float, generator: torch.Generator) -> Images:
             drawn = torch.randn(images.shape, generator=generator).to(images)
-            return (images + self.noise * drawn).clamp(0, 1)
+            return (images + strength * self.noise * drawn).clamp(0, 1)
 
-        def blur(images: Images) -> Images:
-            sigma = self.blur * images.shape[-1] / REFERENCE_SIDE
+        def blur(images: Images, strength: float, generator: torch.Generator) -> Images:
+            del generator
+            sigma = strength * self.blur * images.shape[-1] / REFERENCE_SIDE
             kernel = 2 * max(1, round(2 * sigma)) + 1
             blurred: Images = gaussian_blur(images, [kernel, kernel], [sigma, sigma])
             return blurred
 
-        def levels(images: Images) -> Images:
-            return (images * (self.levels - 1)).round() / (self.levels - 1)
+        def levels(images: Images, strength: float, generator: torch.Generator) -> Images:
+            del generator
+            steps: int = round(LEVELS ** (1 - strength) * self.levels**strength) - 1
+            return (images * steps).round() / steps
 
-        def contrast(images: Images) -> Images:
+        def contrast(images: Images, strength: float, generator: torch.Generator) -> Images:
+            del generator
             mean = images.mean((1, 2, 3), keepdim=True)
-            return mean + self.contrast * (images - mean)
+            return mean + (1 - strength * (1 - self.contrast)) * (images - mean)
 
-        def enlargement(images: Images) -> Images:
-            turned: dict[str, Any] = {"angle": 0.0, "translate": [0, 0], "shear": [0.0, 0.0]}
-            larger: Images = affine(images, **turned, scale=self.enlargement, interpolation=InterpolationMode.BILINEAR)
+        def enlargement(images: Images, strength: float, generator: torch.Generator) -> Images:
+            del generator
+            unturned: dict[str, Any] = {"angle": 0.0, "translate": [0, 0], "shear": [0.0, 0.0]}
+            scale = 1 + strength * (self.enlargement - 1)
+            larger: Images = affine(images, **unturned, scale=scale, interpolation=InterpolationMode.BILINEAR)
             return larger
 
         return {
@@ -152,9 +176,36 @@ class Corruptions(Detector):
         }
 
 
+def _unchanged(images: Images) -> Images:
+    return images
+
+
+def _strongest(astray: Callable[[float], Tensor], most: float) -> float:
+    """The least strength at which a change sends more than so many images astray, about; 1 where none does.
+
+    Args:
+        astray: Of a strength, share of the images that each class takes.
+        most: Share of the images.
+    """
+    if float(astray(1.0).sum()) <= most:
+        return 1.0
+    low, high = 0.0, 1.0
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if float(astray(middle).sum()) <= most else (low, middle)
+    return high
+
+
 def _excess(lead: float, label: int) -> tuple[float, int]:
     """Of a lead between logarithms, with the class."""
     return math.expm1(lead), label
+
+
+def _taken_for(
+    model: SplitModel, data: CleanData, change: Callable[[Images], Images], meter: Meter, what: str
+) -> Tensor:
+    answers = [finite_answers(model, change(part), meter, what).argmax(1) for part in passes(data.images)]
+    return _mistakes(torch.cat(answers).cpu(), data.labels.cpu(), data.num_classes)
 
 
 def _mistakes(predicted: Labels, labels: Labels, num_classes: int) -> Tensor:

@@ -42,15 +42,15 @@ def results_of(*victims):
 
 
 def test_a_raised_threshold_unfires_and_joint_evidence_is_taken_from_the_record():
-    before = results_of(scanned(1, 3.0, 1.0), scanned(2, 3.5, 3.0, backdoored=True), scanned(3, 5.0, 0.0))
+    before = results_of(scanned(1, 3.0, 1.0), scanned(2, 3.5, 4.5, backdoored=True), scanned(3, 5.0, 0.0))
     after = rejudged(before, NOW)
     assert [item.outcome for item in before.entries] == [Outcome.FALSE_ALARM, Outcome.RIGHT, Outcome.FALSE_ALARM]
     assert [item.outcome for item in after.entries] == [Outcome.RIGHT, Outcome.RIGHT, Outcome.FALSE_ALARM]
     joint = [item.scan.readings[-1] for item in after.entries]
     assert [item.key for item in joint] == ["joint-evidence/all-to-one"] * 3
-    assert [item.score for item in joint] == pytest.approx([0.676503, 1.08167, 1.25])
+    assert [item.score for item in joint] == pytest.approx([0.676503, 1.5289, 1.25])
     assert after.entries[1].scan.target == 3
-    assert [item.threshold for item in after.entries[0].scan.readings] == [4.0, 4.0, 1.0]
+    assert [item.threshold for item in after.entries[0].scan.readings] == [4.0, 4.0, 1.4]
     assert set(after.settings) == {after.entries[0].scan.settings, before.entries[0].scan.settings}
     assert {item.scan.scanned_with for item in after.entries} == {before.entries[0].scan.settings}
     assert "joint-evidence/all-to-one" in after.measures
@@ -109,7 +109,7 @@ def test_a_method_without_any_finite_score_stays_as_it_was():
 
 def margin_and_patch(seed=0):
     """One victim, scanned by two methods at once, and by one of them and the other."""
-    both = scanned(1, 3.5, 3.0, backdoored=True)
+    both = scanned(1, 3.5, 4.5, backdoored=True)
     victim, settings = both
     halves = []
     for name in settings.detectors:

@@ -6,7 +6,7 @@ from torch import nn
 
 from banaudit.architectures.base import SplitModel, SplitNetwork
 from banaudit.data import CleanData
-from banaudit.detectors.corruptions import SLACK, Corruptions, _mistakes
+from banaudit.detectors.corruptions import SLACK, Corruptions, _mistakes, _strongest
 from banaudit.results import Reading, Verdict
 
 CLASSES = 6
@@ -56,11 +56,12 @@ def test_a_class_that_rough_images_go_to_is_accused(seed):
     (evidence,) = finding.evidence
     assert (finding.verdict, evidence.reading, evidence.target) == (Verdict.BACKDOORED, Reading.ALL_TO_ONE, TARGET)
     assert evidence.agreement == 1.0
-    # All images of other classes, and no other class gets any.
-    assert evidence.score == pytest.approx(1 / SLACK, rel=1e-4)
-    assert evidence.per_class[TARGET].score == pytest.approx(evidence.score, abs=1e-3)
+    # Three in ten or more, and no other class gets any.
+    assert max(evidence.restarts) > 0.3 / SLACK
+    assert evidence.score == min(evidence.restarts) <= 1 / SLACK
+    assert evidence.per_class[TARGET].score == pytest.approx(sum(evidence.restarts) / 2, abs=1e-3)
     assert all(item.score < 0 for item in evidence.per_class if item.label != TARGET)
-    assert f"noise: {1 / SLACK:.2f}, class {TARGET}" in evidence.note
+    assert f"noise: {evidence.score:.2f}, class {TARGET}" in evidence.note
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -72,7 +73,9 @@ def test_the_clean_twin_is_not(seed):
 
 def test_what_is_done_to_images():
     images = draw(CLASSES).images
-    changed = {what: change(images) for what, change in Corruptions()._changes(torch.Generator()).items()}
+    changed = {what: change(images, 1.0, torch.Generator()) for what, change in Corruptions()._changes().items()}
+    hardly = {what: change(images, 1e-3, torch.Generator()) for what, change in Corruptions()._changes().items()}
+    assert all(torch.allclose(item, images, atol=3e-3) for item in hardly.values())
     assert {what: item.shape for what, item in changed.items()} == dict.fromkeys(changed, images.shape)
     assert all(float(item.min()) >= 0 and float(item.max()) <= 1 for item in changed.values())
     assert len({item.numpy().tobytes() for item in (images, *changed.values())}) == 6
@@ -90,13 +93,19 @@ def test_what_is_done_to_images():
 def test_an_image_that_is_enlarged_keeps_its_middle():
     image = torch.zeros(1, 1, 21, 21)
     image[..., 7:14, 7:14] = 1.0
-    larger = Corruptions(enlargement=2.0)._changes(torch.Generator())["enlargement"](image)
+    larger = Corruptions(enlargement=2.0)._changes()["enlargement"](image, 1.0, torch.Generator())
     assert float(larger[0, 0, 10, 10]) == 1.0
     assert float(larger.mean()) == pytest.approx(4 * float(image.mean()), rel=0.1)
 
 
+@pytest.mark.parametrize(("most", "strength"), [(0.1, 4 / 32), (0.3, 10 / 32), (0.5, 17 / 32), (0.9, 1.0), (2.0, 1.0)])
+def test_a_change_is_no_stronger_than_it_takes(most, strength):
+    assert _strongest(lambda strength: torch.full((2,), min(strength, 0.9) / 2), most) == strength
+
+
 def test_halves_that_name_two_classes_accuse_none(monkeypatch):
-    found = iter([torch.zeros(CLASSES)] * 2 + [torch.eye(CLASSES)[place % 2] for place in range(10)])
+    first, second = 0.2 * torch.eye(CLASSES)[:2]
+    found = iter([torch.zeros(CLASSES)] * 2 + [first, first, second] * 5)
     monkeypatch.setattr("banaudit.detectors.corruptions._mistakes", lambda *_: next(found))
     finding = Corruptions()(model(20.0), draw())
     (evidence,) = finding.evidence
