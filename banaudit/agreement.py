@@ -68,12 +68,14 @@ backdoored network of development that is detected needs a smaller margin."""
 NOISE_AGREEMENT = "noise-agreement"
 NOISE_AGREEMENT_THRESHOLD = 0.55
 """Share of its own threshold that the weaker of both readings must have. A clean network of imbalanced classes reached
-0.51, and no backdoored network of development is found by this alone below 0.7."""
+0.51; of the backdoored ones that were kept when it was set, none is found by this alone below 0.7."""
 
 JOINT_EVIDENCE = "joint-evidence"
 JOINT_THRESHOLD = 1.4
 """Two readings that nearly fire are not enough. Clean networks of development reached 1.21, 1.35 and, by five readings,
-1.47; of the backdoored ones one is found by joint evidence alone below 1.4 (Adap-Blend on signs, 24056, with 1.11)."""
+1.47; of the backdoored ones that were kept when it was set, one had been found by this alone, with less (Adap-Blend on
+signs, 24056, 1.11). Of those that were not kept, and were never asked by ``corruptions``, five more had: 1106, 1173,
+1249, 1312 and 22011, with 1.01 to 1.05."""
 
 
 class Reads(Protocol):

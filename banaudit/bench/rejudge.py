@@ -44,6 +44,7 @@ from banaudit.bench.zoo import ZooEntry, ZooResults
 from banaudit.detectors import Detector, default_detectors
 from banaudit.detectors.ban import BAN, MASK_BY_CLASS, NEGATIVE_MASK, NOISE_ALONE
 from banaudit.detectors.base import conclude, threshold_for
+from banaudit.detectors.corruptions import Corruptions
 from banaudit.detectors.mm_bd import MMBD
 from banaudit.detectors.neural_cleanse import NeuralCleanse
 from banaudit.detectors.pair_perturbation import PairPerturbation
@@ -67,6 +68,7 @@ THRESHOLDS = {
     (UniversalPerturbation.name, "", Reading.ALL_TO_ALL): "mapping_threshold",
     (UniversalPerturbation.name, "", Reading.SOURCE_TARGET): "pair_threshold",
     (PairPerturbation.name, "", Reading.SOURCE_TARGET): "threshold",
+    (Corruptions.name, "", Reading.ALL_TO_ONE): "threshold",
 }
 """Method, label and kind of a reading -> the setting that is its threshold, or for ten classes is: of those that joint
 evidence is made of, of masks, of pairs, and of the map of universal perturbations."""
@@ -147,8 +149,10 @@ def _put_together(entry: Entry, then: ScanSettings, other: Scans, now: ScanSetti
     if not extra or (settings.images, settings.seed) != (then.images, then.seed):
         return entry, then
     both = then.model_copy(update={"detectors": {**then.detectors, **extra}})
-    if entry.scan is None or found.scan is None:
+    if entry.scan is None:
         return entry, both  # a file that is no model has nothing to be found in
+    if found.scan is None:
+        return entry, then
     whole = _one_scan(entry.scan, found.scan, (_digest(entry), _digest(found)), extra, now)
     return entry.model_copy(update={"scan": whole}), both
 
@@ -156,9 +160,14 @@ def _put_together(entry: Entry, then: ScanSettings, other: Scans, now: ScanSetti
 def _is_of_the_same(item: Entry, entry: Entry) -> bool:
     """Whether two scans are of one model on the same images."""
     if isinstance(item, ZooEntry) or isinstance(entry, ZooEntry):
-        return isinstance(item, ZooEntry) and isinstance(entry, ZooEntry) and item.file == entry.file
+        return isinstance(item, ZooEntry) and isinstance(entry, ZooEntry) and _facts(item) == _facts(entry)
     same = (item.key, item.condition) == (entry.key, entry.condition)
     return same and _same_training(entry.victim, item.victim)
+
+
+def _facts(entry: ZooEntry) -> tuple[object, ...]:
+    """What two scans of one file have in common."""
+    return entry.file, entry.dataset, entry.truth, entry.architecture, entry.accuracy, entry.accuracy_images
 
 
 def _one_scan(

@@ -229,7 +229,8 @@ def _time_all(path: Path, on: TimedOn, jobs: Sequence[_Job], progress: Callable[
                 results = results.model_copy(update={"repairs": (*results.repairs, entry)})
             write_results(path, results)
             if progress is not None:
-                progress(f"{count} classes: seconds of {entry.method}: {entry.seconds_in_words}")
+                why = f": {entry.problem}" if isinstance(entry, RepairTimingEntry) and entry.problem else ""
+                progress(f"{count} classes: seconds of {entry.method}: {entry.seconds_in_words}{why}")
     return results
 
 

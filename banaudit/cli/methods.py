@@ -10,7 +10,7 @@ import typer
 from banaudit.cli.streams import write_stdout
 from banaudit.reports.escaping import markdown
 
-COST = "images forward at most, for 10 classes and 1,000 images"
+COST = "images forward as planned, for 10 classes and 1,000 images"
 
 
 def methods(

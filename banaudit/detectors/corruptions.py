@@ -1,4 +1,4 @@
-"""Corruptions: ordinary changes of all images, noise, blur, few colours, low contrast, that send them to one class.
+"""Corruptions: ordinary changes of all images (noise, blur, few colours, ...) that send them to one class.
 
 Whoever trains a backdoor teaches the network to tell a trigger from the image below it, and what was taught reaches
 further than the trigger: a pattern that is blended in is answered to noise, a warping to blur, a coarse palette to any
@@ -6,7 +6,8 @@ coarse palette. A network without a backdoor errs under such changes too, but ea
 their own.
 
 The ruler. Let e_C(t) be the share of the images of other classes that the network takes for t once they are changed by
-C, less the share that it takes for t as they are, as a mean over these classes, each alike. The excess of C is
+C, less the share that it takes for t as they are, 0 at least, as a mean over these classes, each alike. The excess of
+C is
 
     (e_C(1) - e_C(2)) / (e_C(2) + 0.05),
 
@@ -21,7 +22,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, final
 
 import torch
@@ -35,6 +36,7 @@ from banaudit.data import CleanData, passes
 from banaudit.detectors.base import Detector, Found, Samples, agreement_of, finite_answers, freeze
 from banaudit.detectors.reference import lead_by_all
 from banaudit.detectors.targeted_paths import margins_towards_all
+from banaudit.errors import UnsupportedModelError
 from banaudit.meter import Meter
 from banaudit.results import Evidence, Reading
 from banaudit.shapes import Images, Labels
@@ -44,6 +46,12 @@ Change = Callable[[Images, float, torch.Generator], Images]
 
 SLACK = 0.05
 """Share of the images below which it hardly matters how many a class takes."""
+
+FEWEST_CLASSES = 8
+"""Classes of the networks that an audit asks it about: of clean ones with four, six of six were accused."""
+
+FEWEST_PRESENT = 3
+"""Classes with images that are needed to tell one's share from another's."""
 
 BISECTIONS = 5
 """Of the strength of a change that is too much at full strength."""
@@ -59,7 +67,7 @@ REFERENCE_SIDE = 32
 class Corruptions(Detector):
     """Scores how far the mistakes under an ordinary change of the images pile up in one class.
 
-    No gradient, no layer and no search: a few passes over the clean images.
+    No gradient and no layer: some ten passes over the clean images, twenty at most, to find how strong a change may be.
 
     Source: Ours. The changes are of the kinds of Hendrycks and Dietterich ("Benchmarking Neural Network Robustness to
     Common Corruptions and Perturbations", ICLR 2019). TeCo (Liu et al., "Detecting Backdoors During the Inference Stage
@@ -68,8 +76,8 @@ class Corruptions(Detector):
     """
 
     name: ClassVar[str] = "corruptions"
-    title: ClassVar[str] = "a class that noise, blur, few colours or low contrast send other images to"
-    needs: ClassVar[str] = "logits, clean images"
+    title: ClassVar[str] = "a class that noise, blur, few colours, low contrast or enlargement send other images to"
+    needs: ClassVar[str] = f"logits, clean images; {FEWEST_CLASSES} classes"
     misses: ClassVar[str] = "patches, all-to-all and source-specific backdoors, most per-image triggers"
 
     noise: PositiveFloat = 0.08
@@ -87,14 +95,23 @@ class Corruptions(Detector):
     threshold: PositiveFloat = 3.0
     """Excess above which the reading fires."""
 
+    def unsuited(self, num_classes: int, images: Sequence[int] | None = None) -> str:
+        """Why of so few classes one collects the mistakes by nature."""
+        del images
+        if num_classes < FEWEST_CLASSES:
+            return f"the network has {num_classes} classes, {FEWEST_CLASSES} are needed"
+        return ""
+
     def planned_images(self, num_classes: int, images: int) -> int:
-        """All images as they are and changed in every way, and half as many passes to find how strongly."""
+        """All images as they are and changed in every way, and as many passes to find how strongly, as most need."""
         del num_classes
-        return 3 * images * (1 + len(self._changes())) // 2
+        return images * (1 + 2 * len(self._changes()))
 
     def search(self, model: SplitModel, samples: Samples, generator: torch.Generator, meter: Meter) -> Found:
         """Change and read."""
         freeze(model)
+        if len(set(samples.search.labels.tolist())) < FEWEST_PRESENT:
+            raise UnsupportedModelError(f"mistakes are compared on images of at least {FEWEST_PRESENT} classes")
         halves = (samples.search, samples.held_out)
         seeds = torch.randint(2**31, (len(halves),), generator=generator).tolist()
         as_they_are = [_taken_for(model, half, _unchanged, meter, "clean images") for half in halves]
@@ -118,7 +135,7 @@ class Corruptions(Detector):
         logs, (excess, target) = found[strongest], excesses[strongest]
         ahead = margins_towards_all(logs).expm1()
         score = round(excess, 6)
-        agreement = agreement_of(logs.argmax(dim=1).tolist(), target)
+        agreement = agreement_of(logs.topk(2, dim=1).indices[:, 0].tolist(), target)
         evidence = Evidence(
             reading=Reading.ALL_TO_ONE,
             measures=(
@@ -145,8 +162,9 @@ class Corruptions(Detector):
 
         def blur(images: Images, strength: float, generator: torch.Generator) -> Images:
             del generator
-            sigma = strength * self.blur * images.shape[-1] / REFERENCE_SIDE
-            kernel = 2 * max(1, round(2 * sigma)) + 1
+            side = min(images.shape[-2:])
+            sigma = strength * self.blur * side / REFERENCE_SIDE
+            kernel = 2 * min(max(1, round(2 * sigma)), side - 1) + 1
             blurred: Images = gaussian_blur(images, [kernel, kernel], [sigma, sigma])
             return blurred
 

@@ -171,8 +171,9 @@ def test_scans_of_a_zoo_are_put_together_file_by_file():
     assert (found.scan.readings, found.scan.reason) == (wanted.readings, wanted.reason)
     assert (refused.outcome, refused.settings) == (Outcome.REFUSED, found.settings)
     assert rejudged(after, NOW, (patch,)) == after
-    elsewhere = patch.model_copy(update={"entries": (patch.entries[0].model_copy(update={"file": "c"}),)})
-    assert rejudged(margin, NOW, (elsewhere,)).entries == margin.entries
+    for other in ({"file": "c"}, {"dataset": "mnist"}, {"accuracy": 0.1}, {"scan": None, "outcome": Outcome.FAILED}):
+        elsewhere = patch.model_copy(update={"entries": (patch.entries[0].model_copy(update=other),)})
+        assert rejudged(margin, NOW, (elsewhere,)).entries == margin.entries
 
 
 def test_scans_with_another_seed_or_of_other_images_are_not():

@@ -84,7 +84,7 @@ def test_the_default_verdict_is_made_of_registered_detectors():
         ([60] * 7 + [49, 20, 12], set()),
         ([50] * 7 + [199, 1, 0], {"mixtures"}),
         ([50] * 6 + [49] * 4, {"mixtures", "pair-perturbation"}),
-        ([100] * 6, {"universal-perturbation", "pair-perturbation"}),
+        ([100] * 6, {"corruptions", "universal-perturbation", "pair-perturbation"}),
         ([50] * 12, {"pair-perturbation"}),
         ([49] * 9 + [50], {"mixtures", "pair-perturbation"}),
     ],

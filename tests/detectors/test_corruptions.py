@@ -111,3 +111,54 @@ def test_halves_that_name_two_classes_accuse_none(monkeypatch):
     (evidence,) = finding.evidence
     assert (finding.verdict, evidence.score) == (Verdict.NO_EVIDENCE, 0.0)
     assert evidence.agreement == 0.5
+
+
+def test_what_images_are_taken_for_as_they_are_does_not_count():
+    # Rough images go to the target changed or not; what noise adds to that is next to nothing.
+    data = draw()
+    rough = data.images + 0.2 * torch.rand(data.images.shape, generator=torch.Generator().manual_seed(3))
+    finding = Corruptions()(model(20.0), CleanData(rough.clamp(0, 1), data.labels, data.class_names))
+    assert finding.verdict is Verdict.NO_EVIDENCE
+    assert "noise: 0.00" in finding.evidence[0].note
+
+
+def test_both_halves_are_changed_each_with_noise_of_its_own(monkeypatch):
+    seen = []
+
+    def taken_for(network, data, change, meter, what):
+        seen.append((what, data.images.data_ptr(), change(torch.full((1, 1, 4, 4), 0.5)).numpy().tobytes()))
+        return torch.zeros(CLASSES)
+
+    monkeypatch.setattr("banaudit.detectors.corruptions._taken_for", taken_for)
+    for seed in (0, 0, 1):
+        Corruptions()(model(0.0), draw(), seed=seed)
+    once = len(seen) // 3
+    assert all(len({half for what, half, _ in seen[:once] if what == name}) == 2 for name, *_ in seen)
+    noise = [
+        [made for what, _, made in seen[at : at + once] if what == "images with noise"] for at in (0, once, 2 * once)
+    ]
+    assert len(set(noise[0])) == 2
+    assert noise[0] == noise[1]
+    assert not set(noise[0]) & set(noise[2])
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 64, 64), (1, 1, 32, 64), (1, 3, 4, 200)])
+def test_the_blur_grows_with_the_side(shape):
+    image = torch.zeros(shape)
+    image[..., shape[2] // 2, shape[3] // 2] = 1.0
+    blurred = Corruptions()._changes()["blur"](image, 1.0, torch.Generator())
+    peak = float(blurred.max())
+    # A Gaussian's peak falls with the square of its width, which is a thirty-second of the shorter side.
+    assert peak == pytest.approx({64: 0.045, 32: 0.17, 4: 1.0}[shape[2]], abs=0.03)
+
+
+def test_fewer_than_eight_classes_are_left_to_the_others():
+    assert Corruptions().unsuited(8) == ""
+    assert Corruptions().unsuited(4, [100] * 4) == "the network has 4 classes, 8 are needed"
+
+
+def test_images_of_two_classes_tell_nothing():
+    data = draw()
+    finding = Corruptions()(model(20.0), data.subset((data.labels < 2).nonzero().flatten()))
+    assert (finding.verdict, finding.evidence) == (Verdict.INCONCLUSIVE, ())
+    assert "images of at least 3 classes" in finding.reason
