@@ -395,7 +395,7 @@ def judge(
         findings,
         detectors,
         classes=clean.num_classes,
-        present=int((torch.bincount(clean.labels.cpu()) > 0).sum()),
+        present=clean.num_present,
         side=clean.images.shape[-1],
         images=len(clean),
         accuracy=accuracy.accuracy,

@@ -142,6 +142,15 @@ def hand_made(strength):
     return SplitModel(HandNetwork(strength), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)).eval()
 
 
+def nine_tiles(values):
+    """Images 1x12x12 of nine even tiles of 4x4.
+
+    Args:
+        values: [N, 9] brightness of each.
+    """
+    return values.view(-1, 1, 3, 1, 3, 1).expand(-1, 1, 3, 4, 3, 4).reshape(len(values), 1, 12, 12).contiguous()
+
+
 def draw_tiles(count=240):
     """Images 3x12x12, dark but for the tile of their class."""
     generator = torch.Generator().manual_seed(4)

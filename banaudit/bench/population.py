@@ -422,8 +422,7 @@ def sealed_test(replicates: int = 30) -> list[VictimRecipe]:
         # Every other replicate shifts the labels by one, the others permute them.
         for number, attack in enumerate(TEST_ALL_TO_ALL):
             seed = TEST_SEED + len(recipes)
-            labelling = AllToAll() if (replicate + number) % 2 == 0 else Derangement(seed=seed)
-            recipes.append(backdoored(_setup(replicate, number), seed, attack(), labelling))
+            recipes.append(backdoored(_setup(replicate, number), seed, attack(), _to_all(replicate + number, seed)))
     for replicate in range(replicates):
         setup, made = _setup(replicate, len(TEST_ATTACKS)), Evasive()
         recipes.append(backdoored(setup, EVASIVE_SEED + replicate, made, _labelling(made, setup, replicate)))
@@ -508,7 +507,7 @@ def _more_digits() -> list[VictimRecipe]:
         add(adaptive_blend(), to_one)
         add_clean(next(kinds))
         to_all = (many_badnets, WaNet, small_iad)[replicate % 3]()
-        add(to_all, AllToAll() if replicate % 2 == 0 else Derangement(seed=DIGITS_SEED + len(recipes)))
+        add(to_all, _to_all(replicate, DIGITS_SEED + len(recipes)))
     return recipes
 
 
@@ -527,14 +526,9 @@ def _mixture() -> list[VictimRecipe]:
             *(Bpp(), kind, adaptive_blend(), adaptive_patch(), small_ssdt()),
         )
         for item in to_one:
-            seed = MIXTURE_SEED + len(recipes)
-            if isinstance(item, CleanKind):
-                recipes.append(clean(setup, seed, item))
-            else:
-                recipes.append(backdoored(setup, seed, item, _labelling(item, setup, replicate)))
+            recipes.append(_clean_or_backdoored(setup, MIXTURE_SEED + len(recipes), item, replicate))
         seed, to_all = MIXTURE_SEED + len(recipes), (many_badnets, WaNet, small_iad, Bpp)[replicate % 4]
-        labelling = AllToAll() if replicate % 2 == 0 else Derangement(seed=seed)
-        recipes.append(backdoored(setup, seed, to_all(), labelling))
+        recipes.append(backdoored(setup, seed, to_all(), _to_all(replicate, seed)))
     return recipes
 
 
@@ -555,16 +549,11 @@ def _digits_and_signs() -> list[VictimRecipe]:
         )
         for items in zip(on_digits, on_signs, strict=True):
             for setup, item in zip(setups, items, strict=True):
-                seed = PAIRS_SEED + len(recipes)
-                if isinstance(item, CleanKind):
-                    recipes.append(clean(setup, seed, item))
-                else:
-                    recipes.append(backdoored(setup, seed, item, _labelling(item, setup, replicate)))
+                recipes.append(_clean_or_backdoored(setup, PAIRS_SEED + len(recipes), item, replicate))
         to_all = (many_badnets, WaNet, small_iad)[replicate % 3](), (Bpp, small_iad, many_badnets)[replicate % 3]()
         for setup, attack in zip(setups, to_all, strict=True):
             seed = PAIRS_SEED + len(recipes)
-            labelling = AllToAll() if replicate % 2 == 0 else Derangement(seed=seed)
-            recipes.append(backdoored(setup, seed, attack, labelling))
+            recipes.append(backdoored(setup, seed, attack, _to_all(replicate, seed)))
     return recipes
 
 
@@ -597,6 +586,17 @@ def floor_misses(facts: VictimFacts, twin_accuracy: float | None = None) -> tupl
 
 def _setup(replicate: int, number: int) -> Setup:
     return TEST_SETUPS[(replicate + 3 * number) % len(TEST_SETUPS)]
+
+
+def _clean_or_backdoored(setup: Setup, seed: int, item: AnyAttack | CleanKind, replicate: int) -> VictimRecipe:
+    if isinstance(item, CleanKind):
+        return clean(setup, seed, item)
+    return backdoored(setup, seed, item, _labelling(item, setup, replicate))
+
+
+def _to_all(turn: int, seed: int) -> AnyLabelling:
+    """A target for each class: by turns the next one, and a random other one."""
+    return AllToAll() if turn % 2 == 0 else Derangement(seed=seed)
 
 
 def _labelling(attack: AnyAttack, setup: Setup, replicate: int) -> AnyLabelling:

@@ -153,8 +153,7 @@ def _put_together(entry: Entry, then: ScanSettings, other: Scans, now: ScanSetti
         return entry, both  # a file that is no model has nothing to be found in
     if found.scan is None:
         return entry, then
-    whole = _one_scan(entry.scan, found.scan, (_digest(entry), _digest(found)), extra, now)
-    return entry.model_copy(update={"scan": whole}), both
+    return entry.model_copy(update={"scan": _one_scan(entry.scan, found.scan, extra, now)}), both
 
 
 def _is_of_the_same(item: Entry, entry: Entry) -> bool:
@@ -170,16 +169,14 @@ def _facts(entry: ZooEntry) -> tuple[object, ...]:
     return entry.file, entry.dataset, entry.truth, entry.architecture, entry.accuracy, entry.accuracy_images
 
 
-def _one_scan(
-    scan: ScanRecord, found: ScanRecord, digests: tuple[str, str], extra: Mapping[str, object], now: ScanSettings
-) -> ScanRecord:
-    """A scan with what the methods ``extra`` found in another; of each the digest of its settings."""
+def _one_scan(scan: ScanRecord, found: ScanRecord, extra: Mapping[str, object], now: ScanSettings) -> ScanRecord:
+    """A scan with what the methods ``extra`` found in another."""
     costs = [cost for cost in found.methods if cost.method in extra]
     readings = (*scan.readings, *(item for item in found.readings if _method(item) in extra))
     place = {name: number for number, name in enumerate(now.detectors)}
     return scan.model_copy(
         update={
-            "scanned_with": AND.join((scan.scanned_with or digests[0], digests[1])),
+            "scanned_with": AND.join((scan.scanned_with or scan.settings, found.settings)),
             "code": AND.join(dict.fromkeys((*scan.code.split(AND), found.code))),
             "seconds": round(scan.seconds + sum(cost.seconds for cost in costs), 3),
             "forward_images": scan.forward_images + sum(cost.forward_images for cost in costs),

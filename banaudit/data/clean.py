@@ -38,6 +38,11 @@ class CleanData:
         """Number of samples of each of the K classes."""
         return tuple(torch.bincount(self.labels.cpu(), minlength=self.num_classes).tolist())
 
+    @property
+    def num_present(self) -> int:
+        """Number of classes that have samples."""
+        return sum(size > 0 for size in self.class_sizes)
+
     def subset(self, index: Tensor) -> CleanData:
         """The samples at these positions, in this order."""
         return CleanData(self.images[index], self.labels[index], self.class_names)

@@ -70,6 +70,16 @@ def classes_below(images: Sequence[int], least: int) -> str:
     return f"class{'es' if len(labels) > 1 else ''} {listed}"
 
 
+def too_few_classes(num_classes: int, least: int) -> str:
+    """Why a network has too few classes for a method, in words; empty: it has enough.
+
+    Args:
+        num_classes: K.
+        least: Classes.
+    """
+    return "" if num_classes >= least else f"the network has {num_classes} classes, {least} are needed"
+
+
 @dataclass(frozen=True)
 class Samples:
     """Clean images for one detector: what it may search on, and what played no part in the search.

@@ -31,7 +31,15 @@ from torch import Tensor
 
 from banaudit.architectures.base import SplitModel
 from banaudit.data import passes
-from banaudit.detectors.base import Detector, Found, Samples, finite_answers, freeze, threshold_for
+from banaudit.detectors.base import (
+    Detector,
+    Found,
+    Samples,
+    finite_answers,
+    freeze,
+    threshold_for,
+    too_few_classes,
+)
 from banaudit.detectors.reference import LEAST_EACH, LEAST_IMAGES, beyond, few_images, lead_by_all, on_unseen
 from banaudit.detectors.targeted_paths import margins_towards_all
 from banaudit.errors import UnsupportedModelError
@@ -79,9 +87,8 @@ class CleanLogits(Detector):
 
     def unsuited(self, num_classes: int, images: Sequence[int] | None = None) -> str:
         """Too few classes to compare, or too few images to know what is natural."""
-        if num_classes < FEWEST_CLASSES:
-            return f"the network has {num_classes} classes, {FEWEST_CLASSES} are needed"
-        return few_images(images) if images is not None else ""
+        few_classes = too_few_classes(num_classes, FEWEST_CLASSES)
+        return few_classes or (few_images(images) if images is not None else "")
 
     def planned_images(self, num_classes: int, images: int) -> int:
         """One pass over the clean images."""

@@ -33,7 +33,7 @@ from torchvision.transforms.v2.functional import affine, gaussian_blur
 
 from banaudit.architectures.base import SplitModel
 from banaudit.data import CleanData, passes
-from banaudit.detectors.base import Detector, Found, Samples, agreement_of, finite_answers, freeze
+from banaudit.detectors.base import Detector, Found, Samples, agreement_of, finite_answers, freeze, too_few_classes
 from banaudit.detectors.reference import lead_by_all
 from banaudit.detectors.targeted_paths import margins_towards_all
 from banaudit.errors import UnsupportedModelError
@@ -98,9 +98,7 @@ class Corruptions(Detector):
     def unsuited(self, num_classes: int, images: Sequence[int] | None = None) -> str:
         """Why of so few classes one collects the mistakes by nature."""
         del images
-        if num_classes < FEWEST_CLASSES:
-            return f"the network has {num_classes} classes, {FEWEST_CLASSES} are needed"
-        return ""
+        return too_few_classes(num_classes, FEWEST_CLASSES)
 
     def planned_images(self, num_classes: int, images: int) -> int:
         """All images as they are and changed in every way, and as many passes to find how strongly, as most need."""
@@ -110,7 +108,7 @@ class Corruptions(Detector):
     def search(self, model: SplitModel, samples: Samples, generator: torch.Generator, meter: Meter) -> Found:
         """Change and read."""
         freeze(model)
-        if len(set(samples.search.labels.tolist())) < FEWEST_PRESENT:
+        if samples.search.num_present < FEWEST_PRESENT:
             raise UnsupportedModelError(f"mistakes are compared on images of at least {FEWEST_PRESENT} classes")
         halves = (samples.search, samples.held_out)
         seeds = torch.randint(2**31, (len(halves),), generator=generator).tolist()
@@ -127,14 +125,13 @@ class Corruptions(Detector):
 
         found: dict[str, Tensor] = {}
         for what, change in self._changes().items():
-            strength = _strongest(functools.partial(astray, 0, change, what=what), self.astray)
-            shares = torch.stack([astray(half, change, strength, what) for half in range(len(halves))])
-            found[what] = (shares + SLACK).log()
-        excesses = {name: _excess(*lead_by_all(logs)) for name, logs in found.items()}
-        strongest = max(excesses, key=lambda name: excesses[name][0])
-        logs, (excess, target) = found[strongest], excesses[strongest]
+            strength, searched = _strongest(functools.partial(astray, 0, change, what=what), self.astray)
+            found[what] = (torch.stack((searched, astray(1, change, strength, what))) + SLACK).log()
+        leads = {what: lead_by_all(logs) for what, logs in found.items()}
+        strongest = max(leads, key=lambda what: leads[what][0])
+        logs, (lead, target) = found[strongest], leads[strongest]
         ahead = margins_towards_all(logs).expm1()
-        score = round(excess, 6)
+        score = round(math.expm1(lead), 6)
         agreement = agreement_of(logs.topk(2, dim=1).indices[:, 0].tolist(), target)
         evidence = Evidence(
             reading=Reading.ALL_TO_ONE,
@@ -149,7 +146,7 @@ class Corruptions(Detector):
             per_class=samples.per_class(ahead.mean(dim=0)),
             restarts=tuple(round(float(most), 6) for most in ahead.amax(dim=1)),
             agreement=agreement,
-            note="; ".join(f"{name}: {size:.2f}, class {label}" for name, (size, label) in excesses.items()),
+            note="; ".join(f"{what}: {math.expm1(size):.2f}, class {label}" for what, (size, label) in leads.items()),
         )
         return Found([evidence])
 
@@ -198,25 +195,27 @@ def _unchanged(images: Images) -> Images:
     return images
 
 
-def _strongest(astray: Callable[[float], Tensor], most: float) -> float:
+def _strongest(astray: Callable[[float], Tensor], most: float) -> tuple[float, Tensor]:
     """The least strength at which a change sends more than so many images astray, about; 1 where none does.
 
     Args:
-        astray: Of a strength, share of the images that each class takes.
+        astray: Of a strength, share of the images that each class takes, [K].
         most: Share of the images.
+
+    Returns:
+        The strength, and the shares at it.
     """
-    if float(astray(1.0).sum()) <= most:
-        return 1.0
-    low, high = 0.0, 1.0
+    low, high, shares = 0.0, 1.0, astray(1.0)
+    if float(shares.sum()) <= most:
+        return high, shares
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
-        low, high = (middle, high) if float(astray(middle).sum()) <= most else (low, middle)
-    return high
-
-
-def _excess(lead: float, label: int) -> tuple[float, int]:
-    """Of a lead between logarithms, with the class."""
-    return math.expm1(lead), label
+        found = astray(middle)
+        if float(found.sum()) <= most:
+            low = middle
+        else:
+            high, shares = middle, found
+    return high, shares
 
 
 def _taken_for(

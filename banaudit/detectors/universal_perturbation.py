@@ -10,7 +10,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from banaudit.architectures.base import SplitModel
-from banaudit.detectors.base import Samples
+from banaudit.detectors.base import Samples, too_few_classes
 from banaudit.detectors.shortcut import ShortcutDetector
 from banaudit.detectors.targeted_paths import Leader
 from banaudit.meter import Meter
@@ -108,9 +108,7 @@ class UniversalPerturbation(ShortcutDetector):
     def unsuited(self, num_classes: int, images: Sequence[int] | None = None) -> str:
         """Why of so few classes one is ahead by chance."""
         del images
-        if num_classes < FEWEST_CLASSES:
-            return f"the network has {num_classes} classes, {FEWEST_CLASSES} are needed"
-        return ""
+        return too_few_classes(num_classes, FEWEST_CLASSES)
 
     def perturbation(self, model: SplitModel, images: Images, meter: Meter, *, share: float = 1.0) -> _PixelShift:
         """A universal perturbation of images of this shape."""

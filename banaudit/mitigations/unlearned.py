@@ -249,11 +249,6 @@ def _search(job: RepairJob, plan: SearchPlan) -> Standouts:
     return replace(_leading_class(model, job, plan, draws), patch=patch)
 
 
-def _present(data: CleanData) -> int:
-    """Number of classes of which there are images."""
-    return len(set(data.labels.tolist()))
-
-
 def _planned_patch_search(plan: SearchPlan, classes: int) -> int:
     return NeuralCleanse().planned_images(classes, 0) if plan.wants_patch(classes) else 0
 
@@ -262,7 +257,7 @@ def _smallest_patch(model: SplitModel, job: RepairJob, plan: SearchPlan, draws: 
     """The patch with the smallest mask of all classes, if it is far smaller than the runner-up's."""
     ratio = plan.patch_ratio
     # To the only class of which there are images, none of another can be led.
-    few = _present(job.training) < 2
+    few = job.training.num_present < 2
     if ratio is None or few or not plan.wants_patch(job.training.num_classes):
         return None
     recovered = NeuralCleanse().invert(model, job.training, draws, job.meter)
@@ -280,7 +275,7 @@ def _leading_class(model: SplitModel, job: RepairJob, plan: SearchPlan, draws: t
         return Standouts()
     method = UniversalPerturbation()
     one, other = job.training.split(0.5, draws)
-    if min(_present(half) for half in (one, other)) < 2:
+    if min(half.num_present for half in (one, other)) < 2:
         return Standouts()
     found: list[Paths] = []
     for samples in (Samples(one, other), Samples(other, one)):

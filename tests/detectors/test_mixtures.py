@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from toys import nine_tiles
 
 from banaudit.architectures.base import SplitModel, SplitNetwork
 from banaudit.data import CleanData
@@ -42,8 +43,7 @@ def quiet(network):
 def draw(count=300, noise=0.1):
     """Images 1x12x12 in nine tiles of 4x4, dark but for the tile of their class."""
     labels = torch.arange(count) % CLASSES
-    tiles = torch.nn.functional.one_hot(labels, 9).float()
-    images = tiles.view(-1, 1, 3, 1, 3, 1).expand(-1, 1, 3, 4, 3, 4).reshape(count, 1, 12, 12)
+    images = nine_tiles(torch.nn.functional.one_hot(labels, 9).float())
     images = images + noise * torch.rand(images.shape, generator=torch.Generator().manual_seed(1))
     return CleanData(images.clamp(0, 1), labels, tuple("abcdef"))
 
