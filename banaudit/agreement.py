@@ -72,10 +72,10 @@ NOISE_AGREEMENT_THRESHOLD = 0.55
 
 JOINT_EVIDENCE = "joint-evidence"
 JOINT_THRESHOLD = 1.4
-"""Two readings that nearly fire are not enough. Clean networks of development reached 1.21, 1.35 and, by five readings,
-1.47; of the backdoored ones that were kept when it was set, one had been found by this alone, with less (Adap-Blend on
-signs, 24056, 1.11). Of those that were not kept, and were never asked by ``corruptions``, five more had: 1106, 1173,
-1249, 1312 and 22011, with 1.01 to 1.05."""
+"""Two readings that nearly fire are not enough. Clean networks of development reached 1.21, 1.29 and, by five readings,
+1.47; of the backdoored ones that were kept when it was set, one is found by no reading and has less (Adap-Blend on
+signs, 24056, 1.11). Others, which were not kept and which ``corruptions`` was never asked about, had been found by
+barely more than the 1 that was asked then."""
 
 
 class Reads(Protocol):
@@ -97,9 +97,9 @@ def says_most(fired: Sequence[AnyReading], ratio: Callable[[AnyReading], float])
     """Which of the readings that fired names the backdoor: of those that say as much, the furthest above its threshold.
 
     A map says more than a target: what sends images along a map sends them to one of its targets more than to others,
-    and on no network of development without a backdoor of that kind has a map fired. So does a source of the
-    same target: a backdoor that all classes trigger has no source that stands out, while one of a single class moves
-    the others a little as well.
+    and on no network of development without a backdoor of that kind did a map fire by today's thresholds when this was
+    set; the first blind one on which it did is 25004. So does a source of the same target: a backdoor that all classes
+    trigger has no source that stands out, while one of a single class moves the others a little as well.
 
     Args:
         fired: All that fired.

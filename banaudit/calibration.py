@@ -162,6 +162,6 @@ def statement(distance: str) -> str:
     accused, models = MEASURED
     low, high = clopper_pearson(accused, models)
     return (
-        f"the model's rank among {known}, if it is clean and like them; of {models} other clean ones, sealed until "
-        f"then, {accused} were accused ({low:.0%} to {high:.0%} with 95 % confidence)"
+        f"the model's rank among {known}, if it is clean and like them; of {models} other clean ones, not all "
+        f"like them, sealed until then, {accused} were accused ({low:.0%} to {high:.0%} with 95 % confidence)"
     )
