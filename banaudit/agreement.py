@@ -94,19 +94,16 @@ AnyReading = TypeVar("AnyReading", bound=Reads)
 
 
 def says_most(fired: Sequence[AnyReading], ratio: Callable[[AnyReading], float]) -> AnyReading | None:
-    """Which of the readings that fired names the backdoor: of those that say as much, the furthest above its threshold.
+    """Which of the readings that fired names the backdoor: the one furthest above its threshold.
 
-    A map says more than a target: what sends images along a map sends them to one of its targets more than to others,
-    and on no network of development without a backdoor of that kind did a map fire by today's thresholds when this was
-    set; the first blind one on which it did is 25004. So does a source of the same target: a backdoor that all classes
-    trigger has no source that stands out, while one of a single class moves the others a little as well.
+    But a source of the same target says more: a backdoor that all classes trigger has no source that stands out, while
+    one of a single class moves the others a little as well.
 
     Args:
         fired: All that fired.
         ratio: Score / threshold.
     """
-    maps = [item for item in fired if item.reading is Reading.ALL_TO_ALL]
-    strongest = max(maps or fired, key=ratio, default=None)
+    strongest = max(fired, key=ratio, default=None)
     if strongest is None or strongest.reading is not Reading.ALL_TO_ONE:
         return strongest
     same = [item for item in fired if item.reading is Reading.SOURCE_TARGET and item.target == strongest.target]

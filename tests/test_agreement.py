@@ -167,7 +167,7 @@ def reading(kind, score, target=None):
 
 ONE = reading(Reading.ALL_TO_ONE, 3.0, 4)
 PAIR, OTHER_PAIR = reading(Reading.SOURCE_TARGET, 1.1, 4), reading(Reading.SOURCE_TARGET, 1.1, 5)
-MAP, SURER_MAP = reading(Reading.ALL_TO_ALL, 1.2), reading(Reading.ALL_TO_ALL, 1.3)
+MAP, SURER_MAP = reading(Reading.ALL_TO_ALL, 1.05), reading(Reading.ALL_TO_ALL, 3.5)
 
 
 @pytest.mark.parametrize(
@@ -177,8 +177,10 @@ MAP, SURER_MAP = reading(Reading.ALL_TO_ALL, 1.2), reading(Reading.ALL_TO_ALL, 1
         ((ONE, reading(Reading.ALL_TO_ONE, 2.0, 1)), ONE),
         ((ONE, PAIR), PAIR),
         ((ONE, OTHER_PAIR), ONE),
-        ((MAP, ONE, SURER_MAP, PAIR), SURER_MAP),
+        ((MAP, ONE), ONE),
+        ((MAP, ONE, PAIR), PAIR),
+        ((ONE, SURER_MAP, PAIR), SURER_MAP),
     ],
 )
-def test_a_map_says_most_then_a_source_of_the_same_target(fired, wanted):
+def test_the_furthest_above_says_most_or_a_source_of_the_same_target(fired, wanted):
     assert says_most(fired, lambda item: item.score) is wanted

@@ -143,6 +143,12 @@ EIGHTH_OPENED = frozenset((
 ))  # fmt: skip
 """The eighth part (``docs/benchmark/test-eighth.md``): two clean models were accused, one adversarially trained on
 digits, one on photographs of imbalanced classes; ``corruptions`` joined the default verdict, which asks for more."""
+NINTH_OPENED = frozenset((
+    1548, 24053, 24061, 25000, 25001, 25002, 25003, 25004, 25005, 25006, 25007, 25008, 25009, 25010, 25011, 25012,
+    25014, 25015, 25019,
+))  # fmt: skip
+"""The ninth part (``docs/benchmark/test-ninth.md``): a map that hardly fired named a backdoor of one target, since maps
+named before targets."""
 OPENED_SEEDS = (
     FIRST_OPENED
     | SECOND_OPENED
@@ -152,6 +158,7 @@ OPENED_SEEDS = (
     | SIXTH_OPENED
     | SEVENTH_OPENED
     | EIGHTH_OPENED
+    | NINTH_OPENED
 )
 """Test victims on which the default scan was changed after they had been opened; development victims since."""
 
