@@ -154,8 +154,8 @@ def statement(distance: str) -> str:
     """What a report says of its calibration, in one line."""
     known = (
         f"{len(CLEAN_STRENGTHS)} clean development models ({CLASSES[0]} or {CLASSES[-1]} classes, inputs of "
-        f"{SIDES[0]} to {SIDES[-1]} pixels, narrow ResNet, PreActResNet, DenseNet, VGG and WideResNet), on which thresholds "
-        "were chosen too"
+        f"{SIDES[0]} to {SIDES[-1]} pixels, narrow ResNet, PreActResNet, DenseNet, VGG and WideResNet), on which "
+        "thresholds were chosen too"
     )
     if distance:
         return f"uncalibrated ({distance}): p-values rest on {known}, scanned with {IMAGES} images"

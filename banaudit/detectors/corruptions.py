@@ -154,7 +154,8 @@ class Corruptions(Detector):
         """What is done to images, by what it is called."""
 
         def noise(images: Images, strength: float, generator: torch.Generator) -> Images:
-            drawn = torch.randn(images.shape, generator=generator).to(images)
+            # Image by image, since what a larger tensor draws depends on where passes cut the images.
+            drawn = torch.stack([torch.randn(image.shape, generator=generator) for image in images]).to(images)
             return (images + strength * self.noise * drawn).clamp(0, 1)
 
         def blur(images: Images, strength: float, generator: torch.Generator) -> Images:

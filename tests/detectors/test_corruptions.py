@@ -90,6 +90,14 @@ def test_what_is_done_to_images():
     assert 0.3 < float(middle[3]) < 0.7
 
 
+def test_noise_does_not_depend_on_where_passes_cut_the_images():
+    images = torch.full((4, 3, 5, 5), 0.5)  # 75 values: torch draws in blocks of 16
+    noise = Corruptions()._changes()["noise"]
+    at_once, in_two = (torch.Generator().manual_seed(1) for _ in range(2))
+    parts = [noise(part, 1.0, in_two) for part in images.split((3, 1))]
+    assert torch.equal(noise(images, 1.0, at_once), torch.cat(parts))
+
+
 def test_an_image_that_is_enlarged_keeps_its_middle():
     image = torch.zeros(1, 1, 21, 21)
     image[..., 7:14, 7:14] = 1.0
