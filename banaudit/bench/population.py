@@ -149,6 +149,11 @@ NINTH_OPENED = frozenset((
 ))  # fmt: skip
 """The ninth part (``docs/benchmark/test-ninth.md``): a map that hardly fired named a backdoor of one target, since maps
 named before targets."""
+TENTH_OPENED = frozenset(
+    (24064, 25013, 25016, 25017, 25018, 25020, 25021, 25022, 25023, 25024, 25025, 25026, 25027, 25029)
+)
+"""The tenth part (``docs/benchmark/test-tenth.md``): a clean model was accused of a map, a DenseNet that neuron noise
+steers easily."""
 OPENED_SEEDS = (
     FIRST_OPENED
     | SECOND_OPENED
@@ -159,6 +164,7 @@ OPENED_SEEDS = (
     | SEVENTH_OPENED
     | EIGHTH_OPENED
     | NINTH_OPENED
+    | TENTH_OPENED
 )
 """Test victims on which the default scan was changed after they had been opened; development victims since."""
 

@@ -10,12 +10,14 @@ and each step descends the mean over c of -sum_j w[c, j] mean log p_j.  Without 
 class that a universal perturbation reaches anyway.  The temperature falls along the path, so that the map is soft at
 first and nearly a permutation at the end.  The cost does not grow with the number of classes.
 
-The score is the share of held-out images that end in the class that the map gives their own: a clean model has no
-perturbation that permutes its classes.
+The score is the share of held-out images that end in the class that the map gives their own. Most clean models have no
+perturbation that permutes their classes; one that is easily steered has many, the next map nearly as good as the first,
+where a backdoor's own is alone. So the search can be asked for another map than those that were found.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +35,9 @@ LAST_TEMPERATURE = 0.1
 """In units of the standard deviation of the margins at the moment."""
 
 SINKHORN_ITERATIONS = 20
+
+BARRED = -1e9
+"""Score of a pair of classes that the map may not have."""
 
 
 @dataclass(frozen=True)
@@ -52,17 +57,18 @@ class Mapping:
     per_source: Tensor
 
 
-def sinkhorn(scores: Tensor) -> Tensor:
+def sinkhorn(scores: Tensor, barred: Tensor | None = None) -> Tensor:
     """Doubly stochastic weights [K, K] with an empty diagonal, the larger the score the larger the weight.
 
     Args:
         scores: [K, K] in units of the temperature; entries on the diagonal are ignored.
+        barred: [K, K] true where there must be next to no weight; none: nowhere else.
 
     Source:
         Sinkhorn and Knopp, 1967; Mena et al., Learning Latent Permutations with Gumbel-Sinkhorn Networks, ICLR 2018.
     """
-    itself = torch.eye(len(scores), dtype=torch.bool, device=scores.device)
-    logs = scores.masked_fill(itself, -1e9)
+    empty = torch.eye(len(scores), dtype=torch.bool, device=scores.device)
+    logs = scores.masked_fill(empty if barred is None else empty | barred, BARRED)
     for _ in range(SINKHORN_ITERATIONS):
         logs = logs - logs.logsumexp(dim=1, keepdim=True)
         logs = logs - logs.logsumexp(dim=0, keepdim=True)
@@ -99,6 +105,7 @@ def search_mapping(
     read_images: int,
     generator: torch.Generator,
     what: str,
+    other_than: Sequence[Mapping] = (),
 ) -> Mapping:
     """Search one perturbation for a one-to-one source -> target map and read it on held-out images.
 
@@ -110,11 +117,15 @@ def search_mapping(
         read_images: Held-out images of the reading.
         generator: Source of randomness.
         what: For the progress bar.
+        other_than: Maps that it may have no pair in common with; fewer than the classes by two at least.
     """
     classes = samples.num_classes
     search = samples.search.draw(search_images, generator)
     held_out = samples.held_out.draw(read_images, generator)
     itself = torch.eye(classes, dtype=torch.bool, device=search.labels.device)
+    barred = torch.zeros_like(itself)
+    for source, target in (pair for found in other_than for pair in found.targets.items()):
+        barred[source, target] = True
     current = perturbation.zero()
     weights = itself.float()
     for step in range(1, steps + 1):
@@ -123,7 +134,7 @@ def search_mapping(
         margins = pair_margins(logits.detach(), search.labels, classes)
         spread = margins[~itself].std().clamp_min(1e-3)
         temperature = FIRST_TEMPERATURE * (LAST_TEMPERATURE / FIRST_TEMPERATURE) ** ((step - 1) / max(1, steps - 1))
-        weights = sinkhorn(margins / (spread * temperature))
+        weights = sinkhorn(margins / (spread * temperature), barred)
         loss = -(weights[search.labels] * logits.log_softmax(dim=1)).sum(dim=1).mean()
         (gradient,) = torch.autograd.grad(loss, variable)
         current = perturbation.descend(variable.detach(), gradient, step)

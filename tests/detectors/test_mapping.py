@@ -55,7 +55,7 @@ def test_pair_margins_by_hand():
     torch.testing.assert_close(margins, torch.tensor([[0.0, -2.5, -3.0], [-3.0, 0.0, -2.0], [0.0, 0.0, 0.0]]))
 
 
-def searched(perturbation, samples, *, steps=5, search_images=50, read_images=50):
+def searched(perturbation, samples, *, steps=5, search_images=50, read_images=50, other_than=()):
     return search_mapping(
         perturbation,
         samples,
@@ -64,6 +64,7 @@ def searched(perturbation, samples, *, steps=5, search_images=50, read_images=50
         read_images=read_images,
         generator=torch.Generator().manual_seed(0),
         what="paths",
+        other_than=other_than,
     )
 
 
@@ -98,6 +99,16 @@ def test_a_map_that_is_there_is_found():
     assert found.targets == {0: 1, 1: 2, 2: 3, 3: 4}  # of a class without images there is nothing to say
     assert (found.score, found.null) == (1.0, 0.0)
     assert found.per_source.tolist() == [1.0, 1.0, 1.0, 1.0, 0.0]
+
+
+def test_another_map_has_no_pair_of_those_that_were_found():
+    samples = labelled(5, 10)
+    found = [searched(Turn(), samples)]
+    while len(found) < 4:
+        found.append(searched(Turn(), samples, other_than=found))
+    pairs = [pair for item in found for pair in item.targets.items()]
+    assert len(set(pairs)) == len(pairs) == 4 * 5
+    assert [item.score for item in found[1:]] == [0.0] * 3  # every class turns into the next, or stays
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +188,7 @@ def test_the_map_hardens_as_the_search_goes_on(monkeypatch):
 
     asked = []
     plain = mapping.sinkhorn
-    monkeypatch.setattr(mapping, "sinkhorn", lambda scores: asked.append(scores) or plain(scores))
+    monkeypatch.setattr(mapping, "sinkhorn", lambda scores, barred: asked.append(scores) or plain(scores, barred))
     searched(Still(), labelled(5, 10), steps=4, search_images=20, read_images=20)
     sharper = asked[-1].nan_to_num(0).abs().max() / asked[0].nan_to_num(0).abs().max()
     assert float(sharper) == pytest.approx(mapping.FIRST_TEMPERATURE / mapping.LAST_TEMPERATURE, rel=1e-4)

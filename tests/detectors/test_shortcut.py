@@ -1,5 +1,6 @@
 """The three readings that both searches for shortcuts share, on paths and maps written by hand."""
 
+import itertools
 import math
 from types import SimpleNamespace
 from typing import ClassVar, final
@@ -8,9 +9,11 @@ import pytest
 import torch
 
 from banaudit.data import CleanData
+from banaudit.detectors import shortcut
 from banaudit.detectors.base import Samples
+from banaudit.detectors.mapping import Mapping
 from banaudit.detectors.shortcut import ShortcutDetector
-from banaudit.detectors.targeted_paths import Lead
+from banaudit.detectors.targeted_paths import Lead, PairLead
 from banaudit.meter import Meter
 from banaudit.results import Reading
 
@@ -102,7 +105,6 @@ def test_a_restart_that_could_make_nothing_fire_is_not_run():
     ],
 )
 def test_restarts_must_all_name_the_same_class(monkeypatch, scores, targets, fired):
-    from banaudit.detectors import shortcut
 
     leads = iter(
         Lead(score=score, null=0.1, target=target, per_class=torch.zeros(4))
@@ -138,6 +140,27 @@ def test_one_class_leads_by_more_than_the_furthest_paths_ask(monkeypatch, scores
     assert Shifts().one_class_leads(paths, leads) is led
 
 
+CYCLE = {0: 1, 1: 2, 2: 3, 3: 0}
+
+
+def found_map(score, targets):
+    targets = dict(targets)
+    return Mapping(score=score, null=0.0, targets=targets, per_source=torch.zeros(4))
+
+
+def let_find(monkeypatch, maps, rivals=()):
+    """Searches find the maps in turn, then others with these scores over and over; what each was to be other than."""
+    scores = itertools.cycle(rivals or (0.0,))
+    maps, given = iter(maps), []
+
+    def search(*_, other_than, **__):
+        given.append(list(other_than))
+        return found_map(next(scores), CYCLE) if other_than else next(maps)
+
+    monkeypatch.setattr(shortcut, "search_mapping", search)
+    return given
+
+
 @pytest.mark.parametrize(
     ("scores", "maps", "classes", "fired"),
     [
@@ -147,14 +170,7 @@ def test_one_class_leads_by_more_than_the_furthest_paths_ask(monkeypatch, scores
     ],
 )
 def test_maps_must_agree_on_more_than_half(monkeypatch, scores, maps, classes, fired):
-    from banaudit.detectors import shortcut
-    from banaudit.detectors.mapping import Mapping
-
-    mappings = iter(
-        Mapping(score=score, null=0.0, targets=dict(enumerate(targets)), per_source=torch.zeros(classes))
-        for score, targets in zip(scores, maps, strict=True)
-    )
-    monkeypatch.setattr(shortcut, "search_mapping", lambda *given, **settings: next(mappings))
+    let_find(monkeypatch, [found_map(*item) for item in zip(scores, map(enumerate, maps), strict=True)])
     reading = read(Shifts(gain=(1.0,) * classes))[Reading.ALL_TO_ALL]
     assert reading.fired is fired
     assert reading.score == min(scores)
@@ -163,17 +179,25 @@ def test_maps_must_agree_on_more_than_half(monkeypatch, scores, maps, classes, f
 
 @pytest.mark.parametrize(("scores", "agreement", "fired"), [((0.9, 0.5), 1.0, True), ((0.5, 0.9), 0.75, False)])
 def test_restarts_do_not_agree_on_a_class_that_one_of_them_drew_no_image_of(monkeypatch, scores, agreement, fired):
-    from banaudit.detectors import shortcut
-    from banaudit.detectors.mapping import Mapping
-
     maps = ({0: 1, 1: 2, 2: 3, 3: 0}, {0: 1, 2: 3, 3: 0})
-    mappings = iter(
-        Mapping(score=score, null=0.0, targets=targets, per_source=torch.zeros(4))
-        for score, targets in zip(scores, maps, strict=True)
-    )
-    monkeypatch.setattr(shortcut, "search_mapping", lambda *given, **settings: next(mappings))
+    let_find(monkeypatch, [found_map(*item) for item in zip(scores, maps, strict=True)])
     reading = read(Shifts())[Reading.ALL_TO_ALL]
     assert (reading.fired, reading.agreement) == (fired, agreement)
+
+
+@pytest.mark.parametrize(("best_rival", "fired"), [(0.2, True), (0.6, False)])
+def test_a_map_must_lead_the_best_of_the_others(monkeypatch, best_rival, fired):
+    given = let_find(monkeypatch, [found_map(0.9, CYCLE), found_map(0.9, CYCLE)], rivals=(0.1, best_rival))
+    reading = read(Shifts())[Reading.ALL_TO_ALL]  # at 4 classes the threshold is 0.447, three quarters of it 0.335
+    assert (reading.score, reading.fired) == (0.9, fired)
+    assert reading.note == f"the next map carries {best_rival:.0%}"
+    assert [len(item) for item in given] == [0, 0, 1, 2, 1, 2]  # two beside each, with no pair of those before
+
+
+def test_other_maps_are_looked_for_only_where_one_could_fire(monkeypatch):
+    given = let_find(monkeypatch, [found_map(0.9, CYCLE), found_map(0.3, CYCLE)])
+    reading = read(Shifts())[Reading.ALL_TO_ALL]
+    assert (reading.fired, reading.note, len(given)) == (False, "", 2)
 
 
 @pytest.mark.parametrize(("classes", "threshold"), [(10, 0.31), (43, 0.173), (4, 0.447)])
@@ -183,9 +207,6 @@ def test_more_classes_need_fewer_followers(classes, threshold):
 
 
 def test_one_pair_far_ahead_is_a_source_and_its_target(monkeypatch):
-    from banaudit.detectors import shortcut
-    from banaudit.detectors.targeted_paths import PairLead
-
     monkeypatch.setattr(shortcut, "pair_lead", lambda path: PairLead(0.8, source=1, target=3))
     reading = read(Shifts())[Reading.SOURCE_TARGET]
     assert (reading.fired, reading.sources, reading.target) == (True, (1,), 3)
