@@ -59,7 +59,6 @@ class TargetedNoise(ShortcutDetector):
         "blended patterns, some patches, most per-image triggers towards one class, triggers learnt at 1 % poisoning, "
         "most that one class alone responds to"
     )
-    warns: ClassVar[str] = "a map, on networks that were hardly trained"
     perturbs: ClassVar[str] = "neuron noise"
 
     step_size: PositiveFloat = 0.045
