@@ -45,9 +45,10 @@ RIVALS = 2
 """Further maps that are looked for beside each one that could fire; one by itself is often far from the next best."""
 
 RIVAL_LEAD = 0.75
-"""Share of the map's threshold by which fewer images have to follow the best of them. On backdoored development
-networks the map led by 0.95 and more with ten classes, by 1.2 and more with 43; on others on which a map was above its
-threshold (nearly all of them DenseNets, which neuron noise steers easily, clean ones too) by 0.59 at most."""
+"""Share of the map's threshold by which fewer images have to follow the best of them. On the draws that it was set on,
+maps of backdoored development networks led by 0.95 and more, those of others that were above their threshold (nearly
+all DenseNets, which neuron noise steers easily, clean ones too) by 0.59 at most. In the scans of the benchmark two of
+backdoored networks led by less (23071, 24059); ``universal-perturbation`` finds these."""
 
 
 @dataclass(frozen=True)
