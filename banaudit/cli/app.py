@@ -35,6 +35,8 @@ class _Commands(TyperGroup):
         except typer.Exit as ended:
             raise Ended(ended.exit_code) from None
         except SystemExit as problem:
+            if isinstance(problem.__context__, BrokenPipeError):
+                raise  # rich's, where nobody reads the help that it prints
             detail = " ".join(str(problem).split())
             raise UsageError(
                 f"code from outside banaudit ended the process (SystemExit: {detail}) before there was a result; "

@@ -165,6 +165,14 @@ def test_nobody_reads_help_or_mistakes_and_no_model_is_accused(arguments):
         assert subprocess.run(command, stdout=pipe, stderr=pipe, check=False, timeout=60).returncode in {0, 2}
 
 
+@pytest.mark.parametrize("arguments", [("--help",), ("scan", "--help")], ids=" ".join)
+def test_help_of_which_only_the_first_lines_are_read_ends_quietly(arguments):
+    command = [sys.executable, "-c", program(SCAN), *arguments]
+    with unread_pipe() as pipe:
+        done = subprocess.run(command, stdout=pipe, stderr=subprocess.PIPE, check=False, timeout=60)
+    assert done.stderr == b""
+
+
 @contextlib.contextmanager
 def unread_pipe():
     """A pipe whose reader has gone, as behind ``head``."""
