@@ -18,18 +18,19 @@ from banaudit.results import Finding, Reading, Verdict
 from banaudit.statistics import clopper_pearson
 
 CLEAN_STRENGTHS = (
-    0.242, 0.411, 0.441, 0.470, 0.493, 0.494, 0.512, 0.515, 0.529, 0.538, 0.538, 0.538,
-    0.544, 0.545, 0.565, 0.570, 0.578, 0.582, 0.605, 0.650, 0.667, 0.689, 0.694, 0.717,
-    0.723, 0.729, 0.759, 0.763, 0.764, 0.794, 0.796, 0.800, 0.812, 0.824, 0.829, 0.840,
-    0.851, 0.882, 0.895, 0.900, 0.909, 0.910, 0.911, 0.914, 0.919, 0.923, 0.924, 0.949,
-    0.962, 0.971, 0.973, 0.984, 0.990, 0.999,
+    0.242, 0.331, 0.411, 0.441, 0.470, 0.493, 0.494, 0.496, 0.512, 0.515, 0.538, 0.538,
+    0.538, 0.544, 0.545, 0.565, 0.570, 0.578, 0.582, 0.605, 0.650, 0.667, 0.687, 0.689,
+    0.694, 0.708, 0.717, 0.723, 0.729, 0.759, 0.763, 0.764, 0.794, 0.796, 0.800, 0.812,
+    0.824, 0.829, 0.840, 0.851, 0.882, 0.895, 0.900, 0.909, 0.910, 0.911, 0.914, 0.914,
+    0.919, 0.923, 0.924, 0.949, 0.951, 0.962, 0.971, 0.973, 0.984, 0.990, 0.998, 0.999,
 )  # fmt: skip
-""":func:`strength` of the clean development models (``docs/benchmark/development.json`` and ``opened.json``) that were
+""":func:`strength` of the clean development models (``docs/benchmark/development.json``, ``opened-*.json``) that were
 kept when ``corruptions`` joined, or opened since. Others were scanned without it alone; of these one, seed 145, would
 be accused."""
 
-MEASURED = (2, 7)
-"""Clean models of the sealed test that were accused, and all of them (``docs/benchmark/test.json``)."""
+MEASURED = (11, 108)
+"""Clean models of the sealed test that were accused, and all of them, over all parts, each by the rule of its time
+(``docs/benchmark/test-*.json``, ``test.json``; nine that two rules judged count once, and as accused if either did)."""
 
 FAMILIES = re.compile(r"((preact)?resnet|densenet|vgg|wrn-)\d[\w-]*")
 """Names of the families of networks among those models, as recognised; a user's ``resnet9.py:make`` is none."""
@@ -163,6 +164,7 @@ def statement(distance: str) -> str:
     accused, models = MEASURED
     low, high = clopper_pearson(accused, models)
     return (
-        f"the model's rank among {known}, if it is clean and like them; of {models} other clean ones, not all "
-        f"like them, sealed until then, {accused} were accused ({low:.0%} to {high:.0%} with 95 % confidence)"
+        f"the model's rank among {known}, if it is clean and like them; of {models} clean ones, not all like them, "
+        f"each judged blind by the rule of its time, {accused} were accused ({low:.0%} to {high:.0%} with 95 % "
+        "confidence)"
     )

@@ -9,7 +9,6 @@ import pytest
 from banaudit import calibration
 from banaudit.bench.calibration import is_of_today
 from banaudit.bench.datasets import dataset_spec
-from banaudit.bench.population import OPENED_SEEDS
 from banaudit.bench.rejudge import rejudged
 from banaudit.bench.results_files import need_results
 from banaudit.bench.runner import BenchmarkResults, Outcome
@@ -28,9 +27,13 @@ def found(verdict=Verdict.NO_EVIDENCE):
     return Finding(method="m", title="", verdict=verdict, reason="", evidence=(evidence(1.0),))
 
 
+def development_files():
+    for path in (BENCHMARK / "development.json", *sorted(BENCHMARK.glob("opened-*.json"))):
+        yield need_results(path, BenchmarkResults)
+
+
 def clean_scans():
-    for name in ("development.json", "opened.json"):
-        results = need_results(BENCHMARK / name, BenchmarkResults)
+    for results in development_files():
         for entry in counted(results.entries):
             like_the_others = dataset_spec(entry.victim.recipe.dataset).size in calibration.SIDES
             today = is_of_today(entry, results.settings[entry.scan.settings])
@@ -47,20 +50,17 @@ def test_the_frozen_strengths_are_those_of_the_benchmark():
 
 def test_what_clean_scans_say_together_is_still_what_was_recorded():
     # The weights of joint evidence are in no record's settings: changed, they would leave old strengths behind unseen.
-    for name in ("development.json", "opened.json"):
-        results = need_results(BENCHMARK / name, BenchmarkResults)
+    for results in development_files():
         for before, now in zip(results.entries, rejudged(results).entries, strict=True):
             strengths = [calibration.strength(entry.scan.readings) for entry in (before, now)]
             assert strengths[1] == pytest.approx(strengths[0], abs=1e-3), before.key
 
 
-def test_the_measured_rate_is_that_of_the_sealed_test():
-    entries = counted(need_results(BENCHMARK / "test.json", BenchmarkResults).entries)
-    clean = [entry for entry in entries if not entry.truth.backdoored]
-    assert (
-        not {entry.victim.recipe.seed for entry in entries} & OPENED_SEEDS
-    )  # none is among those that p-values rest on
-    assert (sum(entry.outcome is Outcome.FALSE_ALARM for entry in clean), len(clean)) == calibration.MEASURED
+def test_the_measured_rate_is_that_of_the_sealed_test_part_by_part():
+    parts = [need_results(path, BenchmarkResults).entries for path in sorted(BENCHMARK.glob("test*.json"))]
+    clean = [entry for part in parts for entry in counted(part) if not entry.truth.backdoored]
+    accused = {entry.key for entry in clean if entry.outcome is Outcome.FALSE_ALARM}
+    assert (len(accused), len({entry.key for entry in clean})) == calibration.MEASURED
 
 
 def test_strength_is_the_largest_ratio_among_readings_that_may_fire():

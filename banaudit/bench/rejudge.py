@@ -6,6 +6,8 @@ is what several methods say together, by its rule of today. What is left of diff
 
 - a second restart that an old threshold had asked for and today's would not still counts, with the weaker of both
   scores, or with none where both name different classes;
+- the lead of a pair under a change of the pixels needs no second look where it is small; a record of a larger one that
+  lacks what noise on the neurons says of the pair stays as it is;
 - the threshold that falls where few images arrive at any class is taken from the note of the paths, which has whole
   per cents, and paths that would be followed a second time today were followed once: their lead counts beside others,
   but does not fire by a threshold that fell.
@@ -47,7 +49,7 @@ from banaudit.detectors.base import conclude, threshold_for
 from banaudit.detectors.corruptions import Corruptions
 from banaudit.detectors.mm_bd import MMBD
 from banaudit.detectors.neural_cleanse import NeuralCleanse
-from banaudit.detectors.pair_perturbation import PairPerturbation
+from banaudit.detectors.pair_perturbation import CONFIRMED, SECOND_LOOK, PairPerturbation
 from banaudit.detectors.targeted_noise import TargetedNoise
 from banaudit.detectors.universal_perturbation import UniversalPerturbation
 from banaudit.errors import UsageError
@@ -68,12 +70,17 @@ THRESHOLDS = {
     (UniversalPerturbation.name, "", Reading.ALL_TO_ALL): "mapping_threshold",
     (UniversalPerturbation.name, "", Reading.SOURCE_TARGET): "pair_threshold",
     (PairPerturbation.name, "", Reading.SOURCE_TARGET): "threshold",
+    (PairPerturbation.name, CONFIRMED, Reading.SOURCE_TARGET): "confirmed_threshold",
     (Corruptions.name, "", Reading.ALL_TO_ONE): "threshold",
 }
 """Method, label and kind of a reading -> the setting that is its threshold, or for ten classes is: of those that joint
 evidence is made of, of masks, of pairs, and of the map of universal perturbations."""
 
-FOLLOWS = {(UniversalPerturbation.name, "unreached_share"), (UniversalPerturbation.name, "relied_on")}
+FOLLOWS = {
+    (UniversalPerturbation.name, "unreached_share"),
+    (UniversalPerturbation.name, "relied_on"),
+    (PairPerturbation.name, "confirmed_threshold"),
+}
 """Settings that recorded scans may lack, since what they do follows from a record, as far as is said above."""
 
 _LEAD = f"{UniversalPerturbation.name}/{Reading.ALL_TO_ONE}"
@@ -114,7 +121,7 @@ def rejudged(
         for other in others:
             whole, then = _put_together(whole, then, other, now)
         moved = _lead_threshold_moved(then, now)
-        if not _only_thresholds_differ(then, now) or (moved and _lacks_a_note(whole)):
+        if not _only_thresholds_differ(then, now) or (moved and _lacks_a_note(whole)) or _lacks_noise(whole):
             entries.append(entry)
             continue
         settings[now.digest] = now
@@ -203,6 +210,13 @@ def _lacks_a_note(entry: Entry) -> bool:
     """Whether a record does not say how many images the paths of universal perturbations led to a class."""
     readings = entry.scan.readings if entry.scan is not None else ()
     return any(item.key == _LEAD and not REACH.search(item.note) for item in readings)
+
+
+def _lacks_noise(entry: Entry) -> bool:
+    """Whether a record does not say what noise on the neurons has to say of the pair that a change of pixels leads."""
+    readings = entry.scan.readings if entry.scan is not None else ()
+    of_pairs = {_label(item): item.score or 0.0 for item in readings if _method(item) == PairPerturbation.name}
+    return of_pairs.get("", 0.0) > SECOND_LOOK and CONFIRMED not in of_pairs
 
 
 def _judged(entry: Entry, now: ScanSettings, measures: dict[str, str], *, moved: bool) -> Entry:

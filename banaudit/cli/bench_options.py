@@ -24,10 +24,10 @@ RESULTS = Path("docs/benchmark")
 
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")]
 Split = Annotated[
-    Literal["development", "opened", "test", "whole-test", "paper"],
+    Literal["development", "opened", "opened-1", "opened-2", "opened-3", "test", "whole-test", "paper"],
     typer.Option(
-        help="Which victims; opened: of the test, seen before today's thresholds; test: the rest, opened once; "
-        "whole-test: both, for repairs; paper: the paper's networks, for a GPU."
+        help="Which victims; opened: of the test, seen before today's thresholds, all or one of three shares; "
+        "test: the rest, opened once; whole-test: both, for repairs; paper: the paper's networks, for a GPU."
     ),
 ]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first so many victims of the split.")]

@@ -92,8 +92,8 @@ class Corruptions(Detector):
     """Times as large, with what then lies outside cut off."""
     astray: float = Field(default=0.3, gt=0, lt=1)
     """Share of the images that a change sends to other classes, about, where it would send more."""
-    threshold: PositiveFloat = 3.0
-    """Excess above which the reading fires."""
+    threshold: PositiveFloat = 4.0
+    """Excess above which the reading fires. A clean DenseNet on MNIST reached 3.07 when less was enough."""
 
     def unsuited(self, num_classes: int, images: Sequence[int] | None = None) -> str:
         """Why of so few classes one collects the mistakes by nature."""

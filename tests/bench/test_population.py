@@ -1,5 +1,7 @@
 import hashlib
+import itertools
 from collections import Counter
+from pathlib import Path
 
 import torch
 
@@ -12,7 +14,9 @@ from banaudit.bench.population import (
     DIGITS_SEED,
     MIXTURE_SEED,
     OPENED_SEEDS,
+    OPENED_SHARES,
     PAIRS_SEED,
+    SPLITS,
     SSDT_SEED,
     TEST_SEED,
     TRAINED_AGAIN,
@@ -179,6 +183,13 @@ def test_floors_hold_for_backdoored_victims_only():
     assert len(floor_misses(facts(patched, 0.78, 0.85), 0.84)) == 3
     assert floor_misses(facts(VictimRecipe(attack=BadNets(), labelling=AllToAll()), 0.82, 0.8)) == ()
     assert floor_misses(facts(VictimRecipe(), 0.4, None), 0.84) == ()
+
+
+def test_the_shares_of_what_was_opened_are_all_of_it_and_their_files_small():
+    shares = [[recipe.key for recipe in SPLITS[name]()] for name in OPENED_SHARES]
+    assert sorted(itertools.chain(*shares)) == sorted(recipe.key for recipe in opened())
+    benchmark = Path(__file__).parents[2] / "docs" / "benchmark"
+    assert all((benchmark / f"{name}.json").stat().st_size < 2**20 for name in OPENED_SHARES)
 
 
 def test_what_was_opened_is_no_longer_sealed():

@@ -78,18 +78,29 @@ def test_a_reason_against_any_verdict_outlasts_a_method_that_could_not_judge():
     assert again("neural-cleanse: no BatchNorm").verdict is Verdict.BACKDOORED
 
 
+def of_a_pair(seed, then, score, *more):
+    """A clean victim scanned by pair perturbation, with its settings."""
+    pair = reading("pair-perturbation/source-target", score, 0.1, kind=Reading.SOURCE_TARGET, sources=(1,))
+    victim, settings = entry(seed, pair, *more), ScanSettings.of((then,), 1000, 0)
+    cost = victim.scan.methods[0].model_copy(update={"method": "pair-perturbation"})
+    scan = victim.scan.model_copy(update={"methods": (cost,), "settings": settings.digest})
+    return victim.model_copy(update={"scan": scan}), settings
+
+
 def test_a_raised_threshold_of_pairs_counts_too():
-    then, now = ((PairPerturbation(threshold=threshold),) for threshold in (0.4, 0.5))
-    victims = []
-    for seed, score in ((1, 0.45), (2, 0.55)):
-        pair = reading("pair-perturbation/source-target", score, 0.4, kind=Reading.SOURCE_TARGET, sources=(1,))
-        victim, settings = entry(seed, pair), ScanSettings.of(then, 1000, 0)
-        cost = victim.scan.methods[0].model_copy(update={"method": "pair-perturbation"})
-        scan = victim.scan.model_copy(update={"methods": (cost,), "settings": settings.digest})
-        victims.append((victim.model_copy(update={"scan": scan}), settings))
-    after = rejudged(results_of(*victims), now)
+    then, now = (PairPerturbation(threshold=threshold) for threshold in (0.1, 0.2))
+    after = rejudged(results_of(of_a_pair(1, then, 0.15), of_a_pair(2, then, 0.22)), (now,))
     assert [item.outcome for item in after.entries] == [Outcome.RIGHT, Outcome.FALSE_ALARM]
-    assert [item.scan.readings[0].threshold for item in after.entries] == [0.5, 0.5]
+    assert [item.scan.readings[0].threshold for item in after.entries] == [0.2, 0.2]
+
+
+def test_the_lead_of_a_pair_that_no_noise_was_held_against_stays_as_it_was_judged():
+    then, now = PairPerturbation(threshold=0.1), PairPerturbation(threshold=1.5)
+    key = "pair-perturbation/confirmed by noise"
+    confirmed = reading(key, 0.4, 0.3, kind=Reading.SOURCE_TARGET, sources=(1,))
+    after = rejudged(results_of(of_a_pair(1, then, 0.4), of_a_pair(2, then, 0.4, confirmed)), (now,))
+    assert [item.scan.readings[0].fired for item in after.entries] == [True, False]
+    assert [item.outcome for item in after.entries] == [Outcome.FALSE_ALARM, Outcome.FALSE_ALARM]
 
 
 def test_a_scan_of_few_images_is_held_against_what_they_are_asked():

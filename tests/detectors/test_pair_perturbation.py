@@ -5,7 +5,8 @@ from torch import nn
 
 from banaudit.architectures.base import SplitModel, SplitNetwork
 from banaudit.data import CleanData
-from banaudit.detectors.pair_perturbation import PairPerturbation, _Margins
+from banaudit.detectors.pair_leads import PairMargins
+from banaudit.detectors.pair_perturbation import PairPerturbation
 from banaudit.meter import Meter
 from banaudit.results import Reading, Verdict
 
@@ -112,8 +113,8 @@ def grid(*entries, fill=-9.0):
 
 
 def test_two_halves_count_as_one():
-    first = _Margins((2, 4), torch.stack((grid((3, 1, -1.0), (0, 2, -4.0)), grid((3, 1, 0.0), (0, 2, -4.0)))), 2.0)
-    other = _Margins((2, 4), torch.stack((grid((3, 1, -3.0), (0, 2, -2.0)), grid((3, 1, -2.0), (1, 2, -3.0)))), 4.0)
+    first = PairMargins((2, 4), torch.stack((grid((3, 1, -1.0), (0, 2, -4.0)), grid((3, 1, 0.0), (0, 2, -4.0)))), 2.0)
+    other = PairMargins((2, 4), torch.stack((grid((3, 1, -3.0), (0, 2, -2.0)), grid((3, 1, -2.0), (1, 2, -3.0)))), 4.0)
     both = first.and_of(other)
     leader = both.leader(torch.zeros(4, 4), torch.Generator())
     assert (leader.source, leader.target, leader.step, both.unit) == (1, 3, 4, 3.0)
@@ -124,13 +125,15 @@ def test_two_halves_count_as_one():
 def test_pairs_that_are_alike_by_nature_do_not_lead():
     margins = grid((3, 1, -1.0), (1, 3, -1.5), (0, 2, -4.0))
     natural = grid((3, 1, -3.0), (1, 3, -3.2), (0, 2, -9.0))
-    assert _Margins((3,), margins[None], 1.0).leader(natural, torch.Generator()).score == 0.0
-    assert _Margins((3,), margins[None], 1.0).leader(torch.zeros(4, 4), torch.Generator()).score == pytest.approx(0.5)
+    assert PairMargins((3,), margins[None], 1.0).leader(natural, torch.Generator()).score == 0.0
+    assert PairMargins((3,), margins[None], 1.0).leader(torch.zeros(4, 4), torch.Generator()).score == pytest.approx(
+        0.5
+    )
 
 
 def test_pairs_that_are_not_followed_lead_nothing():
     margins = grid((3, 1, -1.0), (0, 2, -4.0), (1, 3, -4.5), fill=torch.nan)
-    leader = _Margins((3,), margins[None], 1.0).leader(torch.zeros(4, 4), torch.Generator())
+    leader = PairMargins((3,), margins[None], 1.0).leader(torch.zeros(4, 4), torch.Generator())
     assert (leader.score, leader.null) == (pytest.approx(3.0), pytest.approx(0.5))
 
 
