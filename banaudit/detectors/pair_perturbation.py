@@ -52,7 +52,8 @@ LEAST_IMAGES = 50
 """Images of a class whose pairs are looked at, 25 in each half: on opened models they were enough."""
 
 SECOND_LOOK = 0.25
-"""Lead above which a first half makes a second one worthwhile, and both make one at the neurons."""
+"""Lead above which a first half makes a second one worthwhile, and both make one at the neurons; or a lower threshold
+that the user sets."""
 
 NOISE_LEAD = 0.1
 """Least lead of the same pair under noise on the neurons, with which a lead under a change of the pixels counts as
@@ -68,7 +69,7 @@ class PairPerturbation(Detector):
 
     For each pair a change v, grown by steps of fixed L2 norm inside a ball whose radius rises with them, descends
     CE(f(clip(x + v)), t) over images x of class s; the model runs as it is (stored statistics). All targets of a source
-    are searched in one batch.
+    are searched in one batch. A second reading asks for less, where noise on the neurons puts the same pair first.
 
     Source:
         One perturbation for each pair of classes: Xiang, Miller, Kesidis, "Detection of Backdoors in Trained
@@ -145,7 +146,7 @@ class PairPerturbation(Detector):
         read = [first.margins()]
         leader = read[0].leader(natural, generator)
         leaders = [leader]
-        if leader.score > SECOND_LOOK:
+        if leader.score > self._looked_at_twice:
             second = _Search(self, model, samples.held_out, samples.search, generator, meter, "second half")
             read.append(second.margins(of=read[0]))
             leaders.append(read[1].leader(natural, generator))
@@ -174,7 +175,7 @@ class PairPerturbation(Detector):
                 ),
             )
         ]
-        if leader.score > SECOND_LOOK and batch_norms(model):
+        if leader.score > self._looked_at_twice and batch_norms(model):
             noise = leader_under_noise(model, *first.images(), natural, generator, meter)
             confirmed = noise.pair == leader.pair and noise.score > NOISE_LEAD
             evidence.append(
@@ -201,6 +202,10 @@ class PairPerturbation(Detector):
             accused=any(item.fired for item in evidence),
         )
         return Found(evidence, (trigger,))
+
+    @property
+    def _looked_at_twice(self) -> float:
+        return min(SECOND_LOOK, self.threshold, self.confirmed_threshold)
 
     def _least_images(self, one: CleanData, other: CleanData) -> int:
         """Images of a class in each half from which on it is looked at: all are where an audit would not ask."""

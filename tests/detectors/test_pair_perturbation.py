@@ -55,6 +55,12 @@ def test_does_not_accuse_the_clean_twin(seed):
     assert len(finding.evidence[0].restarts) == 1  # the first half was not near the threshold
 
 
+@pytest.mark.parametrize(("settings", "halves"), [({}, 1), ({"threshold": 0.1}, 2), ({"confirmed_threshold": 0.1}, 2)])
+def test_a_low_threshold_is_held_against_both_halves_too(settings, halves):
+    finding = PairPerturbation(**settings)(one_way(12.0), toys.draw_tiles())
+    assert len(finding.evidence[0].restarts) == halves
+
+
 def test_smoothed_labels_are_no_shortcut(clean_data):
     """They make all pairs alike: in units of the pairs' own spread chance leads would be large."""
     smoothed = toys.train(0.0, smoothing=0.1)
