@@ -2,13 +2,15 @@
 
 Where several are sure, :func:`says_most` has which of them names the backdoor.
 
-Two findings. *Joint evidence* adds up how near the all-to-one readings of six methods come to their own thresholds,
-class by class; *noise agreement* looks at the two kinds of neuron noise alone.
+Three findings. *Joint evidence* adds up how near the all-to-one readings of six methods come to their own thresholds,
+class by class; *noise agreement* looks at the two kinds of neuron noise alone; *common suspect* counts, where classes
+are many, how many methods put the same one first, however little they hold against it.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -16,6 +18,7 @@ from typing import Protocol, TypeVar
 from banaudit.detectors.ban import BAN, NOISE_ALONE
 from banaudit.detectors.base import restarts_agree
 from banaudit.detectors.corruptions import Corruptions
+from banaudit.detectors.mixtures import Mixtures
 from banaudit.detectors.mm_bd import MMBD
 from banaudit.detectors.neural_cleanse import NeuralCleanse
 from banaudit.detectors.targeted_noise import TargetedNoise
@@ -77,6 +80,19 @@ JOINT_THRESHOLD = 1.4
 signs, 24056, 1.11). Others, which were not kept and which ``corruptions`` was never asked about, had been found by
 barely more than the 1 that was asked then."""
 
+COMMON_SUSPECT = "common-suspect"
+VOTERS = (*WITNESSES, Witness(Mixtures.name))
+"""Whose first class counts."""
+MANY_CLASSES = 40
+"""With fewer classes than this chance, and what is natural in the data, put one class first too often: of ten, clean
+networks for digits had six of seven methods for one class."""
+COMMON_THRESHOLD = 4
+"""Methods that may put the same class first. Of 43 classes clean networks of development had three at most, backdoored
+ones with one target four at least."""
+
+TOGETHER = frozenset((NOISE_AGREEMENT, JOINT_EVIDENCE, COMMON_SUSPECT))
+"""Names of what :func:`together` gives."""
+
 
 class Reads(Protocol):
     """What :func:`says_most` looks at of a reading, live (:class:`~banaudit.results.Evidence`) or recorded."""
@@ -116,8 +132,8 @@ def together(findings: Sequence[Finding]) -> tuple[Finding, ...]:
     Args:
         findings: Of the methods that ran.
     """
-    both = (noise_agreement(findings), joint_evidence(findings))
-    return tuple(finding for finding in both if finding is not None)
+    found = (noise_agreement(findings), joint_evidence(findings), common_suspect(findings))
+    return tuple(finding for finding in found if finding is not None)
 
 
 def noise_agreement(findings: Sequence[Finding]) -> Finding | None:
@@ -206,6 +222,40 @@ def joint_evidence(findings: Sequence[Finding]) -> Finding | None:
         f"they suspect class {evidence.target} most",
         evidence,
     )
+
+
+def common_suspect(findings: Sequence[Finding]) -> Finding | None:
+    """Whether most methods put one class first, of many.
+
+    The score is the number of readings of :data:`VOTERS` whose first class it is. A backdoor that hides from each of
+    them still bends them all a little towards its target; on a clean network seven searches in unlike places have
+    little reason to meet at one class of forty.
+
+    Args:
+        findings: Of the methods that ran.
+
+    Returns:
+        None where classes are fewer than :data:`MANY_CLASSES`, or too few of the methods could judge to accuse.
+    """
+    readings = [item for voter in VOTERS if (item := _reading(findings, voter)) is not None and item.per_class]
+    if len(readings) <= COMMON_THRESHOLD or len(readings[0].per_class) < MANY_CLASSES:
+        return None
+    counts = Counter(item.target for item in readings)
+    (target, votes), *others = counts.most_common(2)
+    evidence = Evidence(
+        reading=Reading.ALL_TO_ONE,
+        measures=(
+            "number of methods that put the same class first, whatever their scores; null: of the class that the most "
+            "put first besides"
+        ),
+        score=votes,
+        threshold=COMMON_THRESHOLD,
+        fired=votes > COMMON_THRESHOLD,
+        null=others[0][1] if others else 0,
+        target=target,
+    )
+    named = f"{votes} of {len(readings)} put class {target} first"
+    return _finding(COMMON_SUSPECT, "a class that most methods put first", named, evidence)
 
 
 def _share(witness: Witness, item: Evidence, place: int) -> float:

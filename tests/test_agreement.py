@@ -5,8 +5,12 @@ from __future__ import annotations
 import pytest
 
 from banaudit.agreement import (
+    COMMON_SUSPECT,
     JOINT_EVIDENCE,
     NOISE_AGREEMENT,
+    TOGETHER,
+    VOTERS,
+    common_suspect,
     joint_evidence,
     noise_agreement,
     says_most,
@@ -159,6 +163,44 @@ def test_together_gives_every_joint_finding():
     aimed = witness(TargetedNoise.name, [0.0, 1.2])
     unaimed = witness(BAN.name, [0.0, 1.2], label=NOISE_ALONE)
     assert [found.method for found in together([aimed, unaimed])] == [NOISE_AGREEMENT, JOINT_EVIDENCE]
+    assert {found.method for found in together(voters(*(7,) * 7))} == TOGETHER
+
+
+def first(method, target, classes=43, label="", verdict=Verdict.NO_EVIDENCE):
+    """A method that puts a class first with next to nothing against it."""
+    scores = tuple(ClassScore(label=item, name=str(item), score=0.01 * (item == target)) for item in range(classes))
+    finding = found(method, 0.01, target, label, verdict)
+    return finding.model_copy(
+        update={"evidence": tuple(item.model_copy(update={"per_class": scores}) for item in finding.evidence)}
+    )
+
+
+def voters(*targets, classes=43):
+    return [first(voter.method, target, classes, voter.label) for voter, target in zip(VOTERS, targets, strict=False)]
+
+
+@pytest.mark.parametrize(
+    ("targets", "verdict", "votes", "null"),
+    [
+        ((7, 7, 2, 7, 7, 2, 7), Verdict.BACKDOORED, 5, 2),
+        ((7, 7, 2, 7, 7, 4, 5), Verdict.NO_EVIDENCE, 4, 1),
+        ((7,) * 5, Verdict.BACKDOORED, 5, 0),
+    ],
+)
+def test_of_many_classes_one_that_most_methods_put_first_is_suspect(targets, verdict, votes, null):
+    finding = common_suspect(voters(*targets))
+    (evidence,) = finding.evidence
+    assert (finding.method, finding.verdict, evidence.fired) == (COMMON_SUSPECT, verdict, verdict is Verdict.BACKDOORED)
+    assert (evidence.score, evidence.target, evidence.null) == (votes, 7, null)
+    assert finding.reason == f"{votes} of {len(targets)} put class 7 first: score {votes}, threshold 4"
+
+
+def test_of_few_classes_or_few_methods_no_class_is_a_common_suspect():
+    assert common_suspect(voters(*(7,) * 7, classes=39)) is None
+    assert common_suspect(voters(*(7,) * 4)) is None
+    undecided = voters(*(7,) * 5)
+    undecided[0] = undecided[0].model_copy(update={"verdict": Verdict.INCONCLUSIVE})
+    assert common_suspect(undecided) is None
 
 
 def reading(kind, score, target=None):

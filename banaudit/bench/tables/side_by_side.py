@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from banaudit.agreement import JOINT_EVIDENCE, NOISE_AGREEMENT
+from banaudit.agreement import TOGETHER
 from banaudit.bench.population import CHOSE_METHOD
 from banaudit.bench.runner import BenchmarkResults, Outcome, ScanSettings, VictimEntry
 from banaudit.bench.strata import counted, stratum_of
@@ -62,7 +62,7 @@ def side_by_side(files: Sequence[BenchmarkResults]) -> str:
         f"{len(entries)} victims that reach their floors, of the splits "
         f"{', '.join(dict.fromkeys(results.split for results in files))}. The joint verdict is that of "
         f"{', '.join(sorted(joint))}{_not_of_all(joint, always)}. *Alone*: the verdict that a method would have given "
-        "without the others; noise-agreement and joint-evidence are what several methods say together.",
+        "without the others; noise-agreement, joint-evidence and common-suspect are what several methods say together.",
         provenance(settings, [entry.scan for item in files for entry in item.entries if entry.key in shown]),
         "## Each method alone, and the joint verdict",
         *_overall(
@@ -173,7 +173,7 @@ def _on_the_same(entries: Sequence[VictimEntry], methods: Sequence[str]) -> list
     """Each other method against the joint verdict, over the victims that both have judged."""
     rows = []
     for method in methods:
-        if method in {NOISE_AGREEMENT, JOINT_EVIDENCE}:
+        if method in TOGETHER:
             continue  # the joint verdict is made of them too
         both = [(entry, alone) for entry in entries if (alone := _alone(entry, method)) is not None]
         found = [tuple(item.outcome in DETECTED for item in pair) for pair in both if pair[0].truth.backdoored]
@@ -207,7 +207,7 @@ def _on_the_same(entries: Sequence[VictimEntry], methods: Sequence[str]) -> list
 
 def _notes(entries: Sequence[VictimEntry], joint: set[str]) -> list[str]:
     """What the searches of methods outside the joint verdict noted, where the scans kept it."""
-    default = joint | {NOISE_AGREEMENT, JOINT_EVIDENCE}
+    default = joint | TOGETHER
     rows = [
         (entry.key, item.key, f"{item.score:.2g} / {item.threshold:.2g}, {item.target}", item.note)
         for entry in entries
