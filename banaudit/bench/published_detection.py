@@ -38,6 +38,9 @@ NETWORKS = {
 }
 """Network here -> the paper's nearest."""
 
+FAMILIES = NETWORKS | {"preact_resnet18": "ResNet18", "wrn-16": "WRN"}
+"""The same more coarsely, for cells of all data sets together; the paper has nothing like the last."""
+
 DATASETS = {
     "cifar10": "CIFAR-10",
     "gtsrb32": "GTSRB",

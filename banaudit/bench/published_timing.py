@@ -9,8 +9,7 @@ Source:
 
 from __future__ import annotations
 
-RELEASED_BAN = "ban, released"
-"""BAN as its authors released it, which is what they timed."""
+from banaudit.bench.released import RELEASED_BAN
 
 SETUPS = ("CIFAR-10, 10 classes, 32 pixels", "ImageNet200, 200 classes, 224 pixels")
 """What the paper's models were trained on."""
@@ -22,6 +21,6 @@ SECONDS: dict[str, tuple[float | None, float | None]] = {
 }
 """Method -> seconds of one detection on each of :data:`SETUPS`; none: not given.
 
-BTI-DBF on ImageNet200 is without the pre-training of its generator. FeatureRE would take more than 400 hours on it, as
-the authors estimate from one class.
+Of BAN they timed their own procedure. BTI-DBF on ImageNet200 is without the pre-training of its generator. FeatureRE
+would take more than 400 hours on it, as the authors estimate from one class.
 """

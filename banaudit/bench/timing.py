@@ -15,7 +15,7 @@ from pydantic import Field
 from banaudit.architectures.base import SplitModel
 from banaudit.audit import judge, pick_device
 from banaudit.bench.cost import PeakCost, device_name, measured, memory_note
-from banaudit.bench.published_timing import RELEASED_BAN
+from banaudit.bench.released import RELEASED_BAN
 from banaudit.bench.results_files import write_results
 from banaudit.bench.synthetic import MODEL_NOTE, synthetic_model
 from banaudit.data import CleanData

@@ -23,6 +23,7 @@ from banaudit.cli.bench_options import (
     MethodSettings,
     Only,
     OnlyFiles,
+    Released,
     Root,
     Seed,
     Split,
@@ -143,6 +144,7 @@ def run(
     only: Only = None,
     method: Methods = None,
     settings: MethodSettings = None,
+    released: Released = False,
     clean_images: Annotated[
         Literal["test", "pool"], typer.Option(help="Clean images: the held-out split, or training images kept aside.")
     ] = "test",
@@ -166,7 +168,7 @@ def run(
         path,
         split=split,
         clean_images=clean_images,
-        detectors=choose_detectors(method, parse_settings(settings or ())),
+        detectors=choose_detectors(method, parse_settings(settings or ()), released=released),
         images=max_images,
         seed=seed,
         workplace=workplace(data, cache, device, fresh=fresh, jobs=jobs),

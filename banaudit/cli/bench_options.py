@@ -53,6 +53,7 @@ Methods = Annotated[
 MethodSettings = Annotated[
     list[str] | None, typer.Option("--set", metavar="METHOD.KEY=VALUE", help="Change a method's setting.")
 ]
+Released = Annotated[bool, typer.Option("--released", help="Run BAN alone, as its authors released it.")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Show the traceback of an error.")]
 
 

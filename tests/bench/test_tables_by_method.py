@@ -7,9 +7,11 @@ from banaudit.bench.attacks import AdapBlend
 from banaudit.bench.attacks.labelling import AllToAll, AllToOne
 from banaudit.bench.population import CHOSE_METHOD, CIFAR, HARD_KINDS, Setup, backdoored, clean
 from banaudit.bench.published_detection import CLEAN, PUBLISHED, cell_of
+from banaudit.bench.released import RELEASED_BAN
 from banaudit.bench.runner import ScanSettings, ScoredReading, VictimEntry
 from banaudit.bench.tables.methods import method_tables
 from banaudit.bench.tables.side_by_side import FIRST_DEFAULT, side_by_side
+from banaudit.detectors.ban import BAN
 from banaudit.errors import UsageError
 
 
@@ -51,7 +53,7 @@ def test_theirs_stand_beside_ours():
     head = "| data set | network | attack | our victims | joint verdict, ours | ban, ours | *BAN, theirs* |"
     assert text.count(head) == 2
     assert "| CIFAR-10 | ResNet18 | badnets | cifar10, resnet18, width 16 | 1/2 = 50% [1%, 99%]" in text
-    assert text.count("| *20/20* |") == 2
+    assert text.count("| *20/20* |") == 3  # over all data sets, Table 1, Table 2
     assert method_tables([]) == []
 
 
@@ -195,3 +197,35 @@ def test_what_a_method_could_not_judge_is_inconclusive_and_stays():
     half, no_clean = "1/2 = 50% [1%, 99%]", "-"
     for name in ("joint verdict", "m"):
         assert f"| {name} | {half} | {half} | {no_clean} | {half} |" in text
+
+
+def test_ban_as_released_has_a_column_of_its_own():
+    ours, theirs = BAN(), BAN.released()
+    (here, there) = (ScanSettings.of((detector,), images=100, seed=0) for detector in (ours, theirs))
+    files = []
+    for settings, threshold in ((here, 0.7), (there, 0.5)):
+        scanned = named(entry(1, reading("ban/negative mask", 0.6, threshold), backdoored=True), "ban")
+        scan = scanned.scan.model_copy(update={"settings": settings.digest})
+        results = benchmark(scanned.model_copy(update={"scan": scan}), split="test")
+        files.append(results.model_copy(update={"settings": {settings.digest: settings}}))
+    text = side_by_side(files)
+    none, one = "0/1 = 0% [0%, 98%]", "1/1 = 100% [3%, 100%]"
+    assert f"| ban | {none} |" in text
+    assert f"| {RELEASED_BAN} | {one} |" in text
+    first = text.split("### Beside the paper's Table 1")[1]
+    assert "| ban, ours | ban, released, ours | *BAN, theirs* |" in first
+    assert f"| {none} | {one} | *20/20* |" in first
+
+
+def test_cells_of_the_paper_are_shown_over_all_data_sets():
+    results = benchmark(
+        named(entry(1, reading("m/a", 2.0), backdoored=True), "tabor"),
+        named(entry(2, reading("m/a", 0.5), backdoored=True, setup=Setup("mnist", "preact_resnet18")), "tabor"),
+        named(entry(3, reading("m/a", 0.5), setup=Setup("mnist", "wrn-16"), kind=HARD_KINDS[0]), "mm-bd"),
+    )
+    text = "\n\n".join(method_tables(results.entries))
+    cells = text.split("### Cells of Tables 1 and 2")[1].split("###")[0]
+    half, none = "1/2 = 50% [1%, 99%]", "0/1 = 0% [0%, 98%]"
+    assert "| network | attack | joint verdict, ours | mm-bd, ours | tabor, ours | *Tabor, theirs* |" in cells
+    assert f"| ResNet18 | badnets | {half} | - | {half} | *20/20* |" in cells
+    assert f"| WRN | clean | {none} | {none} | - | - |" in cells

@@ -10,7 +10,8 @@ import torch
 from stand_ins import Accuser
 
 from banaudit.bench import timing
-from banaudit.bench.published_timing import RELEASED_BAN, SECONDS
+from banaudit.bench.published_timing import SECONDS
+from banaudit.bench.released import RELEASED_BAN
 from banaudit.bench.results_files import read_results
 from banaudit.bench.tables import render
 from banaudit.bench.tables.timing import timing_tables

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 
-from banaudit.bench.published_detection import ADAPTIVE_NOTE, METHODS, PUBLISHED, Cell, PublishedTable, cell_of
+from banaudit.bench.published_detection import (
+    ADAPTIVE_NOTE,
+    CLEAN,
+    FAMILIES,
+    METHODS,
+    PUBLISHED,
+    Cell,
+    PublishedTable,
+    cell_of,
+)
+from banaudit.bench.released import RELEASED_BAN
 from banaudit.bench.runner import VictimEntry
 from banaudit.bench.strata import network_of, stratum_of
 from banaudit.bench.tables.markdown import NOTHING, grouped, share, table
 from banaudit.bench.victims import VictimRecipe
+from banaudit.detectors.ban import BAN
+from banaudit.detectors.mm_bd import MMBD
 from banaudit.results import Verdict
 
 JOINT = "joint verdict"
@@ -19,6 +32,16 @@ OTHER_SCALE = (
     "and data sets named in each row, and a rule fixed beforehand. ImageNet200 is stood in for by Imagenette, "
     "Tiny-ImageNet by its copy at 32 pixels, VGG16 by VGG11 and DenseNet121 by DenseNet-37 where it says so. "
     + ADAPTIVE_NOTE
+)
+
+
+BEYOND = (MMBD.name,)
+"""Methods shown in the paper's cells that the paper does not have."""
+
+ANY_DATA_SET = (
+    "The cells of the paper's Tables 1 and 2, ours on any data set: a counterpart at the size that a processor without "
+    "a GPU reaches, not a repetition; theirs are all on CIFAR-10. PreActResNet-18 counts as ResNet18, clean models of "
+    "every kind as clean; the paper has no WideResNet."
 )
 
 
@@ -66,7 +89,7 @@ def _paper_tables(entries: Sequence[VictimEntry], methods: Sequence[str]) -> lis
         cell = cell_of(entry.victim.recipe)
         if cell is not None:
             cells.setdefault(cell, []).append(entry)
-    parts: list[str] = []
+    parts = _any_data_set(entries, methods)
     for published in PUBLISHED:
         columns = [method for method in published.methods if method in methods]
         rows = [
@@ -74,21 +97,78 @@ def _paper_tables(entries: Sequence[VictimEntry], methods: Sequence[str]) -> lis
                 *cell,
                 "; ".join(sorted({f"{e.victim.recipe.dataset}, {network_of(e.victim.recipe)}" for e in cells[cell]})),
                 _accused(cells[cell], _joint),
-                *(text for method in columns for text in _pair(cells[cell], published, cell, method)),
+                *(text for method in columns for text in _beside(cells[cell], published, cell, method, methods)),
             )
             for cell in published.rows
             if cell in cells
         ]
         if rows and columns:
             parts.append(f"### Beside the paper's Table {published.number}")
-            names = [name for method in columns for name in (f"{method}, ours", f"*{METHODS[method]}, theirs*")]
+            names = [name for method in columns for name in (*_ours(method, methods), f"*{METHODS[method]}, theirs*")]
             parts.append(table(("data set", "network", "attack", "our victims", f"{JOINT}, ours", *names), rows))
     return ["## Beside the paper's figures", OTHER_SCALE, *parts] if parts else []
 
 
-def _pair(group: Sequence[VictimEntry], published: PublishedTable, cell: Cell, method: str) -> tuple[str, str]:
+def _any_data_set(entries: Sequence[VictimEntry], methods: Sequence[str]) -> list[str]:
+    """The cells of Tables 1 and 2 over all data sets, one row a network and attack."""
+    cells: dict[tuple[str, str], list[VictimEntry]] = {}
+    for entry in entries:
+        recipe = entry.victim.recipe
+        family = FAMILIES.get(recipe.architecture)
+        if family is not None and (recipe.labelling is None or recipe.labelling.kind == "all-to-one"):
+            cells.setdefault((family, CLEAN if recipe.attack is None else recipe.attack.name), []).append(entry)
+    first, second = PUBLISHED[:2]
+    theirs = {
+        (network, attack, method): f"*{count}/{published.models}*"
+        for published in (second, first)
+        for (_, network, attack), row in published.rows.items()
+        for method, count in zip(published.methods, row, strict=True)
+    }
+    columns = [method for method in METHODS if method in methods]
+    places = [
+        place
+        for place in itertools.product(dict.fromkeys(FAMILIES.values()), dict.fromkeys(cell[2] for cell in first.rows))
+        if place in cells
+    ]
+    if not columns or not places:
+        return []
+    names = [name for method in columns for name in (*_ours(method, methods), f"*{METHODS[method]}, theirs*")]
+    also = [method for method in BEYOND if method in methods]
+    rows = [
+        (
+            *place,
+            *accused_by_all(cells[place], also),
+            *(
+                text
+                for method in columns
+                for text in (*_accused_by(cells[place], method, methods), theirs.get((*place, method), NOTHING))
+            ),
+        )
+        for place in places
+    ]
+    head = ("network", "attack", f"{JOINT}, ours", *(f"{method}, ours" for method in also), *names)
+    return ["### Cells of Tables 1 and 2, over all data sets", ANY_DATA_SET, table(head, rows)]
+
+
+def _beside(
+    group: Sequence[VictimEntry], published: PublishedTable, cell: Cell, method: str, methods: Sequence[str]
+) -> tuple[str, ...]:
     theirs = published.rows[cell][published.methods.index(method)]
-    return _accused(group, _by(method)), f"*{theirs}/{published.models}*"
+    return *_accused_by(group, method, methods), f"*{theirs}/{published.models}*"
+
+
+def _ours(method: str, methods: Sequence[str]) -> list[str]:
+    """Columns of ours beside one of theirs."""
+    return [f"{name}, ours" for name in _of_one(method, methods)]
+
+
+def _accused_by(group: Sequence[VictimEntry], method: str, methods: Sequence[str]) -> list[str]:
+    return [_accused(group, _by(name)) for name in _of_one(method, methods)]
+
+
+def _of_one(method: str, methods: Sequence[str]) -> list[str]:
+    """A method of the paper as it is here; of BAN, where it was run, also as its authors released it."""
+    return [name for name in (method, RELEASED_BAN) if name == method or (method == BAN.name and name in methods)]
 
 
 Verdicts = Callable[[VictimEntry], Verdict | None]

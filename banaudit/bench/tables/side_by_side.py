@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from banaudit.agreement import TOGETHER
 from banaudit.bench.population import CHOSE_METHOD
+from banaudit.bench.released import told_apart
 from banaudit.bench.runner import BenchmarkResults, Outcome, ScanSettings, VictimEntry
 from banaudit.bench.strata import counted, stratum_of
 from banaudit.bench.tables.markdown import NOTHING, grouped, share, table
@@ -40,6 +41,7 @@ def side_by_side(files: Sequence[BenchmarkResults]) -> str:
     Raises:
         UsageError: Their clean images come from different sources, or the first holds no scans.
     """
+    files = [told_apart(results) for results in files]
     if len({results.clean_images for results in files}) > 1:
         raise UsageError("files side by side: expected clean images from one source, found test and pool")
     if not files[0].entries:
