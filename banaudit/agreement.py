@@ -75,17 +75,18 @@ NOISE_AGREEMENT_THRESHOLD = 0.55
 
 JOINT_EVIDENCE = "joint-evidence"
 JOINT_THRESHOLD = 1.4
-"""Two readings that nearly fire are not enough. Clean networks of development reached 1.21, 1.29 and, by five readings,
-1.47; of the backdoored ones that were kept when it was set, one is found by no reading and has less (Adap-Blend on
-signs, 24056, 1.11). Others, which were not kept and which ``corruptions`` was never asked about, had been found by
-barely more than the 1 that was asked then."""
+"""Two readings that nearly fire are not enough. Clean networks of development, all for digits, reached 1.21, 1.29 and,
+by five readings, 1.47."""
+MANY_CLASSES = 40
+"""From so many classes on it is rare that chance, or what is natural in the data, leans several methods to one class;
+of ten, clean networks for digits had six of seven methods for one class."""
+JOINT_THRESHOLD_OF_MANY = 1.0
+"""For networks of that many classes. Of 43 classes clean networks of development had 0.77 at most, backdoored ones with
+one target 1.11 at least, six of Adap-Blend among them with less than 1.4."""
 
 COMMON_SUSPECT = "common-suspect"
 VOTERS = (*WITNESSES, Witness(Mixtures.name))
 """Whose first class counts."""
-MANY_CLASSES = 40
-"""With fewer classes than this chance, and what is natural in the data, put one class first too often: of ten, clean
-networks for digits had six of seven methods for one class."""
 COMMON_THRESHOLD = 4
 """Methods that may put the same class first. Of 43 classes clean networks of development had three at most, backdoored
 ones with one target four at least."""
@@ -199,6 +200,7 @@ def joint_evidence(findings: Sequence[Finding]) -> Finding | None:
         math.hypot(*(_share(witness, item, place) for witness, item in held.items())) for place in range(len(labels))
     ]
     place = max(range(len(scores)), key=scores.__getitem__)
+    threshold = JOINT_THRESHOLD if len(labels) < MANY_CLASSES else JOINT_THRESHOLD_OF_MANY
     named = ", ".join(f"{witness.method} {_share(witness, item, place):.2f}" for witness, item in held.items())
     evidence = Evidence(
         reading=Reading.ALL_TO_ONE,
@@ -207,8 +209,8 @@ def joint_evidence(findings: Sequence[Finding]) -> Finding | None:
             f"weight; one that did not fire counts {HELD_BACK:g} at most, or less"
         ),
         score=scores[place],
-        threshold=JOINT_THRESHOLD,
-        fired=scores[place] > JOINT_THRESHOLD,
+        threshold=threshold,
+        fired=scores[place] > threshold,
         target=labels[place].label,
         per_class=tuple(
             ClassScore(label=item.label, name=item.name, score=round(score, 6))

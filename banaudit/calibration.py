@@ -18,17 +18,18 @@ from banaudit.results import Finding, Reading, Verdict
 from banaudit.statistics import clopper_pearson
 
 CLEAN_STRENGTHS = (
-    0.411, 0.441, 0.470, 0.493, 0.494, 0.496, 0.500, 0.512, 0.515, 0.538, 0.538, 0.538,
-    0.544, 0.545, 0.565, 0.570, 0.578, 0.582, 0.605, 0.667, 0.694, 0.708, 0.717, 0.723,
-    0.729, 0.750, 0.750, 0.750, 0.750, 0.759, 0.763, 0.764, 0.794, 0.796, 0.800, 0.812,
-    0.824, 0.829, 0.840, 0.851, 0.882, 0.895, 0.900, 0.909, 0.910, 0.911, 0.914, 0.914,
-    0.919, 0.923, 0.924, 0.949, 0.951, 0.962, 0.971, 0.973, 0.984, 0.990, 0.998, 0.999,
+    0.411, 0.441, 0.470, 0.484, 0.493, 0.494, 0.496, 0.500, 0.512, 0.515, 0.519, 0.521, 0.524,
+    0.538, 0.538, 0.538, 0.544, 0.545, 0.565, 0.570, 0.578, 0.605, 0.638, 0.667, 0.685,
+    0.694, 0.708, 0.717, 0.723, 0.729, 0.750, 0.750, 0.750, 0.750, 0.759, 0.762, 0.763,
+    0.764, 0.794, 0.796, 0.800, 0.806, 0.812, 0.824, 0.829, 0.829, 0.840, 0.851, 0.872,
+    0.882, 0.895, 0.900, 0.909, 0.910, 0.911, 0.914, 0.914, 0.919, 0.923, 0.923, 0.924,
+    0.943, 0.949, 0.951, 0.962, 0.971, 0.973, 0.984, 0.990, 0.998, 0.999,
 )  # fmt: skip
 """:func:`strength` of the clean development models (``docs/benchmark/development.json``, ``opened-*.json``) that were
 kept when ``corruptions`` joined, or opened since. Others were scanned without it alone; of these one, seed 145, would
 be accused."""
 
-MEASURED = (11, 113)
+MEASURED = (11, 121)
 """Clean models of the sealed test that were accused, and all of them, over all parts, each by the rule of its time
 (``docs/benchmark/test-*.json``, ``test.json``; nine that two rules judged count once, and as accused if either did)."""
 

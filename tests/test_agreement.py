@@ -139,6 +139,14 @@ def test_joint_evidence_accuses_where_no_method_does():
     assert evidence.score == pytest.approx((0.85**2 + 0.9**2 + 0.8**2) ** 0.5)
 
 
+def test_of_many_classes_less_joint_evidence_is_enough():
+    for classes, verdict in ((39, Verdict.NO_EVIDENCE), (40, Verdict.BACKDOORED)):
+        rest = [0.0] * (classes - 1)
+        found = joint_evidence([witness(TargetedNoise.name, [1.7, *rest]), witness(NeuralCleanse.name, [1.9, *rest])])
+        assert found.verdict is verdict
+        assert found.evidence[0].score == pytest.approx((0.85**2 + 0.9**2) ** 0.5)
+
+
 def test_margins_count_less_where_they_do_not_accuse():
     # Of clean networks for digits MM-BD names the same class, most of the time.
     found = joint_evidence([witness(MMBD.name, [1.9, 0.0]), witness(TargetedNoise.name, [1.4, 0.0])])

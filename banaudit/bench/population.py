@@ -160,10 +160,16 @@ ELEVENTH_OPENED = frozenset((
 ))  # fmt: skip
 """The eleventh part (``docs/benchmark/test-eleventh.md``): two clean models were accused, one on Imagenette of a pair
 of classes, one on digits of what ordinary changes do to it; Adap-Blend on signs was missed."""
+TWELFTH_OPENED = frozenset((
+    24042, 24058, 24067, 25040, 25043, 25044, 25045, 25046, 25047, 25048, 25050, 25051, 25052, 25053, 25054,
+    25056, 25057, 25060, 25061, 25062, 25064, 25065, 25066, 25073, 25074, 25076, 25077, 25082, 44015, 44042,
+))  # fmt: skip
+"""The twelfth part (``docs/benchmark/test-twelfth.md``): a source-specific backdoor of 43 classes was missed, and one
+of Adap-Blend on signs."""
 OPENED_SHARES = {
     "opened-1": (FIRST_OPENED, SECOND_OPENED, THIRD_OPENED, FOURTH_OPENED, FIFTH_OPENED, SIXTH_OPENED, SEVENTH_OPENED),
     "opened-2": (EIGHTH_OPENED, NINTH_OPENED),
-    "opened-3": (TENTH_OPENED, ELEVENTH_OPENED),
+    "opened-3": (TENTH_OPENED, ELEVENTH_OPENED, TWELFTH_OPENED),
 }
 """Name of a split -> parts whose scans of today share a results file, which is to stay below a MiB."""
 OPENED_SEEDS = frozenset[int]().union(*itertools.chain.from_iterable(OPENED_SHARES.values()))
@@ -195,8 +201,8 @@ TRAINED_AGAIN = (1101, 1136, 1158, 1269, 24015, 24042)
 """Test victims on CIFAR, of cells of which more than 30 % stayed below the floors, by a clean accuracy just below 80 %
 (some by their attack as well): a backdoor takes some of what eight epochs are enough for, or twelve. They are trained a
 second time, for longer; the first versions stay in the tables as misses. Attacks that do not take within their papers'
-poison rates (Bpp on digits, WaNet on signs) are not trained again: twice the epochs did not carry WaNet on signs (24027)
-above its floor either."""
+poison rates (Bpp on digits, WaNet on signs) are not trained again: twice the epochs did not carry WaNet on signs
+(24027) above its floor either."""
 
 BAN_POISON_RATE = 0.05
 """Rate at which BAN's experiments use the adaptive attacks, whose own papers use 0.003."""
