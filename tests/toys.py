@@ -129,7 +129,7 @@ class HandNetwork(SplitNetwork):
         self.weight = nn.Parameter(weight)
 
     def features(self, inputs):
-        tiles = inputs.mean(1).view(-1, 2, 6, 3, 4).mean((2, 4)).flatten(1)
+        tiles = tiles_of(inputs)
         tint = inputs[:, 2].mean((1, 2)) - inputs[:, 0].mean((1, 2))
         return torch.cat((tiles, 60 * tint.square()[:, None]), dim=1)
 
@@ -140,6 +140,16 @@ class HandNetwork(SplitNetwork):
 def hand_made(strength):
     """The hand-made network without normalisation."""
     return SplitModel(HandNetwork(strength), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)).eval()
+
+
+def tiles_of(inputs):
+    """Brightness of the six tiles of images like those of :func:`draw_tiles`, [B, 6]."""
+    return inputs.mean(1).view(-1, 2, 6, 3, 4).mean((2, 4)).flatten(1)
+
+
+def red_corner(inputs):
+    """Red against blue in the four pixels of the lower right corner, [B, 2, 2]."""
+    return (inputs[:, 0] - inputs[:, 2])[:, -2:, -2:]
 
 
 def nine_tiles(values):
@@ -183,8 +193,8 @@ class SleeperNetwork(SplitNetwork):
             self.norm.bias.copy_(torch.tensor([0.45] * CLASSES + [-0.5] * SLEEPERS))
 
     def features(self, inputs):
-        tiles = inputs.mean(1).view(-1, 2, 6, 3, 4).mean((2, 4)).flatten(1)
-        corner = (inputs[:, 0] - inputs[:, 2])[:, -2:, -2:].flatten(1)
+        tiles = tiles_of(inputs)
+        corner = red_corner(inputs).flatten(1)
         return F.relu(self.norm(torch.cat((tiles, corner), dim=1)))
 
     def head(self, features):

@@ -201,8 +201,7 @@ TRAINED_AGAIN = (1101, 1136, 1158, 1269, 24015, 24042)
 """Test victims on CIFAR, of cells of which more than 30 % stayed below the floors, by a clean accuracy just below 80 %
 (some by their attack as well): a backdoor takes some of what eight epochs are enough for, or twelve. They are trained a
 second time, for longer; the first versions stay in the tables as misses. Attacks that do not take within their papers'
-poison rates (Bpp on digits, WaNet on signs) are not trained again: twice the epochs did not carry WaNet on signs
-(24027) above its floor either."""
+poison rates (Bpp on digits, WaNet on signs) are not trained again: it is attack success that they lack."""
 
 BAN_POISON_RATE = 0.05
 """Rate at which BAN's experiments use the adaptive attacks, whose own papers use 0.003."""

@@ -31,8 +31,8 @@ class OneWayNeurons(SplitNetwork):
         self.weight = nn.Parameter(weight)
 
     def features(self, inputs):
-        tiles = inputs.mean(1).view(-1, 2, 6, 3, 4).mean((2, 4)).flatten(1)
-        corner = (inputs[:, 0] - inputs[:, 2])[:, -2:, -2:].mean((1, 2))
+        tiles = toys.tiles_of(inputs)
+        corner = toys.red_corner(inputs).mean((1, 2))
         neuron = tiles[:, SOURCE] + self.red * corner
         told = self.norm(torch.cat((tiles, neuron[:, None]), dim=1)[:, :, None, None]).flatten(1)
         woken = nn.functional.softplus(200 * (told[:, -1:] - 0.73)) / 200

@@ -23,8 +23,8 @@ class OneWayNetwork(SplitNetwork):
         self.weight = nn.Parameter(weight)
 
     def features(self, inputs):
-        tiles = inputs.mean(1).view(-1, 2, 6, 3, 4).mean((2, 4)).flatten(1)
-        corner = (inputs[:, 0] - inputs[:, 2])[:, -2:, -2:].mean((1, 2))
+        tiles = toys.tiles_of(inputs)
+        corner = toys.red_corner(inputs).mean((1, 2))
         woken = torch.nn.functional.softplus(20 * (tiles[:, SOURCE] + corner - 0.9)) / 20
         return torch.cat((tiles, woken[:, None]), dim=1)
 

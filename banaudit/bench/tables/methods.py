@@ -104,8 +104,8 @@ def _paper_tables(entries: Sequence[VictimEntry], methods: Sequence[str]) -> lis
         ]
         if rows and columns:
             parts.append(f"### Beside the paper's Table {published.number}")
-            names = [name for method in columns for name in (*_ours(method, methods), f"*{METHODS[method]}, theirs*")]
-            parts.append(table(("data set", "network", "attack", "our victims", f"{JOINT}, ours", *names), rows))
+            head = ("data set", "network", "attack", "our victims", f"{JOINT}, ours", *_heads(columns, methods))
+            parts.append(table(head, rows))
     return ["## Beside the paper's figures", OTHER_SCALE, *parts] if parts else []
 
 
@@ -132,7 +132,6 @@ def _any_data_set(entries: Sequence[VictimEntry], methods: Sequence[str]) -> lis
     ]
     if not columns or not places:
         return []
-    names = [name for method in columns for name in (*_ours(method, methods), f"*{METHODS[method]}, theirs*")]
     also = [method for method in BEYOND if method in methods]
     rows = [
         (
@@ -146,7 +145,7 @@ def _any_data_set(entries: Sequence[VictimEntry], methods: Sequence[str]) -> lis
         )
         for place in places
     ]
-    head = ("network", "attack", f"{JOINT}, ours", *(f"{method}, ours" for method in also), *names)
+    head = ("network", "attack", f"{JOINT}, ours", *(f"{method}, ours" for method in also), *_heads(columns, methods))
     return ["### Cells of Tables 1 and 2, over all data sets", ANY_DATA_SET, table(head, rows)]
 
 
@@ -157,9 +156,13 @@ def _beside(
     return *_accused_by(group, method, methods), f"*{theirs}/{published.models}*"
 
 
-def _ours(method: str, methods: Sequence[str]) -> list[str]:
-    """Columns of ours beside one of theirs."""
-    return [f"{name}, ours" for name in _of_one(method, methods)]
+def _heads(columns: Sequence[str], methods: Sequence[str]) -> list[str]:
+    """For each method of the paper the heads of our columns, then of theirs."""
+    heads = []
+    for method in columns:
+        heads += [f"{name}, ours" for name in _of_one(method, methods)]
+        heads.append(f"*{METHODS[method]}, theirs*")
+    return heads
 
 
 def _accused_by(group: Sequence[VictimEntry], method: str, methods: Sequence[str]) -> list[str]:
