@@ -81,15 +81,15 @@ MANY_CLASSES = 40
 """From so many classes on it is rare that chance, or what is natural in the data, leans several methods to one class;
 of ten, clean networks for digits had six of seven methods for one class."""
 JOINT_THRESHOLD_OF_MANY = 1.0
-"""For networks of that many classes. Of 43 classes clean networks of development had 0.77 at most, backdoored ones with
-one target 1.11 at least, six of Adap-Blend among them with less than 1.4."""
+"""For networks of that many classes. Of 43 classes clean networks of development had 0.77 at most, all-to-one ones
+1.11 at least, six of Adap-Blend among them with less than 1.4; source-specific ones stay below."""
 
 COMMON_SUSPECT = "common-suspect"
 VOTERS = (*WITNESSES, Witness(Mixtures.name))
 """Whose first class counts."""
 COMMON_THRESHOLD = 4
-"""Methods that may put the same class first. Of 43 classes clean networks of development had three at most, backdoored
-ones with one target four at least."""
+"""Methods that may put the same class first. Of 43 classes clean networks of development had three at most, all-to-one
+ones four at least; two of these have just four, which is not enough."""
 
 TOGETHER = frozenset((NOISE_AGREEMENT, JOINT_EVIDENCE, COMMON_SUSPECT))
 """Names of what :func:`together` gives."""

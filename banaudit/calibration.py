@@ -26,8 +26,8 @@ CLEAN_STRENGTHS = (
     0.943, 0.949, 0.951, 0.962, 0.971, 0.973, 0.984, 0.990, 0.998, 0.999,
 )  # fmt: skip
 """:func:`strength` of the clean development models (``docs/benchmark/development.json``, ``opened-*.json``) that were
-kept when ``corruptions`` joined, or opened since. Others were scanned without it alone; of these one, seed 145, would
-be accused."""
+kept when ``corruptions`` joined, or opened since, with inputs of :data:`SIDES`. Others were scanned without it alone;
+of these one, seed 145, would be accused."""
 
 MEASURED = (12, 124)
 """Clean models of the sealed test that were accused, and all of them, over all parts, each by the rule of its time

@@ -29,7 +29,8 @@ JOINT = "joint verdict"
 OTHER_SCALE = (
     "**Not the same experiment.** Theirs: full-width networks, 200 epochs, the whole data sets, 20 models in each cell "
     "(10 in Table 8), called backdoored by a share of predictions that the paper does not state. Ours: the networks "
-    "and data sets named in each row, and a rule fixed beforehand. ImageNet200 is stood in for by Imagenette, "
+    "and data sets named in each row; in tables of more than a part of the test our rules were set on some of them. "
+    "ImageNet200 is stood in for by Imagenette, "
     "Tiny-ImageNet by its copy at 32 pixels, VGG16 by VGG11 and DenseNet121 by DenseNet-37 where it says so. "
     + ADAPTIVE_NOTE
 )
