@@ -174,7 +174,16 @@ def noise_agreement(findings: Sequence[Finding]) -> Finding | None:
     return _finding(NOISE_AGREEMENT, title, named, evidence)
 
 
-def joint_evidence(findings: Sequence[Finding]) -> Finding | None:
+def rests_on_joint_evidence(findings: Sequence[Finding]) -> bool:
+    """Whether joint evidence accuses, and nothing else does.
+
+    Args:
+        findings: Of the methods that ran, and what they say together.
+    """
+    return {finding.method for finding in findings for item in finding.evidence if item.fired} == {JOINT_EVIDENCE}
+
+
+def joint_evidence(findings: Sequence[Finding], natural: Sequence[float] = ()) -> Finding | None:
     """Whether the methods' suspicions of one class add up.
 
     For class c the score is ``sqrt(sum over readings r of max(0, w_r s_r(c) / threshold_r)^2)``, the distance from a
@@ -183,10 +192,12 @@ def joint_evidence(findings: Sequence[Finding]) -> Finding | None:
     reading counts nothing; one that did not fire counts no more than its witness's most, and nothing where random noise
     says the same (:data:`NULL_MARGIN`). The methods look for the target in different places (weights, pixels, margins),
     so on a clean network their chance leanings towards a class rarely coincide; a backdoor leans all of them the same
-    way.
+    way. But so may the data. Where n(c) is what they say of networks trained on the clean images alone
+    (:mod:`~banaudit.natural_leaning`), ``sqrt(max(0, score(c)^2 - n(c)^2))`` is left.
 
     Args:
         findings: Of the methods that ran.
+        natural: [K] n(c); empty: not known, and nothing is taken off.
 
     Returns:
         None where fewer than :data:`FEWEST_WITNESSES` of them could judge.
@@ -199,6 +210,9 @@ def joint_evidence(findings: Sequence[Finding]) -> Finding | None:
     scores = [
         math.hypot(*(_share(witness, item, place) for witness, item in held.items())) for place in range(len(labels))
     ]
+    if natural:
+        pairs = zip(scores, natural, strict=True)
+        scores = [math.sqrt(max(0.0, score**2 - leaning**2)) for score, leaning in pairs]
     place = max(range(len(scores)), key=scores.__getitem__)
     threshold = JOINT_THRESHOLD if len(labels) < MANY_CLASSES else JOINT_THRESHOLD_OF_MANY
     named = ", ".join(f"{witness.method} {_share(witness, item, place):.2f}" for witness, item in held.items())
@@ -206,17 +220,19 @@ def joint_evidence(findings: Sequence[Finding]) -> Finding | None:
         reading=Reading.ALL_TO_ONE,
         measures=(
             "root of the summed squares of what the all-to-one readings of the note count: score / threshold, by a "
-            f"weight; one that did not fire counts {HELD_BACK:g} at most, or less"
+            f"weight; one that did not fire counts {HELD_BACK:g} at most, or less. Null: the same of networks trained "
+            "on the clean images alone, which is taken off, in squares"
         ),
         score=scores[place],
         threshold=threshold,
         fired=scores[place] > threshold,
+        null=natural[place] if natural else None,
         target=labels[place].label,
         per_class=tuple(
             ClassScore(label=item.label, name=item.name, score=round(score, 6))
             for item, score in zip(labels, scores, strict=True)
         ),
-        note=f"class {labels[place].label}: {named}",
+        note=f"class {labels[place].label}: {named}" + (f"; by nature {natural[place]:.2f}" if natural else ""),
     )
     return _finding(
         JOINT_EVIDENCE,
@@ -229,7 +245,8 @@ def joint_evidence(findings: Sequence[Finding]) -> Finding | None:
 def common_suspect(findings: Sequence[Finding]) -> Finding | None:
     """Whether most methods put one class first, of many.
 
-    The score is the number of readings of :data:`VOTERS` whose first class it is. A backdoor that hides from each of
+    The score is the number of readings of :data:`VOTERS` whose first class it is; one whose restarts name different
+    classes, or that holds nothing against any class, has no vote. A backdoor that hides from each of
     them still bends them all a little towards its target; on a clean network seven searches in unlike places have
     little reason to meet at one class of forty.
 
@@ -242,8 +259,8 @@ def common_suspect(findings: Sequence[Finding]) -> Finding | None:
     readings = [item for voter in VOTERS if (item := _reading(findings, voter)) is not None and item.per_class]
     if len(readings) <= COMMON_THRESHOLD or len(readings[0].per_class) < MANY_CLASSES:
         return None
-    counts = Counter(item.target for item in readings)
-    (target, votes), *others = counts.most_common(2)
+    counts = Counter(item.target for item in readings if _names_a_class(item))
+    (target, votes), *others = counts.most_common(2) or [(None, 0)]
     evidence = Evidence(
         reading=Reading.ALL_TO_ONE,
         measures=(
@@ -256,8 +273,14 @@ def common_suspect(findings: Sequence[Finding]) -> Finding | None:
         null=others[0][1] if others else 0,
         target=target,
     )
-    named = f"{votes} of {len(readings)} put class {target} first"
+    named = f"{votes} of {len(readings)} put class {target} first" if votes else "none of them puts one class first"
     return _finding(COMMON_SUSPECT, "a class that most methods put first", named, evidence)
+
+
+def _names_a_class(item: Evidence) -> bool:
+    """Whether a reading holds something against its first class, and in every restart against the same."""
+    first, second, *_ = sorted((entry.score for entry in item.per_class), reverse=True)
+    return restarts_agree(item.agreement) and first > max(second, 0.0)
 
 
 def _share(witness: Witness, item: Evidence, place: int) -> float:

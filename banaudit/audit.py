@@ -6,6 +6,7 @@ detector, which a repair needs as well.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from datetime import UTC, datetime
@@ -15,15 +16,17 @@ import torch
 
 import banaudit
 from banaudit import calibration
-from banaudit.agreement import JOINT_EVIDENCE, says_most, together
+from banaudit.agreement import JOINT_EVIDENCE, joint_evidence, rests_on_joint_evidence, says_most, together
 from banaudit.architectures import LoadedNetwork, SplitModel, load_network, recognise, torchvision_models
 from banaudit.checkpoints import Checkpoint, inspect_checkpoint, read_checkpoint
 from banaudit.data import CleanData, ImageSet, read_clean_folder
 from banaudit.data.images import MIN_PER_CLASS
 from banaudit.detectors import Detector, default_detectors, leaves_some_out
+from banaudit.detectors.reference import few_images
 from banaudit.disguises import Told, undisguise
 from banaudit.errors import CheckpointError, TimeLimitReached, UnsupportedModelError, UsageError
 from banaudit.meter import Listener, Meter
+from banaudit.natural_leaning import natural_leaning
 from banaudit.preflight import UNEVEN, judge_predictions, misreading, predictions
 from banaudit.preprocessing import choose
 from banaudit.results import (
@@ -387,6 +390,9 @@ def judge(
             )
             findings = (*findings, detector(model, clean, seed=seed, meter=meter, triggers=triggers))
         findings = (*findings, *together(findings))
+        if rests_on_joint_evidence(findings):
+            joint = _beyond_nature(findings, clean, detectors, seed, meter)
+            findings = tuple(joint if item.method == JOINT_EVIDENCE else item for item in findings)
         findings += tuple(_cannot_judge(item, why) for item, why in unsuited.items() if item not in unasked)
     against = (*facts.inconclusive, *facts.told.inconclusive, *((misread,) if misread else ()))
     verdict, reason, strongest = combine(findings, against)
@@ -419,6 +425,29 @@ def judge(
         device=str(clean.images.device),
         started=started,
     )
+
+
+def _beyond_nature(
+    findings: Sequence[Finding], clean: CleanData, detectors: tuple[Detector, ...], seed: int, meter: Meter
+) -> Finding:
+    """Joint evidence that accuses alone, held against what the clean images lean to by themselves.
+
+    Where there are too few images to know, it stands, and says so; where the time runs out, nothing can be said.
+    """
+    (joint,) = (item for item in findings if item.method == JOINT_EVIDENCE)
+    unknown = few_images(clean.class_sizes)
+    if unknown:
+        (evidence,) = joint.evidence
+        noted = evidence.model_copy(update={"note": f"{evidence.note}; not held against what is natural: {unknown}"})
+        return joint.model_copy(update={"evidence": (noted,)})
+    started = time.monotonic()
+    try:
+        held = joint_evidence(findings, natural_leaning(clean, detectors, seed=seed, meter=meter))
+    except TimeLimitReached as problem:
+        meter.stopped = True
+        return joint.model_copy(update={"verdict": Verdict.INCONCLUSIVE, "reason": str(problem), "evidence": ()})
+    seconds = round(time.monotonic() - started, 3)
+    return (held if held is not None else joint).model_copy(update={"seconds": seconds})
 
 
 def _image_caveats(unasked: Mapping[Detector, str], clean: CleanData) -> tuple[str, ...]:

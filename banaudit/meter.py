@@ -31,6 +31,27 @@ class Meter:
     started: float = field(default_factory=time.monotonic)
     stopped: bool = field(default=False, init=False)
 
+    def aside(self, what: str) -> Meter:
+        """A meter for work on other networks than the one whose passes are counted here.
+
+        Time limit and listener are the same; progress stands where it is.
+
+        Args:
+            what: The other networks, in the user's words; it stands before whatever is done with them.
+        """
+        listener, share = self.listener, self._share
+
+        def tell(step: str, _: float) -> None:
+            if listener is not None:
+                listener(f"{what}: {step}", share)
+
+        return Meter(time_limit=self.time_limit, listener=tell, started=self.started)
+
+    @property
+    def _share(self) -> float:
+        """Share of the planned work that is done."""
+        return min(1.0, self.forward_images / self.planned_images) if self.planned_images else 0.0
+
     def book(self, *, forward: int, backward: int = 0) -> None:
         """Count passes that belong to a batch of which :meth:`spend` has told already."""
         self.forward_images += forward
@@ -49,7 +70,7 @@ class Meter:
         """
         self.book(forward=forward, backward=backward)
         if self.listener is not None:
-            self.listener(what, min(1.0, self.forward_images / self.planned_images) if self.planned_images else 0.0)
+            self.listener(what, self._share)
         if self.time_limit is not None and time.monotonic() - self.started > self.time_limit:
             self.stopped = True
             raise TimeLimitReached(f"the time limit of {self.time_limit:g} s ended during: {what}")

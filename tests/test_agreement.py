@@ -13,6 +13,7 @@ from banaudit.agreement import (
     common_suspect,
     joint_evidence,
     noise_agreement,
+    rests_on_joint_evidence,
     says_most,
     together,
 )
@@ -160,6 +161,32 @@ def test_a_reading_that_was_held_back_accuses_only_with_others():
     assert joint_evidence(seconded).verdict is Verdict.BACKDOORED
 
 
+def test_what_is_natural_is_taken_off_in_squares_and_another_class_may_lead_then():
+    findings = [witness(TargetedNoise.name, [1.7, 1.6]), witness(NeuralCleanse.name, [1.44, 0.0])]
+    raw = [(0.85**2 + 0.9**2) ** 0.5, 0.8]
+    (evidence,) = joint_evidence(findings, (0.5, 0.0)).evidence
+    assert [item.score for item in evidence.per_class] == pytest.approx([(raw[0] ** 2 - 0.25) ** 0.5, 0.8])
+    assert (evidence.target, evidence.null) == (0, 0.5)
+    assert evidence.note == "class 0: targeted-noise 0.85, neural-cleanse 0.90; by nature 0.50"
+    (evidence,) = joint_evidence(findings, (1.3, 0.1)).evidence  # more than class 0 has
+    assert [item.score for item in evidence.per_class] == pytest.approx([0.0, (0.8**2 - 0.01) ** 0.5])
+    assert (evidence.target, evidence.null) == (1, 0.1)
+    assert joint_evidence(findings).evidence[0].null is None
+
+
+def test_whether_joint_evidence_alone_accuses():
+    def fired(*findings):
+        return [
+            item.model_copy(update={"evidence": tuple(e.model_copy(update={"fired": True}) for e in item.evidence)})
+            for item in findings
+        ]
+
+    joint = joint_evidence([witness(TargetedNoise.name, [0.0, 1.7]), witness(NeuralCleanse.name, [0.0, 1.9])])
+    assert not rests_on_joint_evidence([joint])
+    assert rests_on_joint_evidence([witness(MMBD.name, [1.0, 0.0]), *fired(joint)])
+    assert not rests_on_joint_evidence(fired(witness(MMBD.name, [3.0, 0.0]), joint))
+
+
 def test_joint_evidence_takes_two_witnesses_that_could_judge():
     one = witness(MMBD.name, [0.0, 1.7])
     undecided = witness(NeuralCleanse.name, [0.0, 9.0], verdict=Verdict.INCONCLUSIVE)
@@ -201,6 +228,28 @@ def test_of_many_classes_one_that_most_methods_put_first_is_suspect(targets, ver
     assert (finding.method, finding.verdict, evidence.fired) == (COMMON_SUSPECT, verdict, verdict is Verdict.BACKDOORED)
     assert (evidence.score, evidence.target, evidence.null) == (votes, 7, null)
     assert finding.reason == f"{votes} of {len(targets)} put class 7 first: score {votes}, threshold 4"
+
+
+def test_a_reading_that_holds_nothing_against_a_class_or_names_several_has_no_vote():
+    for change, per_class in (
+        ({"agreement": 0.5}, {}),
+        ({}, {"score": 0.0}),
+        ({}, {"score": -0.1}),
+    ):
+        findings = voters(*(7,) * 5)
+        evidence = findings[0].evidence[-1]
+        scores = tuple(item.model_copy(update=per_class) for item in evidence.per_class)
+        silent = evidence.model_copy(update={**change, "per_class": scores})
+        findings[0] = findings[0].model_copy(update={"evidence": (silent,)})
+        (counted,) = common_suspect(findings).evidence
+        assert (counted.score, counted.fired) == (4, False)
+    nobody = [
+        item.model_copy(update={"evidence": tuple(e.model_copy(update={"agreement": 0.5}) for e in item.evidence)})
+        for item in voters(*(7,) * 5)
+    ]
+    finding = common_suspect(nobody)
+    assert (finding.evidence[0].score, finding.evidence[0].target) == (0, None)
+    assert finding.reason.startswith("none of them puts one class first")
 
 
 def test_of_few_classes_or_few_methods_no_class_is_a_common_suspect():

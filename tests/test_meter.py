@@ -36,3 +36,15 @@ def test_the_time_limit_ends_the_work_with_what_was_being_done():
 
 def test_within_the_limit_nothing_happens():
     Meter(time_limit=60.0).spend("noise", forward=1)
+
+
+def test_work_aside_is_not_counted_but_told_and_ended_by_the_same_limit():
+    heard = []
+    meter = Meter(planned_images=10, time_limit=5.0, listener=lambda what, share: heard.append((what, share)))
+    meter.spend("noise", forward=4)
+    aside = meter.aside("another network")
+    aside.spend("noise", forward=9)
+    assert (heard[-1], meter.forward_images) == (("another network: noise", 0.4), 4)
+    late = Meter(time_limit=5.0, started=time.monotonic() - 6).aside("another network")
+    with pytest.raises(TimeLimitReached):
+        late.spend("noise", forward=1)

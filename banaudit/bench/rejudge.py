@@ -7,7 +7,8 @@ is what several methods say together, by its rule of today. What is left of diff
 - a second restart that an old threshold had asked for and today's would not still counts, with the weaker of both
   scores, or with none where both name different classes;
 - the lead of a pair under a change of the pixels needs no second look where it is small; a record of a larger one that
-  lacks what noise on the neurons says of the pair stays as it is;
+  lacks what noise on the neurons says of the pair stays as it is; so does one that joint evidence alone accuses,
+  since what it is held against are networks that would have to be trained;
 - the threshold that falls where few images arrive at any class is taken from the note of the paths, which has whole
   per cents, and paths that would be followed a second time today were followed once: their lead counts beside others,
   but does not fire by a threshold that fell.
@@ -24,7 +25,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from banaudit.agreement import together
+from banaudit.agreement import JOINT_EVIDENCE, together
 from banaudit.audit import NOTED, combine, undecided
 from banaudit.bench.cost import MethodCost
 from banaudit.bench.results_files import kind_of, need_results, update_results
@@ -50,6 +51,7 @@ from banaudit.detectors.corruptions import Corruptions
 from banaudit.detectors.mm_bd import MMBD
 from banaudit.detectors.neural_cleanse import NeuralCleanse
 from banaudit.detectors.pair_perturbation import CONFIRMED, SECOND_LOOK, PairPerturbation
+from banaudit.detectors.reference import LEAST_IMAGES
 from banaudit.detectors.targeted_noise import TargetedNoise
 from banaudit.detectors.universal_perturbation import UniversalPerturbation
 from banaudit.errors import UsageError
@@ -114,9 +116,7 @@ def rejudged(
     entries: list[Entry] = []
     for entry in results.entries:
         then = results.settings[_digest(entry)]
-        # A zoo's settings name what was asked of all its files, a victim's what its classes and images are asked.
-        asked = detectors if isinstance(entry, ZooEntry) else asked_of(detectors, entry.victim.recipe, then.images)
-        now = ScanSettings.of(asked, then.images, then.seed)
+        now = _of_today(entry, then, detectors)
         whole: Entry = entry
         for other in others:
             whole, then = _put_together(whole, then, other, now)
@@ -124,8 +124,12 @@ def rejudged(
         if not _only_thresholds_differ(then, now) or (moved and _lacks_a_note(whole)) or _lacks_noise(whole):
             entries.append(entry)
             continue
+        judged = _judged(whole, now, measures, moved=moved)
+        if _lacks_nature(judged, now):
+            entries.append(entry)
+            continue
         settings[now.digest] = now
-        entries.append(_judged(whole, now, measures, moved=moved))
+        entries.append(judged)
     used = {digest for judged in entries for digest in _digests(judged)}
     return results.model_copy(
         update={
@@ -134,6 +138,13 @@ def rejudged(
             "entries": tuple(entries),
         }
     )
+
+
+def _of_today(entry: Entry, then: ScanSettings, detectors: Sequence[Detector]) -> ScanSettings:
+    """The settings with which a scan of the same images is made today."""
+    # A zoo's settings name what was asked of all its files, a victim's what its classes and images are asked.
+    asked = detectors if isinstance(entry, ZooEntry) else asked_of(detectors, entry.victim.recipe, then.images)
+    return ScanSettings.of(asked, then.images, then.seed)
 
 
 def _digest(entry: Entry) -> str:
@@ -217,6 +228,13 @@ def _lacks_noise(entry: Entry) -> bool:
     readings = entry.scan.readings if entry.scan is not None else ()
     of_pairs = {_label(item): item.score or 0.0 for item in readings if _method(item) == PairPerturbation.name}
     return of_pairs.get("", 0.0) > SECOND_LOOK and CONFIRMED not in of_pairs
+
+
+def _lacks_nature(entry: Entry, settings: ScanSettings) -> bool:
+    """Whether joint evidence alone accuses, and was not held against what the clean images lean to by themselves."""
+    fired = [item for item in entry.scan.readings if item.fired] if entry.scan is not None else []
+    alone = {_method(item) for item in fired} == {JOINT_EVIDENCE}
+    return alone and fired[0].null is None and settings.images >= LEAST_IMAGES
 
 
 def _judged(entry: Entry, now: ScanSettings, measures: dict[str, str], *, moved: bool) -> Entry:
@@ -360,7 +378,7 @@ def rejudge_file(path: Path, progress: Progress, others: Sequence[Path] = ()) ->
 
     Args:
         path: Results file of ``bench run``, a study or a zoo.
-        progress: Told how many there were, and of each whose outcome changed.
+        progress: Told how many there were, and of each whose outcome changed or whose record does not say enough.
         others: Results files of ``bench run``, or of a zoo where ``path`` is of one: the same models scanned by methods
             that are missing.
 
@@ -395,5 +413,12 @@ def _rejudge_file(path: Path, kind: type[AnyResults], progress: Progress, others
     progress(f"{path}: {len(both)} of {len(after.entries)} scans judged anew")
     for old, new in both:
         if new.outcome != old.outcome:
-            name = new.file if isinstance(new, ZooEntry) else new.key
-            progress(f"  {name}: {old.outcome.value}, now {new.outcome.value}")
+            progress(f"  {_name(new)}: {old.outcome.value}, now {new.outcome.value}")
+    for entry in after.entries:
+        then = after.settings[_digest(entry)]
+        if then != _of_today(entry, then, default_detectors()) or _lacks_nature(entry, then):
+            progress(f"  {_name(entry)}: stays {entry.outcome.value}, its record does not say what today's scan finds")
+
+
+def _name(entry: Entry) -> str:
+    return entry.file if isinstance(entry, ZooEntry) else entry.key

@@ -163,10 +163,10 @@ class Mixtures(Detector):
 
 def _natural(samples: Samples, halves: list[_Mixtures], generator: torch.Generator, meter: Meter) -> Tensor:
     """[K] the same of networks that saw the other half of the clean images and nothing else."""
-    found = [
-        next(half for half in halves if half.data is unseen).profile(network)
-        for network, unseen in references(samples.search, samples.held_out, generator, meter)
-    ]
+    found = []
+    for network, unseen in references(samples.search, samples.held_out, generator, meter):
+        with torch.no_grad():
+            found.append(next(half for half in halves if half.data is unseen).profile(network))
     return torch.stack(found).mean(0)
 
 

@@ -59,6 +59,16 @@ def leader_under_noise(
     return both.leader(natural, generator)
 
 
+def planned_images(num_classes: int, images: int) -> int:
+    """Forward passes of :func:`leader_under_noise`.
+
+    Args:
+        num_classes: K.
+        images: Of each class, both halves together.
+    """
+    return num_classes * images * (num_classes + 1)
+
+
 def _margins(
     noisy: NoisyModel, search: dict[int, Images], read: dict[int, Images], classes: int, meter: Meter
 ) -> PairMargins:

@@ -6,18 +6,18 @@ will name these. What a network that saw nothing but the clean images finds alik
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from banaudit.architectures.base import SplitModel, SplitNetwork
 from banaudit.data import CleanData, batches
 from banaudit.detectors.base import classes_below
 from banaudit.detectors.targeted_paths import by_source_and_target
 from banaudit.meter import Meter
-from banaudit.shapes import Images, Labels, Logits
+from banaudit.shapes import Features, Images, Labels, Logits
 
 SIDE = 32
 """Pixels of a side that larger images are averaged down to, so that the cost does not depend on them."""
@@ -81,7 +81,8 @@ def on_unseen(
     found: list[Tensor] = []
     known: list[float] = []
     for network, unseen in references(one, other, generator, meter):
-        parts = [network(images) for images, _ in batches(unseen.images, unseen.labels, READ_BATCH)]
+        with torch.no_grad():
+            parts = [network(images) for images, _ in batches(unseen.images, unseen.labels, READ_BATCH)]
         logits, labels = torch.cat(parts).cpu(), unseen.labels.cpu()
         found.append(read(logits, labels))
         right = logits.argmax(dim=1) == labels
@@ -103,8 +104,8 @@ def few_images(images: Sequence[int]) -> str:
 
 def references(
     one: CleanData, other: CleanData, generator: torch.Generator, meter: Meter
-) -> Iterator[tuple[Callable[[Images], Logits], CleanData]]:
-    """Networks trained on one of two parts of the clean images, images to logits, each with the part it has not seen.
+) -> Iterator[tuple[SplitModel, CleanData]]:
+    """Networks trained on one of two parts of the clean images, each with the part that it has not seen.
 
     Args:
         one: Clean images.
@@ -113,8 +114,9 @@ def references(
         meter: Keeps the time limit; no pass through the audited network is made.
     """
     for seen, unseen in ((one, other), (other, one)) * REPEATS:
+        channels = seen.images.shape[1]
         network = _train(_small(seen.images), seen.labels, seen.num_classes, generator, meter)
-        yield functools.partial(_read, network), unseen
+        yield SplitModel(network, (0.0,) * channels, (1.0,) * channels).to(seen.images.device).eval(), unseen
 
 
 def beyond(values: Tensor, natural: Tensor, generator: torch.Generator) -> Tensor:
@@ -155,27 +157,42 @@ def lead_by_all(values: Tensor) -> tuple[float, int]:
     return float((first.values[:, 0] - first.values[:, 1]).min()), position
 
 
-def _read(network: nn.Module, images: Images) -> Logits:
-    with torch.no_grad():
-        logits: Logits = network(_small(images))
-    return logits
+class _Reference(SplitNetwork):
+    """Two convolutions and a linear layer, for images of any size.
+
+    Args:
+        like: [N, C, H, W] images as :func:`_small` makes them.
+        classes: K.
+    """
+
+    def __init__(self, like: Images, classes: int) -> None:
+        super().__init__()
+        first, second = WIDTHS
+        self.body = nn.Sequential(
+            *(nn.Conv2d(like.shape[1], first, 5, 2, 2), nn.BatchNorm2d(first), nn.ReLU()),
+            *(nn.Conv2d(first, second, 5, 2, 2), nn.BatchNorm2d(second), nn.ReLU()),
+            *(nn.Dropout(DROPOUT), nn.Flatten()),
+        ).to(like.device)
+        with torch.no_grad():
+            width = self.body.eval()(like[:1]).shape[1]
+        self.classifier = nn.Linear(width, classes).to(like.device)
+
+    def features(self, inputs: Tensor) -> Features:
+        features: Features = self.body(_small(inputs))
+        return features
+
+    def head(self, features: Features) -> Logits:
+        logits: Logits = self.classifier(features)
+        return logits
 
 
 def _small(images: Images) -> Images:
     return F.adaptive_avg_pool2d(images, (min(images.shape[2], SIDE), min(images.shape[3], SIDE)))
 
 
-def _train(images: Images, labels: Labels, classes: int, generator: torch.Generator, meter: Meter) -> nn.Module:
+def _train(images: Images, labels: Labels, classes: int, generator: torch.Generator, meter: Meter) -> SplitNetwork:
     """The network; its first weights and what it drops come from the global random state, which is a private one."""
-    first, second = WIDTHS
-    body = nn.Sequential(
-        *(nn.Conv2d(images.shape[1], first, 5, 2, 2), nn.BatchNorm2d(first), nn.ReLU()),
-        *(nn.Conv2d(first, second, 5, 2, 2), nn.BatchNorm2d(second), nn.ReLU()),
-        *(nn.Dropout(DROPOUT), nn.Flatten()),
-    ).to(images.device)
-    with torch.no_grad():
-        features = body.eval()(images[:1]).shape[1]
-    network = nn.Sequential(body, nn.Linear(features, classes)).to(images.device).train()
+    network = _Reference(images, classes).train()
     optimizer = torch.optim.Adam(network.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     for _ in range(EPOCHS):
         meter.spend("a reference trained on the clean images", forward=0)

@@ -103,6 +103,16 @@ def test_the_lead_of_a_pair_that_no_noise_was_held_against_stays_as_it_was_judge
     assert [item.outcome for item in after.entries] == [Outcome.FALSE_ALARM, Outcome.FALSE_ALARM]
 
 
+def test_what_joint_evidence_alone_accuses_stays_where_nature_was_not_asked(monkeypatch):
+    monkeypatch.setattr("banaudit.agreement.JOINT_THRESHOLD", 1.0)  # both fired then; today's thresholds leave it alone
+    victim, few = scanned(1, 3.5, 4.0)
+    many = few.model_copy(update={"images": 1000})
+    asked = victim.model_copy(update={"scan": victim.scan.model_copy(update={"settings": many.digest})})
+    assert rejudged(results_of((asked, many)), NOW).entries == (asked,)
+    judged = rejudged(results_of((victim, few)), NOW).entries[0]  # of few images nature cannot be known
+    assert [item.key for item in judged.scan.readings if item.fired] == ["joint-evidence/all-to-one"]
+
+
 def test_a_scan_of_few_images_is_held_against_what_they_are_asked():
     (victim, settings) = scanned(1, 3.0, 1.0)  # a hundred images of ten classes: too few for pairs
     after = rejudged(results_of((victim, settings)), (*NOW, PairPerturbation()))

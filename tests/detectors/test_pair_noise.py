@@ -5,9 +5,9 @@ from torch import nn
 
 from banaudit.architectures.base import SplitModel, SplitNetwork
 from banaudit.detectors.pair_leads import images_of_each
-from banaudit.detectors.pair_noise import STEP, leader_under_noise
+from banaudit.detectors.pair_noise import STEP, leader_under_noise, planned_images
 from banaudit.detectors.pair_perturbation import CONFIRMED, PairPerturbation
-from banaudit.errors import UnsupportedModelError
+from banaudit.errors import TimeLimitReached, UnsupportedModelError
 from banaudit.meter import Meter
 from banaudit.results import Reading, Verdict
 
@@ -63,6 +63,7 @@ def test_the_first_step_of_noise_shows_source_and_target():
     # For each half: its images as they are, the gradients of the others, and each image under the noise of each target.
     assert meter.forward_images == 2 * count * (1 + 1 + classes - 1)
     assert meter.backward_images == 2 * count * (classes - 1)
+    assert meter.forward_images == planned_images(classes, 2 * count // classes)
 
 
 def test_the_noise_is_one_signed_step_down_the_gradient():
@@ -113,3 +114,14 @@ def test_a_lead_among_pixels_is_held_against_noise(confirmed, verdict, monkeypat
     assert (held.sources, held.target) == ((SOURCE,), toys.TARGET)
     assert held.score == (alone.score if confirmed else 0.0)
     assert finding.verdict is verdict
+
+
+@pytest.mark.parametrize("problem", [UnsupportedModelError, TimeLimitReached])
+def test_what_pixels_alone_accuse_stands_where_noise_has_no_answer(problem, monkeypatch):
+    def fail(*_):
+        raise problem("no answer")
+
+    monkeypatch.setattr("banaudit.detectors.pair_noise.leader_under_noise", fail)
+    finding = PairPerturbation()(one_way(400.0, red=1.0), toys.draw_tiles())
+    assert (finding.verdict, len(finding.evidence)) == (Verdict.BACKDOORED, 1)
+    assert PairPerturbation(threshold=1e6)(one_way(400.0, red=1.0), toys.draw_tiles()).verdict is Verdict.INCONCLUSIVE

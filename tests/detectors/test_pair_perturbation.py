@@ -55,10 +55,21 @@ def test_does_not_accuse_the_clean_twin(seed):
     assert len(finding.evidence[0].restarts) == 1  # the first half was not near the threshold
 
 
-@pytest.mark.parametrize(("settings", "halves"), [({}, 1), ({"threshold": 0.1}, 2), ({"confirmed_threshold": 0.1}, 2)])
+@pytest.mark.parametrize(("settings", "halves"), [({}, 1), ({"threshold": 0.1}, 2)])
 def test_a_low_threshold_is_held_against_both_halves_too(settings, halves):
     finding = PairPerturbation(**settings)(one_way(12.0), toys.draw_tiles())
     assert len(finding.evidence[0].restarts) == halves
+
+
+def test_a_lead_that_only_noise_could_confirm_is_inconclusive_where_there_are_no_neurons_to_ask():
+    lead = PairPerturbation()(one_way(40.0), toys.draw_tiles()).evidence[0].score
+    for settings, verdict in (
+        ({"threshold": 2 * lead}, Verdict.INCONCLUSIVE),
+        ({"threshold": 2 * lead, "confirmed_threshold": 2 * lead}, Verdict.NO_EVIDENCE),
+    ):
+        finding = PairPerturbation(**settings)(one_way(40.0), toys.draw_tiles())
+        assert finding.verdict is verdict
+        assert ("BatchNorm" in finding.reason) == (verdict is Verdict.INCONCLUSIVE)
 
 
 def test_smoothed_labels_are_no_shortcut(clean_data):
@@ -158,6 +169,7 @@ def test_with_many_pairs_only_the_foremost_go_on(limit, look, monkeypatch):
     data = toys.draw_tiles()
     finding = PairPerturbation()(one_way(40.0), data, meter=meter)
     assert (finding.evidence[0].sources, finding.evidence[0].target) == ((SOURCE,), toys.TARGET)
+    monkeypatch.setattr("banaudit.detectors.pair_noise.planned_images", lambda *_: 0)  # there are no neurons to ask
     planned = PairPerturbation().planned_images(data.num_classes, len(data))
     assert 0.5 * planned < meter.forward_images <= 1.2 * planned
 

@@ -1,0 +1,53 @@
+"""How far networks trained on the clean images alone lean to each class: what joint evidence is held against.
+
+The methods suspect a class that is reached easily. One class may be reached easily because of the data: networks for
+digits lean to the 8, whoever trained them. Small networks that saw nothing but the clean images cannot carry a
+backdoor, so that the same methods, asked about these, tell what is natural.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from banaudit.agreement import WITNESSES, joint_evidence
+from banaudit.data import CleanData
+from banaudit.detectors import Detector
+from banaudit.detectors.base import SEARCH_SHARE
+from banaudit.detectors.reference import references
+from banaudit.meter import Meter
+from banaudit.randomness import isolated_random
+
+WITNESS_METHODS = frozenset(witness.method for witness in WITNESSES)
+
+
+def natural_leaning(
+    clean: CleanData, detectors: tuple[Detector, ...], *, seed: int = 0, meter: Meter | None = None
+) -> tuple[float, ...]:
+    """Joint evidence against each class of a network without a backdoor: the most that one of the references has.
+
+    The most, and not the mean: what one small network does by nature, the audited one may do as well. Each reference is
+    trained on one half of the images (:mod:`~banaudit.detectors.reference`) and then scanned with all of them.
+
+    Args:
+        clean: Clean images, enough of them (:func:`~banaudit.detectors.reference.few_images`).
+        detectors: Of the audit; those that are no witness are not asked.
+        seed: Of the references and of every method.
+        meter: Keeps the time limit and tells progress; no pass through the audited network is made.
+
+    Returns:
+        [K], 0 where nothing leans.
+
+    Raises:
+        TimeLimitReached: From the meter.
+    """
+    aside = (meter if meter is not None else Meter()).aside("networks trained on the clean images alone")
+    witnesses = [detector for detector in detectors if detector.name in WITNESS_METHODS]
+    generator = torch.Generator().manual_seed(seed)
+    most = [0.0] * clean.num_classes
+    with isolated_random(clean.images.device, seed):
+        for network, _ in references(*clean.split(SEARCH_SHARE, generator), generator, aside):
+            found = joint_evidence([detector(network, clean, seed=seed, meter=aside) for detector in witnesses])
+            for item in found.evidence[0].per_class if found is not None else ():
+                most[item.label] = max(most[item.label], item.score)
+            aside.spend("what is natural", forward=0)  # a method that the time limit ends says so, and does not raise
+    return tuple(most)
