@@ -6,9 +6,10 @@ is what several methods say together, by its rule of today. What is left of diff
 
 - a second restart that an old threshold had asked for and today's would not still counts, with the weaker of both
   scores, or with none where both name different classes;
-- the lead of a pair under a change of the pixels needs no second look where it is small; a record of a larger one that
-  lacks what noise on the neurons says of the pair stays as it is; so does one that joint evidence alone accuses,
-  since what it is held against are networks that would have to be trained;
+- noise on the neurons used to be asked only about a pair that leads under a change of the pixels: a record that lacks
+  what it says of such a pair stays as it is; of all others it counts as if noise named another pair;
+- a scan that joint evidence alone accuses stays as it is: what that is held against are networks that would have to be
+  trained;
 - the threshold that falls where few images arrive at any class is taken from the note of the paths, which has whole
   per cents, and paths that would be followed a second time today were followed once: their lead counts beside others,
   but does not fire by a threshold that fell.

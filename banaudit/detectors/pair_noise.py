@@ -2,9 +2,9 @@
 
 A backdoor that only one class triggers is a shortcut from that class to the target, among the neurons as among the
 pixels. One step of noise, aimed from one class at one other, shows it. By itself that is too weak to accuse: on the
-victims of development a clean network with smoothed labels leads as far as most backdoored ones. But what chance puts
+victims of development a clean network with smoothed labels leads as far as some backdoored ones. But what chance puts
 ahead under a change of the pixels it hardly puts ahead among the neurons too, so that a suspicion of
-``pair-perturbation`` can be held against it.
+``pair-perturbation`` is held against it, and both add up where they name one pair.
 
 Source: ours. The noise is that of ``targeted-noise``, aimed from one class at one other.
 """

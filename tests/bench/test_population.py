@@ -16,6 +16,7 @@ from banaudit.bench.population import (
     OPENED_SEEDS,
     OPENED_SHARES,
     PAIRS_SEED,
+    RESIDUAL_SEED,
     SPLITS,
     SSDT_SEED,
     TEST_SEED,
@@ -107,7 +108,7 @@ def test_the_papers_size_has_the_papers_cells():
 
 
 def test_what_is_trained_again_differs_in_seed_and_epochs():
-    again = {recipe.seed - AGAIN_SEED: recipe for recipe in (*sealed_test()[600:604], *sealed_test()[880:])}
+    again = {recipe.seed - AGAIN_SEED: recipe for recipe in (*sealed_test()[600:604], *sealed_test()[880:882])}
     assert tuple(again) == TRAINED_AGAIN
     for recipe in sealed_test():
         if recipe.seed in again:
@@ -154,6 +155,17 @@ def test_digits_and_signs_in_turn_come_last():
     assert len(cleans) == 36
     assert len({recipe.training.model_dump_json() for recipe in cleans}) > 8
     assert digest(more) == "209956b21fd371d2"
+
+
+def test_residual_networks_come_last():
+    more = sealed_test()[882:]
+    assert [recipe.seed for recipe in more] == list(range(RESIDUAL_SEED, RESIDUAL_SEED + 216))
+    assert set(Counter((recipe.dataset, recipe.architecture) for recipe in more).values()) == {54}
+    one_class = [recipe.labelling for recipe in more if isinstance(recipe.labelling, SourceTarget)]
+    assert len(one_class) == 12
+    assert all(labelling.source != labelling.target for labelling in one_class)
+    assert len({recipe.training.model_dump_json() for recipe in more if recipe.attack is None}) > 8
+    assert digest(more) == "5afbbfbc9afc5384"
 
 
 def test_imbalanced_development_victims_come_last():

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 import toys
@@ -112,7 +114,8 @@ def test_a_lead_among_pixels_is_held_against_noise(confirmed, verdict, monkeypat
     alone, held = finding.evidence
     assert (alone.fired, held.label, held.reading) == (False, CONFIRMED, Reading.SOURCE_TARGET)
     assert (held.sources, held.target) == ((SOURCE,), toys.TARGET)
-    assert held.score == (alone.score if confirmed else 0.0)
+    lead = float(re.search(r"leads by ([\d.]+)", held.note)[1])
+    assert held.score == pytest.approx(alone.score + lead if confirmed else 0.0, abs=0.01)
     assert finding.verdict is verdict
 
 
