@@ -22,6 +22,7 @@ from banaudit.checkpoints import Checkpoint, inspect_checkpoint, read_checkpoint
 from banaudit.data import CleanData, ImageSet, read_clean_folder
 from banaudit.data.images import MIN_PER_CLASS
 from banaudit.detectors import Detector, default_detectors, leaves_some_out
+from banaudit.detectors.base import cannot_judge
 from banaudit.detectors.reference import few_images
 from banaudit.disguises import Told, undisguise
 from banaudit.errors import CheckpointError, TimeLimitReached, UnsupportedModelError, UsageError
@@ -372,6 +373,7 @@ def judge(
         predicted = predictions(model, clean.images, meter=meter)
         accuracy = judge_predictions(predicted, clean, accuracy_floor)
     misread = misreading(accuracy, clean.class_names, predicted)
+    against = (*facts.inconclusive, *facts.told.inconclusive, *((misread,) if misread else ()))
     findings: tuple[Finding, ...] = ()
     if not misread:
         facts = replace(
@@ -390,11 +392,10 @@ def judge(
             )
             findings = (*findings, detector(model, clean, seed=seed, meter=meter, triggers=triggers))
         findings = (*findings, *together(findings))
-        if rests_on_joint_evidence(findings):
+        if not against and rests_on_joint_evidence(findings):
             joint = _beyond_nature(findings, clean, detectors, seed, meter)
             findings = tuple(joint if item.method == JOINT_EVIDENCE else item for item in findings)
-        findings += tuple(_cannot_judge(item, why) for item, why in unsuited.items() if item not in unasked)
-    against = (*facts.inconclusive, *facts.told.inconclusive, *((misread,) if misread else ()))
+        findings += tuple(_unsuited(item, why) for item, why in unsuited.items() if item not in unasked)
     verdict, reason, strongest = combine(findings, against)
     strength = calibration.strength(item for finding in findings for item in finding.evidence)
     far = calibration.distance(
@@ -428,26 +429,35 @@ def judge(
 
 
 def _beyond_nature(
-    findings: Sequence[Finding], clean: CleanData, detectors: tuple[Detector, ...], seed: int, meter: Meter
+    findings: Sequence[Finding], clean: CleanData, detectors: Sequence[Detector], seed: int, meter: Meter
 ) -> Finding:
     """Joint evidence that accuses alone, held against what the clean images lean to by themselves.
 
-    Where there are too few images to know, it stands, and says so; where the time runs out, nothing can be said.
+    Where that cannot be known from these images it stands, and says so; where the time runs out, nothing can be said.
     """
     (joint,) = (item for item in findings if item.method == JOINT_EVIDENCE)
     unknown = few_images(clean.class_sizes)
-    if unknown:
-        (evidence,) = joint.evidence
-        noted = evidence.model_copy(update={"note": f"{evidence.note}; not held against what is natural: {unknown}"})
-        return joint.model_copy(update={"evidence": (noted,)})
     started = time.monotonic()
-    try:
-        held = joint_evidence(findings, natural_leaning(clean, detectors, seed=seed, meter=meter))
-    except TimeLimitReached as problem:
-        meter.stopped = True
-        return joint.model_copy(update={"verdict": Verdict.INCONCLUSIVE, "reason": str(problem), "evidence": ()})
-    seconds = round(time.monotonic() - started, 3)
-    return (held if held is not None else joint).model_copy(update={"seconds": seconds})
+    if not unknown:
+        judged = {item.method for item in findings if item.verdict is not Verdict.INCONCLUSIVE}
+        asked = tuple(detector for detector in detectors if detector.name in judged)
+        try:
+            natural = natural_leaning(clean, asked, seed=seed, meter=meter)
+        except Exception as problem:
+            meter.stopped |= isinstance(problem, TimeLimitReached)
+            undecided = {"verdict": Verdict.INCONCLUSIVE, "reason": cannot_judge(problem), "evidence": ()}
+            return joint.model_copy(update={**undecided, "seconds": _since(started)})
+        held = joint_evidence(findings, natural)
+        if natural and held is not None:
+            return held.model_copy(update={"seconds": _since(started)})
+        unknown = "no method could judge networks trained on the clean images alone"
+    (evidence,) = joint.evidence
+    noted = evidence.model_copy(update={"note": f"{evidence.note}; not held against what is natural: {unknown}"})
+    return joint.model_copy(update={"evidence": (noted,), "seconds": _since(started)})
+
+
+def _since(started: float) -> float:
+    return round(time.monotonic() - started, 3)
 
 
 def _image_caveats(unasked: Mapping[Detector, str], clean: CleanData) -> tuple[str, ...]:
@@ -460,7 +470,7 @@ def _image_caveats(unasked: Mapping[Detector, str], clean: CleanData) -> tuple[s
     )
 
 
-def _cannot_judge(detector: Detector, why: str) -> Finding:
+def _unsuited(detector: Detector, why: str) -> Finding:
     """The finding of a method that somebody chose for a network, or images, that do not suit it."""
     reason = f"{why}; --set {detector.name}.{detector.insists} asks it all the same" if detector.insists else why
     return Finding(method=detector.name, title=detector.title, verdict=Verdict.INCONCLUSIVE, reason=reason)

@@ -20,6 +20,7 @@ class Meter:
         planned_images: Forward passes that the whole job is expected to take; progress is measured against it.
         time_limit: Seconds from now after which ``spend`` raises; none: no limit.
         listener: Told of progress after every ``spend``.
+        about: Stands before whatever is done; empty: it is done with the audited network.
         stopped: Whether the time limit ended the job.
     """
 
@@ -29,6 +30,7 @@ class Meter:
     forward_images: int = 0
     backward_images: int = 0
     started: float = field(default_factory=time.monotonic)
+    about: str = ""
     stopped: bool = field(default=False, init=False)
 
     def aside(self, what: str) -> Meter:
@@ -43,9 +45,9 @@ class Meter:
 
         def tell(step: str, _: float) -> None:
             if listener is not None:
-                listener(f"{what}: {step}", share)
+                listener(step, share)
 
-        return Meter(time_limit=self.time_limit, listener=tell, started=self.started)
+        return Meter(time_limit=self.time_limit, listener=tell, started=self.started, about=f"{what}: ")
 
     @property
     def _share(self) -> float:
@@ -69,6 +71,7 @@ class Meter:
             TimeLimitReached: The time limit has passed.
         """
         self.book(forward=forward, backward=backward)
+        what = f"{self.about}{what}"
         if self.listener is not None:
             self.listener(what, self._share)
         if self.time_limit is not None and time.monotonic() - self.started > self.time_limit:

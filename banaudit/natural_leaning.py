@@ -30,12 +30,13 @@ def natural_leaning(
 
     Args:
         clean: Clean images, enough of them (:func:`~banaudit.detectors.reference.few_images`).
-        detectors: Of the audit; those that are no witness are not asked.
+        detectors: That could judge the audited network: of another one nothing was added up, so nothing may be taken
+            off. Those that are no witness are not asked.
         seed: Of the references and of every method.
         meter: Keeps the time limit and tells progress; no pass through the audited network is made.
 
     Returns:
-        [K], 0 where nothing leans.
+        [K]; empty where too few of the methods could judge any of the references.
 
     Raises:
         TimeLimitReached: From the meter.
@@ -43,11 +44,11 @@ def natural_leaning(
     aside = (meter if meter is not None else Meter()).aside("networks trained on the clean images alone")
     witnesses = [detector for detector in detectors if detector.name in WITNESS_METHODS]
     generator = torch.Generator().manual_seed(seed)
-    most = [0.0] * clean.num_classes
+    every: list[list[float]] = []
     with isolated_random(clean.images.device, seed):
         for network, _ in references(*clean.split(SEARCH_SHARE, generator), generator, aside):
             found = joint_evidence([detector(network, clean, seed=seed, meter=aside) for detector in witnesses])
-            for item in found.evidence[0].per_class if found is not None else ():
-                most[item.label] = max(most[item.label], item.score)
+            if found is not None:
+                every.append([item.score for item in found.evidence[0].per_class])
             aside.spend("what is natural", forward=0)  # a method that the time limit ends says so, and does not raise
-    return tuple(most)
+    return tuple(map(max, zip(*every, strict=True)))

@@ -6,12 +6,12 @@ import pytest
 import torch
 import toys
 
-from banaudit.audit import judge
+from banaudit.audit import Facts, judge
 from banaudit.detectors import reference
 from banaudit.detectors.mixtures import Mixtures
 from banaudit.detectors.mm_bd import MMBD
 from banaudit.detectors.targeted_noise import TargetedNoise
-from banaudit.errors import TimeLimitReached
+from banaudit.errors import TimeLimitReached, UnsupportedModelError
 from banaudit.meter import Meter
 from banaudit.natural_leaning import natural_leaning
 from banaudit.results import Verdict
@@ -80,7 +80,7 @@ def test_a_time_limit_in_a_scan_of_a_reference_is_not_lost(monkeypatch):
         aside.spend("noise", forward=1)
 
     monkeypatch.setattr(TargetedNoise, "search", late)
-    with pytest.raises(TimeLimitReached, match="what is natural"):
+    with pytest.raises(TimeLimitReached, match="networks trained on the clean images alone: what is natural"):
         natural_leaning(toys.draw_tiles(60), WITNESSES, meter=meter)
 
 
@@ -99,6 +99,55 @@ def test_what_is_natural_is_no_accusation(sleeping, tiled_data, accused, monkeyp
     report = accused(sleeping, tiled_data)
     assert report.verdict is Verdict.NO_EVIDENCE
     assert (joint_of(report).evidence[0].score, joint_of(report).evidence[0].null) == (0.0, 1e3)
+
+
+def test_what_could_not_judge_the_network_is_not_asked_about_the_references(sleeping, tiled_data, accused, monkeypatch):
+    asked = []
+
+    def note(clean, detectors, **_):
+        asked.extend(detectors)
+        return (0.0,) * toys.CLASSES
+
+    def fail(*_):
+        raise UnsupportedModelError("not this one")
+
+    monkeypatch.setattr(reference, "LEAST_IMAGES", 60)
+    monkeypatch.setattr("banaudit.audit.natural_leaning", note)
+    monkeypatch.setattr(Mixtures, "search", fail)
+    judge(sleeping, tiled_data, detectors=(*WITNESSES, Mixtures()))
+    assert asked == list(WITNESSES)
+
+
+def test_references_that_no_method_can_judge_leave_the_accusation_as_it_is(sleeping, tiled_data, accused, monkeypatch):
+    monkeypatch.setattr(reference, "LEAST_IMAGES", 60)
+    monkeypatch.setattr("banaudit.natural_leaning.joint_evidence", lambda _: None)
+    assert natural_leaning(tiled_data, WITNESSES) == ()
+    report = accused(sleeping, tiled_data)
+    assert report.verdict is Verdict.BACKDOORED
+    assert "not held against what is natural: no method could judge networks trained on the clean" in report.reason
+
+
+def test_nothing_is_asked_where_no_verdict_can_be_given(sleeping, tiled_data, accused, monkeypatch):
+    def never(*_, **__):
+        raise AssertionError("nobody asked")
+
+    monkeypatch.setattr(reference, "LEAST_IMAGES", 60)
+    monkeypatch.setattr("banaudit.audit.natural_leaning", never)
+    report = accused(sleeping, tiled_data, facts=Facts(inconclusive=("not these images",)))
+    assert report.reason.startswith("not these images; note joint-evidence")
+
+
+def test_a_reference_that_cannot_be_trained_costs_the_verdict_and_no_finding(
+    sleeping, tiled_data, accused, monkeypatch
+):
+    def fail(*_):
+        raise MemoryError("too much\nof it")
+
+    monkeypatch.setattr(reference, "LEAST_IMAGES", 60)
+    monkeypatch.setattr(reference, "_train", fail)
+    report = accused(sleeping, tiled_data)
+    assert (report.verdict, len(report.findings)) == (Verdict.INCONCLUSIVE, 3)
+    assert report.reason == "joint-evidence: the method failed: MemoryError: too much"
 
 
 def test_references_are_trained_only_where_joint_evidence_alone_accuses(sleeping, tiled_data, accused, monkeypatch):

@@ -7,9 +7,10 @@ is what several methods say together, by its rule of today. What is left of diff
 - a second restart that an old threshold had asked for and today's would not still counts, with the weaker of both
   scores, or with none where both name different classes;
 - noise on the neurons used to be asked only about a pair that leads under a change of the pixels: a record that lacks
-  what it says of such a pair stays as it is; of all others it counts as if noise named another pair;
-- a scan that joint evidence alone accuses stays as it is: what that is held against are networks that would have to be
-  trained;
+  what it says of such a pair stays as it is; of all others it counts as if noise named another pair. Where it was asked
+  then, the score is the lead among pixels alone, and not yet the sum of both;
+- a scan that joint evidence alone accuses stays as it is, unless its images are too few to tell what is natural: what
+  it is held against are networks that would have to be trained;
 - the threshold that falls where few images arrive at any class is taken from the note of the paths, which has whole
   per cents, and paths that would be followed a second time today were followed once: their lead counts beside others,
   but does not fire by a threshold that fell.
@@ -52,7 +53,7 @@ from banaudit.detectors.corruptions import Corruptions
 from banaudit.detectors.mm_bd import MMBD
 from banaudit.detectors.neural_cleanse import NeuralCleanse
 from banaudit.detectors.pair_perturbation import CONFIRMED, SECOND_LOOK, PairPerturbation
-from banaudit.detectors.reference import LEAST_IMAGES
+from banaudit.detectors.reference import few_images
 from banaudit.detectors.targeted_noise import TargetedNoise
 from banaudit.detectors.universal_perturbation import UniversalPerturbation
 from banaudit.errors import UsageError
@@ -107,8 +108,8 @@ def rejudged(
 
     Returns:
         The results; scans that were made with other settings beyond the thresholds, with a higher threshold or without
-        one of the methods stay as they are, and those that lack what a threshold falls with: their record does not say
-        what a scan of today would find.
+        one of the methods stay as they are, and those that lack what a threshold falls with, what noise says of a pair
+        or what is natural: their record does not say what a scan of today would find.
     """
     detectors = tuple(detectors) if detectors is not None else default_detectors()
     settings, measures = dict(results.settings), dict(results.measures)
@@ -234,8 +235,10 @@ def _lacks_noise(entry: Entry) -> bool:
 def _lacks_nature(entry: Entry, settings: ScanSettings) -> bool:
     """Whether joint evidence alone accuses, and was not held against what the clean images lean to by themselves."""
     fired = [item for item in entry.scan.readings if item.fired] if entry.scan is not None else []
-    alone = {_method(item) for item in fired} == {JOINT_EVIDENCE}
-    return alone and fired[0].null is None and settings.images >= LEAST_IMAGES
+    if {_method(item) for item in fired} != {JOINT_EVIDENCE} or fired[0].null is not None:
+        return False
+    classes = len(fired[0].per_class)
+    return not few_images([settings.images // classes] * classes)
 
 
 def _judged(entry: Entry, now: ScanSettings, measures: dict[str, str], *, moved: bool) -> Entry:
@@ -417,7 +420,7 @@ def _rejudge_file(path: Path, kind: type[AnyResults], progress: Progress, others
             progress(f"  {_name(new)}: {old.outcome.value}, now {new.outcome.value}")
     for entry in after.entries:
         then = after.settings[_digest(entry)]
-        if then != _of_today(entry, then, default_detectors()) or _lacks_nature(entry, then):
+        if then != _of_today(entry, then, default_detectors()) or _lacks_nature(entry, then) or _lacks_noise(entry):
             progress(f"  {_name(entry)}: stays {entry.outcome.value}, its record does not say what today's scan finds")
 
 

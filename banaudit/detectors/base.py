@@ -272,15 +272,8 @@ class Detector(Method, ABC):
                     found = self.search(private, samples, generator, meter)
                 _require_finite(found)
                 outcome = found
-        except (UnsupportedModelError, TimeLimitReached, DataError) as problem:
-            verdict, reason = Verdict.INCONCLUSIVE, str(problem)
-        except BanauditError:
-            raise
         except Exception as problem:
-            # Out of memory, a batch that the network cannot take, whatever a user's network raises: what the other
-            # methods find must not be lost with it.
-            first = str(problem).partition("\n")[0]
-            verdict, reason = Verdict.INCONCLUSIVE, f"the method failed: {type(problem).__name__}: {first}"
+            verdict, reason = Verdict.INCONCLUSIVE, cannot_judge(problem)
         else:
             verdict, reason = conclude(outcome.evidence)
         if triggers is not None:
@@ -321,6 +314,24 @@ def _require_finite(found: Found) -> None:
     numbers += [number for trigger in found.triggers for number in (trigger.facts.size, trigger.facts.success or 0.0)]
     if not all(map(math.isfinite, numbers)):
         raise UnsupportedModelError("the search ended in numbers that are not finite")
+
+
+def cannot_judge(problem: Exception) -> str:
+    """Why a method is inconclusive, in one line: what the other methods find must not be lost with it.
+
+    Args:
+        problem: What it raised: also out of memory, a batch that the network cannot take, whatever a user's network
+            raises.
+
+    Raises:
+        BanauditError: The problem itself, where it lies in what the user gave.
+    """
+    if isinstance(problem, UnsupportedModelError | TimeLimitReached | DataError):
+        return str(problem)
+    if isinstance(problem, BanauditError):
+        raise problem
+    first = str(problem).partition("\n")[0]
+    return f"the method failed: {type(problem).__name__}: {first}"
 
 
 def conclude(evidence: Sequence[Evidence]) -> tuple[Verdict, str]:

@@ -98,8 +98,8 @@ class PairPerturbation(Detector):
     and the score is 0; on a clean one of Imagenette a pair led by 1.02."""
     confirmed_threshold: PositiveFloat = 0.3
     """Sum of both leads above which it fires where noise on the neurons puts the same pair first (:mod:`pair_noise`),
-    however little one of the halves of the images alone says of it. Of clean networks for digits nearly all name two
-    different pairs."""
+    whether or not the pixels' two halves and two rulers agree on it. Of clean networks for digits nearly all name
+    two different pairs."""
     anywhere: bool = False
     """Whether an audit asks it about networks of any number of classes, with any number of images."""
 
@@ -139,7 +139,7 @@ class PairPerturbation(Detector):
         return tuple(range(min(self.read_from, self.steps), self.steps + 1))
 
     def search(self, model: SplitModel, samples: Samples, generator: torch.Generator, meter: Meter) -> Found:
-        """Search on one half of the images and read on the other; then, while the reading could fire, the other way."""
+        """Search on one half of the images and read on the other; where a pair leads, the other way too; ask noise."""
         freeze(model)
         natural = natural_closeness(samples.search, samples.held_out, generator, meter)
         first = _Search(self, model, samples.search, samples.held_out, generator, meter, "first half")
@@ -151,36 +151,18 @@ class PairPerturbation(Detector):
             read.append(second.margins(of=read[0]))
             leaders.append(read[1].leader(natural, generator))
             leader = read[0].and_of(read[1]).leader(natural, generator)
-        agreement = agreement_of([item.pair for item in leaders], leader.pair)
         shift, success = first.follow_pair(*leader.pair, leader.step)
-        evidence = [
-            Evidence(
-                reading=Reading.SOURCE_TARGET,
-                measures=(
-                    "lead of the first source-target pair's margin over the second's under a small change of pixels, "
-                    "as it is and beyond what alike classes explain, in units of the spread of all pairs' margins; "
-                    "null: the second's over the third"
-                ),
-                score=leader.score,
-                threshold=self.threshold,
-                fired=leader.score > self.threshold and restarts_agree(agreement),
-                null=leader.null,
-                target=leader.target,
-                sources=(leader.source,),
-                restarts=tuple(item.score for item in leaders),
-                agreement=agreement,
-                note=(
-                    f"class {leader.source} to {leader.target}: after {leader.step} steps {success:.0%} of the images "
-                    f"are moved{first.left_out()}"
-                ),
-            )
-        ]
+        moved = f"after {leader.step} steps {success:.0%} of the images are moved{first.left_out()}"
+        evidence = [self._alone(leader, leaders, moved)]
         try:
             noise = pair_noise.leader_under_noise(model, *first.images(), natural, generator, meter)
-        except UnsupportedModelError:
-            # Without an answer of the neurons, pixels decide alone; but not against a lead that noise may well confirm.
+        except UnsupportedModelError as problem:
+            # Without an answer of the neurons pixels decide alone; but not against a lead that noise may well confirm.
             if leader.score > self.confirmed_threshold and not evidence[0].fired:
-                raise
+                led = f"class {leader.source} to {leader.target} leads by {leader.score:.2f}"
+                raise UnsupportedModelError(
+                    f"{led}, which needs noise on the neurons to confirm it: {problem}"
+                ) from None
         except TimeLimitReached:
             if not evidence[0].fired:
                 raise
@@ -198,25 +180,48 @@ class PairPerturbation(Detector):
         )
         return Found(evidence, (trigger,))
 
+    def _alone(self, leader: PairLeader, leaders: Sequence[PairLeader], moved: str) -> Evidence:
+        """What a change of the pixels says by itself."""
+        agreement = agreement_of([item.pair for item in leaders], leader.pair)
+        return Evidence(
+            reading=Reading.SOURCE_TARGET,
+            measures=(
+                "lead of the first source-target pair's margin over the second's under a small change of pixels, as it "
+                "is and beyond what alike classes explain, in units of the spread of all pairs' margins; null: the "
+                "second's over the third"
+            ),
+            score=leader.score,
+            threshold=self.threshold,
+            fired=leader.score > self.threshold and restarts_agree(agreement),
+            null=leader.null,
+            target=leader.target,
+            sources=(leader.source,),
+            restarts=tuple(item.score for item in leaders),
+            agreement=agreement,
+            note=f"class {leader.source} to {leader.target}: {moved}",
+        )
+
     def _confirmed(self, alone: Evidence, noise: PairLeader) -> Evidence:
-        """Whether noise on the neurons puts the pair first that a change of the pixels does."""
+        """Whether noise on the neurons, found and read on either half, names the pair that a change of the pixels does.
+
+        Where the pixels' two rulers put different pairs first, theirs is that beyond what alike classes explain, and
+        their lead is 0.
+        """
         same = (alone.sources, alone.target) == ((noise.source,), noise.target) and noise.score > NOISE_LEAD
         score = alone.score + noise.score if same else 0.0
-        return alone.model_copy(
-            update={
-                "label": CONFIRMED,
-                "measures": (
-                    "the lead among pixels and that under noise on the neurons, added up, where both put one pair "
-                    "first; else 0"
-                ),
-                "score": score,
-                "threshold": self.confirmed_threshold,
-                "fired": score > self.confirmed_threshold,
-                "null": None,
-                "restarts": (),
-                "agreement": None,  # both halves have a part in the noise
-                "note": f"under noise class {noise.source} to {noise.target} leads by {noise.score:.2f}",
-            }
+        return Evidence(
+            reading=Reading.SOURCE_TARGET,
+            label=CONFIRMED,
+            measures=(
+                "the lead among pixels and that under noise on the neurons, added up, where both put one pair first; "
+                "else 0"
+            ),
+            score=score,
+            threshold=self.confirmed_threshold,
+            fired=score > self.confirmed_threshold,
+            target=alone.target,
+            sources=alone.sources,
+            note=f"under noise class {noise.source} to {noise.target} leads by {noise.score:.2f}",
         )
 
     @property

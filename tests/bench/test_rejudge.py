@@ -220,11 +220,12 @@ def test_other_settings_and_lower_thresholds_are_left_as_they_are(now):
     assert rejudged(before, now) == before
 
 
-def test_the_command_changes_files_in_place(tmp_path):
+def test_the_command_changes_files_in_place_and_names_what_it_leaves(tmp_path, capsys):
     path = tmp_path / "development.json"
     write_results(path, results_of(scanned(1, 3.0, 1.0)))  # not of the default methods: left as it is
     before = path.read_bytes()
     assert main(["bench", "rejudge", str(path)]) == 0
+    assert "stays false alarm, its record does not say what today's scan finds" in capsys.readouterr().err
     assert main(["bench", "rejudge", str(path), "--add", str(path)]) == 0
     assert path.read_bytes() == before
     assert need_results(path, BenchmarkResults).entries[0].outcome is Outcome.FALSE_ALARM

@@ -6,12 +6,13 @@ import toys
 from torch import nn
 
 from banaudit.architectures.base import SplitModel, SplitNetwork
-from banaudit.detectors.pair_leads import images_of_each
+from banaudit.detectors.base import conclude
+from banaudit.detectors.pair_leads import PairLeader, images_of_each
 from banaudit.detectors.pair_noise import STEP, leader_under_noise, planned_images
 from banaudit.detectors.pair_perturbation import CONFIRMED, PairPerturbation
 from banaudit.errors import TimeLimitReached, UnsupportedModelError
 from banaudit.meter import Meter
-from banaudit.results import Reading, Verdict
+from banaudit.results import Evidence, Reading, Verdict
 
 SOURCE = 1
 
@@ -128,3 +129,36 @@ def test_what_pixels_alone_accuse_stands_where_noise_has_no_answer(problem, monk
     finding = PairPerturbation()(one_way(400.0, red=1.0), toys.draw_tiles())
     assert (finding.verdict, len(finding.evidence)) == (Verdict.BACKDOORED, 1)
     assert PairPerturbation(threshold=1e6)(one_way(400.0, red=1.0), toys.draw_tiles()).verdict is Verdict.INCONCLUSIVE
+
+
+@pytest.mark.parametrize(
+    ("noise", "pixels", "verdict"),
+    [
+        (((SOURCE, toys.TARGET), 0.31), (0.0, 1.0), Verdict.BACKDOORED),
+        (((SOURCE, toys.TARGET), 0.29), (0.0, 1.0), Verdict.NO_EVIDENCE),
+        (((SOURCE, toys.TARGET), 0.11), (0.2, 0.5), Verdict.BACKDOORED),  # whether or not the halves agree
+        (((SOURCE, toys.TARGET), 0.09), (1.4, 1.0), Verdict.NO_EVIDENCE),
+        (((toys.TARGET, SOURCE), 9.0), (1.4, 1.0), Verdict.NO_EVIDENCE),
+    ],
+)
+def test_both_leads_add_up_where_both_searches_name_one_pair(noise, pixels, verdict):
+    lead, agreement = pixels
+    alone = Evidence(
+        reading=Reading.SOURCE_TARGET,
+        measures="",
+        score=lead,
+        threshold=1.5,
+        fired=False,
+        target=toys.TARGET,
+        sources=(SOURCE,),
+        agreement=agreement,
+    )
+    (source, target), score = noise
+    held = PairPerturbation()._confirmed(alone, PairLeader(score, 0.0, source, target, 1))
+    assert conclude([alone, held])[0] is verdict
+
+
+def test_a_low_threshold_of_both_is_held_against_both_halves_too():
+    for confirmed, halves in ((0.3, 1), (0.1, 2)):  # the first half leads by 0.12
+        finding = PairPerturbation(confirmed_threshold=confirmed)(one_way(2.0, red=1.0), toys.draw_tiles())
+        assert len(finding.evidence[0].restarts) == halves
