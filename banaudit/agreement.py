@@ -2,9 +2,9 @@
 
 Where several are sure, :func:`says_most` has which of them names the backdoor.
 
-Three findings. *Joint evidence* adds up how near the all-to-one readings of six methods come to their own thresholds,
-class by class; *noise agreement* looks at the two kinds of neuron noise alone; *common suspect* counts, where classes
-are many, how many methods put the same one first, however little they hold against it, if anything at all.
+Two findings. *Joint evidence* adds up how near the all-to-one readings of six methods come to their own thresholds,
+class by class; *common suspect* counts, where classes are many, how many methods put the same one first, however little
+they hold against it, if anything at all.
 """
 
 from __future__ import annotations
@@ -49,14 +49,12 @@ class Witness:
     most: float = HELD_BACK
 
 
-AIMED = Witness(TargetedNoise.name)
-UNAIMED = Witness(BAN.name, NOISE_ALONE)
 WITNESSES = (
-    AIMED,
+    Witness(TargetedNoise.name),
     Witness(UniversalPerturbation.name),
     Witness(MMBD.name, most=0.6),  # of clean networks for digits it names the same class, the 8, for three in four
-    Witness(NeuralCleanse.name, weight=1.25),
-    UNAIMED,
+    Witness(NeuralCleanse.name, weight=1.475),
+    Witness(BAN.name, NOISE_ALONE),
     Witness(Corruptions.name),
 )
 """What joint evidence is made of: readings that look for the target in six unlike ways."""
@@ -67,11 +65,6 @@ NULL_MARGIN = 0.1
 """How far the share of the mistakes that unaimed noise sends to a class must lie above that of random noise to speak
 against the class. Of networks trained on imbalanced classes mistakes lean to a frequent one under any noise; no
 backdoored network of development that is detected needs a smaller margin."""
-
-NOISE_AGREEMENT = "noise-agreement"
-NOISE_AGREEMENT_THRESHOLD = 0.55
-"""Share of its own threshold that the weaker of both readings must have. A clean network of imbalanced classes reached
-0.51; of the backdoored ones that were kept when it was set, none is found by this alone below 0.7."""
 
 JOINT_EVIDENCE = "joint-evidence"
 JOINT_THRESHOLD = 1.4
@@ -91,7 +84,7 @@ COMMON_THRESHOLD = 4
 """Methods that may put the same class first. Of 43 classes clean networks of development had three at most, all-to-one
 ones four at least; two of these have just four, which is not enough."""
 
-TOGETHER = frozenset((NOISE_AGREEMENT, JOINT_EVIDENCE, COMMON_SUSPECT))
+TOGETHER = frozenset((JOINT_EVIDENCE, COMMON_SUSPECT))
 """Names of what :func:`together` gives."""
 
 
@@ -133,45 +126,8 @@ def together(findings: Sequence[Finding]) -> tuple[Finding, ...]:
     Args:
         findings: Of the methods that ran.
     """
-    found = (noise_agreement(findings), joint_evidence(findings), common_suspect(findings))
+    found = (joint_evidence(findings), common_suspect(findings))
     return tuple(finding for finding in found if finding is not None)
-
-
-def noise_agreement(findings: Sequence[Finding]) -> Finding | None:
-    """Whether aimed and unaimed neuron noise name one class.
-
-    ``targeted-noise`` names the class that noise aimed at it reaches before all others; ``ban``'s noise alone names the
-    one that collects the mistakes under noise aimed away from the truth. On a clean network these are two questions
-    with two answers, or weak ones; a backdoor answers both. So where both name one class, little more than half of
-    each threshold is enough. Where random noise errs towards the class as well (:data:`NULL_MARGIN`), the second has
-    no answer.
-
-    Args:
-        findings: Of the methods that ran.
-
-    Returns:
-        None where one of the two did not run, or could not judge.
-    """
-    aimed, unaimed = _reading(findings, AIMED), _reading(findings, UNAIMED)
-    if aimed is None or unaimed is None:
-        return None
-    sure = all(restarts_agree(item.agreement) for item in (aimed, unaimed))  # those that differ name no class
-    same = sure and aimed.target == unaimed.target and _beyond_random(unaimed)
-    score = min(aimed.score / aimed.threshold, unaimed.score / unaimed.threshold) if same else 0.0
-    evidence = Evidence(
-        reading=Reading.ALL_TO_ONE,
-        measures=(
-            "score / threshold of targeted-noise or of ban's noise alone, whichever is less, where both name one "
-            "class, and random noise does not; else 0"
-        ),
-        score=score,
-        threshold=NOISE_AGREEMENT_THRESHOLD,
-        fired=score > NOISE_AGREEMENT_THRESHOLD,
-        target=aimed.target if same else None,
-    )
-    named = f"both name class {aimed.target}" if same else "they do not name one class"
-    title = "a class that aimed neuron noise reaches and unaimed neuron noise errs towards"
-    return _finding(NOISE_AGREEMENT, title, named, evidence)
 
 
 def rests_on_joint_evidence(findings: Sequence[Finding]) -> bool:

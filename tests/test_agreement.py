@@ -1,4 +1,4 @@
-"""What several methods say together: joint evidence, and the agreement of both kinds of neuron noise."""
+"""What several methods say together: joint evidence, and the class that most of many methods put first."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ import pytest
 from banaudit.agreement import (
     COMMON_SUSPECT,
     JOINT_EVIDENCE,
-    NOISE_AGREEMENT,
     TOGETHER,
     VOTERS,
     common_suspect,
     joint_evidence,
-    noise_agreement,
     rests_on_joint_evidence,
     says_most,
     together,
@@ -33,52 +31,13 @@ def found(method, score, target, label="", verdict=Verdict.NO_EVIDENCE):
     return Finding(method=method, title="", verdict=verdict, reason="", evidence=(other, evidence))
 
 
-def both(aimed, unaimed):
-    return found(TargetedNoise.name, *aimed), found(BAN.name, *unaimed, NOISE_ALONE)
-
-
-@pytest.mark.parametrize(
-    ("aimed", "unaimed", "score", "target", "verdict"),
-    [
-        ((1.6, 3), (1.2, 3), 0.6, 3, Verdict.BACKDOORED),
-        ((9.0, 3), (1.0, 3), 0.5, 3, Verdict.NO_EVIDENCE),  # the weaker one decides
-        ((1.6, 3), (1.6, 4), 0.0, None, Verdict.NO_EVIDENCE),
-    ],
-)
-def test_little_more_than_half_of_both_thresholds_is_enough_where_one_class_is_named(
-    aimed, unaimed, score, target, verdict
-):
-    finding = noise_agreement(both(aimed, unaimed))
-    assert finding.verdict is verdict
-    assert finding.evidence[0].score == pytest.approx(score)
-    assert finding.evidence[0].target == target
-
-
 @pytest.mark.parametrize(("null", "counts"), [(None, True), (0.4, True), (1.0, True), (1.2, False), (1.9, False)])
 def test_mistakes_that_random_noise_makes_as_well_speak_against_no_class(null, counts):
     findings = [witness(TargetedNoise.name, [1.2, 0.0, 0.0]), witness(BAN.name, [1.11, 0.0, 0.5], label=NOISE_ALONE)]
     (evidence,) = findings[1].evidence
     findings[1] = findings[1].model_copy(update={"evidence": (evidence.model_copy(update={"null": null}),)})
-    assert noise_agreement(findings).evidence[0].score == pytest.approx(0.555 if counts else 0.0)
     alone, both = 0.6, (0.6**2 + 0.555**2) ** 0.5
     assert joint_evidence(findings).evidence[0].score == pytest.approx(both if counts else alone)
-
-
-@pytest.mark.parametrize("missing", [0, 1])
-def test_one_alone_agrees_with_nobody(missing):
-    findings = list(both((1.6, 3), (1.2, 3)))
-    undecided = findings[missing].model_copy(update={"verdict": Verdict.INCONCLUSIVE})
-    assert noise_agreement([findings[1 - missing]]) is None
-    assert noise_agreement([findings[1 - missing], undecided]) is None
-
-
-@pytest.mark.parametrize("doubtful", [0, 1])
-def test_restarts_that_differ_name_no_class(doubtful):
-    findings = list(both((1.6, 3), (1.6, 3)))
-    evidence = tuple(item.model_copy(update={"agreement": 0.5}) for item in findings[doubtful].evidence)
-    findings[doubtful] = findings[doubtful].model_copy(update={"evidence": evidence})
-    finding = noise_agreement(findings)
-    assert (finding.verdict, finding.evidence[0].score) == (Verdict.NO_EVIDENCE, 0.0)
 
 
 def witness(method, scores, *, threshold=2.0, label="", verdict=Verdict.NO_EVIDENCE):
@@ -117,7 +76,7 @@ def test_suspicions_of_one_class_add_up_and_those_of_others_do_not():
     found = joint_evidence(
         [
             witness(MMBD.name, [1.2, 0.0, -4.0]),  # 0.6 of its threshold for class 0
-            witness(NeuralCleanse.name, [1.28, 1.44, 0.0]),  # 0.64, which counts 0.8, for class 0, and 0.9 for class 1
+            witness(NeuralCleanse.name, [1.6 / 1.475, 1.44, 0.0]),  # by its weight 0.8 for class 0, and 0.9 for class 1
             witness(BAN.name, [0.0, 0.0, 1.0], label="negative mask"),  # no witness
         ]
     )
@@ -195,9 +154,8 @@ def test_joint_evidence_takes_two_witnesses_that_could_judge():
 
 
 def test_together_gives_every_joint_finding():
-    aimed = witness(TargetedNoise.name, [0.0, 1.2])
-    unaimed = witness(BAN.name, [0.0, 1.2], label=NOISE_ALONE)
-    assert [found.method for found in together([aimed, unaimed])] == [NOISE_AGREEMENT, JOINT_EVIDENCE]
+    two = [witness(TargetedNoise.name, [0.0, 1.2]), witness(BAN.name, [0.0, 1.2], label=NOISE_ALONE)]
+    assert [found.method for found in together(two)] == [JOINT_EVIDENCE]
     assert {found.method for found in together(voters(*(7,) * 7))} == TOGETHER
 
 

@@ -32,7 +32,6 @@ def quick(monkeypatch):
 def accused(monkeypatch):
     """An audit in which joint evidence alone accuses, unless nature explains it."""
     monkeypatch.setattr("banaudit.agreement.JOINT_THRESHOLD", 1e-9)
-    monkeypatch.setattr("banaudit.agreement.NOISE_AGREEMENT_THRESHOLD", 1e6)
 
     def audit(sleeping, data, **more):
         return judge(sleeping, data, detectors=WITNESSES, **more)

@@ -179,10 +179,16 @@ THIRTEENTH_OPENED = frozenset((
 ))  # fmt: skip
 """The thirteenth part (``docs/benchmark/test-thirteenth.md``): a clean network for digits was accused of the 8, and a
 source-specific backdoor on digits was missed."""
+FOURTEENTH_OPENED = frozenset((
+    24020, 25071, 25078, 25079, 25080, 25090, 25101, 25116, 26003, 26023, 26025, 26026, 26039, 26057,
+    26075, 26111,
+))  # fmt: skip
+"""The fourteenth part (``docs/benchmark/test-fourteenth.md``): a clean network for digits, trained on uneven classes,
+was accused by the agreement of both kinds of neuron noise, a rule that is gone since."""
 OPENED_SHARES = {
     "opened-1": (FIRST_OPENED, SECOND_OPENED, THIRD_OPENED, FOURTH_OPENED, FIFTH_OPENED, SIXTH_OPENED, SEVENTH_OPENED),
     "opened-2": (EIGHTH_OPENED, NINTH_OPENED),
-    "opened-3": (TENTH_OPENED, ELEVENTH_OPENED, TWELFTH_OPENED, THIRTEENTH_OPENED),
+    "opened-3": (TENTH_OPENED, ELEVENTH_OPENED, TWELFTH_OPENED, THIRTEENTH_OPENED, FOURTEENTH_OPENED),
 }
 """Name of a split -> parts whose scans of today share a results file, which is to stay below a MiB."""
 OPENED_SEEDS = frozenset[int]().union(*itertools.chain.from_iterable(OPENED_SHARES.values()))

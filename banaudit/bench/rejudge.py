@@ -50,6 +50,7 @@ from banaudit.detectors import Detector, default_detectors
 from banaudit.detectors.ban import BAN, MASK_BY_CLASS, NEGATIVE_MASK, NOISE_ALONE
 from banaudit.detectors.base import conclude, threshold_for
 from banaudit.detectors.corruptions import Corruptions
+from banaudit.detectors.mixtures import Mixtures
 from banaudit.detectors.mm_bd import MMBD
 from banaudit.detectors.neural_cleanse import NeuralCleanse
 from banaudit.detectors.pair_perturbation import CONFIRMED, SECOND_LOOK, PairPerturbation
@@ -76,9 +77,16 @@ THRESHOLDS = {
     (PairPerturbation.name, "", Reading.SOURCE_TARGET): "threshold",
     (PairPerturbation.name, CONFIRMED, Reading.SOURCE_TARGET): "confirmed_threshold",
     (Corruptions.name, "", Reading.ALL_TO_ONE): "threshold",
+    (Mixtures.name, "", Reading.ALL_TO_ONE): "threshold",
 }
 """Method, label and kind of a reading -> the setting that is its threshold, or for ten classes is: of those that joint
-evidence is made of, of masks, of pairs, and of the map of universal perturbations."""
+evidence is made of, of masks, of pairs, of mixtures, and of the map of universal perturbations."""
+
+DECLINES = {
+    (UniversalPerturbation.name, "mapping_threshold"): "mapping_decline",
+    (Mixtures.name, "threshold"): "decline",
+}
+"""Method and threshold -> the setting by which it falls with the number of classes."""
 
 FOLLOWS = {
     (UniversalPerturbation.name, "unreached_share"),
@@ -322,8 +330,11 @@ def _held_against(item: ScoredReading, now: ScanSettings) -> ScoredReading:
         return item
     settings = now.detectors[_method(item)]
     threshold = _number(settings[name])
+    decline = DECLINES.get((_method(item), name))
+    if decline is not None:
+        threshold = threshold_for(len(item.per_class), threshold, _number(settings[decline]))
     if name == "mapping_threshold":
-        threshold = min(1.0, threshold_for(len(item.per_class), threshold, _number(settings["mapping_decline"])))
+        threshold = min(1.0, threshold)
     return _at(item, threshold, item.fired)
 
 

@@ -68,7 +68,7 @@ class BAN(Detector):
     Deviates:
         Held-out images read what the search images found; the noise is clipped to eps; one noise for all search images
         instead of one a batch of which all but the last are thrown away; restarts must agree; and Eq. 6 over all images
-        fires only above 0.7 (theirs: 0.5) and if it clears the same reading under *random* noise by ``null_margin``:
+        fires only above 0.8 (theirs: 0.5) and if it clears the same reading under *random* noise by ``null_margin``:
         the mask is trained to be wrong as loudly as it can, and on clean networks too that is cheapest in one class,
         without any noise.  Class by class, the favourites must differ from each other, which no clean network's do.
         :meth:`released` is the authors' procedure.
@@ -110,9 +110,9 @@ class BAN(Detector):
     """Held-out images of a reading."""
     restarts: PositiveInt = 2
     """Independent noises and masks, at most; all must name the same class."""
-    share_threshold: PositiveFloat = 0.7
-    """Share in one class above which Eq. 6 fires. The authors' own rule, given by them in public, is 0.5; a clean
-    network for digits had 0.59."""
+    share_threshold: PositiveFloat = 0.8
+    """Share in one class above which Eq. 6 fires. The authors' own rule, given by them in public, is 0.5; clean
+    networks had up to 0.70, all else met, and of the backdoored ones of development none is found by it."""
     errors_threshold: PositiveFloat = 0.85
     """Share of the mistakes under noise alone that must fall in one class."""
     null_margin: NonNegativeFloat | None = 0.2

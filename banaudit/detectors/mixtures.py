@@ -108,8 +108,8 @@ class Mixtures(Detector):
 
     mixtures: PositiveInt = 500
     """Mixtures of each half of the images."""
-    threshold: PositiveFloat = 0.6
-    """Lead above which the reading fires, for ten classes."""
+    threshold: PositiveFloat = 0.75
+    """Lead above which the reading fires, for ten classes. A clean network for digits led by 0.58, of the 8."""
     decline: float = Field(default=0.5, ge=0)
     """The same for K classes is (10 / K) to this power as much: the more classes, the smaller each one's share. Set
     where clean models and victims of 10 and of 43 classes part."""

@@ -40,7 +40,7 @@ class NeuralCleanse(PatchInversion):
         - With many classes, the half with the largest masks is dropped again and again (successive halving; Shen et
           al., K-Arm, ICML 2021, schedule by bandit). Dropped classes enter no median.
         - The index is one-sided, over log norms, leaves the class itself out of the median and the spread, and does
-          not believe a spread below 0.25; its threshold is 6.1 and not 2. On few classes the original index exceeds 2
+          not believe a spread below 0.25; its threshold is 7.2 and not 2. On few classes the original index exceeds 2
           on many clean networks (for a tiny spread) and misses plain backdoors (for a wide one).
         - An accusation also needs a mask of at most 0.7 of the runner-up's norm, and a trigger that moves 70 % of
           held-out images; the original asks neither.
@@ -52,7 +52,7 @@ class NeuralCleanse(PatchInversion):
     misses: ClassVar[str] = "warping, many per-image and adaptive triggers, all-to-all and source-specific backdoors"
     penalty_passes: ClassVar[int] = 0
 
-    threshold: PositiveFloat = 6.1
+    threshold: PositiveFloat = 7.2
     """Robust standard deviations below the other classes at which the smallest mask is an outlier (paper: 2)."""
 
     def penalty(self, model: SplitModel, triggers: Triggers, meter: Meter) -> Tensor:

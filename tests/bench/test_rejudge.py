@@ -48,7 +48,9 @@ def test_a_raised_threshold_unfires_and_joint_evidence_is_taken_from_the_record(
     assert [item.outcome for item in after.entries] == [Outcome.RIGHT, Outcome.RIGHT, Outcome.FALSE_ALARM]
     joint = [item.scan.readings[-1] for item in after.entries]
     assert [item.key for item in joint] == ["joint-evidence/all-to-one"] * 3
-    assert [item.score for item in joint] == pytest.approx([0.676503, 1.5289, 1.25])
+    assert [item.score for item in joint] == pytest.approx(
+        [(0.6**2 + 0.36875**2) ** 0.5, (0.6**2 + 1.659375**2) ** 0.5, 1.25]
+    )
     assert after.entries[1].scan.target == 3
     assert [item.threshold for item in after.entries[0].scan.readings] == [4.0, 4.0, 1.4]
     assert set(after.settings) == {after.entries[0].scan.settings, before.entries[0].scan.settings}

@@ -106,7 +106,7 @@ def test_a_class_that_mixtures_look_like_by_nature_is_not_accused(monkeypatch):
 
 def test_the_threshold_falls_with_the_number_of_classes():
     (evidence,) = Mixtures()(model(0.0), draw()).evidence
-    assert evidence.threshold == pytest.approx(0.6 * (10 / CLASSES) ** 0.5)
+    assert evidence.threshold == pytest.approx(0.75 * (10 / CLASSES) ** 0.5)
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,10 @@ FIRST_DEFAULT = {BAN.name, MMBD.name, NeuralCleanse.name, TargetedNoise.name}
 """Methods that every default scan has asked."""
 
 
+SAID_TOGETHER = TOGETHER | {"noise-agreement"}
+"""What several methods say together, by the rule of today or in the records of the test's parts of before."""
+
+
 def side_by_side(files: Sequence[BenchmarkResults]) -> str:
     """Every method of several files on every victim, alone and together.
 
@@ -64,7 +68,8 @@ def side_by_side(files: Sequence[BenchmarkResults]) -> str:
         f"{len(entries)} victims that reach their floors, of the splits "
         f"{', '.join(dict.fromkeys(results.split for results in files))}. The joint verdict is that of "
         f"{', '.join(sorted(joint))}{_not_of_all(joint, always)}. *Alone*: the verdict that a method would have given "
-        "without the others; noise-agreement, joint-evidence and common-suspect are what several methods say together.",
+        "without the others; joint-evidence and common-suspect are what several methods say together, and so was "
+        "noise-agreement, whose rule is gone.",
         provenance(settings, [entry.scan for item in files for entry in item.entries if entry.key in shown]),
         "## Each method alone, and the joint verdict",
         *_overall(
@@ -175,7 +180,7 @@ def _on_the_same(entries: Sequence[VictimEntry], methods: Sequence[str]) -> list
     """Each other method against the joint verdict, over the victims that both have judged."""
     rows = []
     for method in methods:
-        if method in TOGETHER:
+        if method in SAID_TOGETHER:
             continue  # the joint verdict is made of them too
         both = [(entry, alone) for entry in entries if (alone := _alone(entry, method)) is not None]
         found = [tuple(item.outcome in DETECTED for item in pair) for pair in both if pair[0].truth.backdoored]
@@ -209,7 +214,7 @@ def _on_the_same(entries: Sequence[VictimEntry], methods: Sequence[str]) -> list
 
 def _notes(entries: Sequence[VictimEntry], joint: set[str]) -> list[str]:
     """What the searches of methods outside the joint verdict noted, where the scans kept it."""
-    default = joint | TOGETHER
+    default = joint | SAID_TOGETHER
     rows = [
         (entry.key, item.key, f"{item.score:.2g} / {item.threshold:.2g}, {item.target}", item.note)
         for entry in entries
