@@ -27,7 +27,7 @@ CLEAN_STRENGTHS = (
     0.970, 0.970, 0.975,
 )  # fmt: skip
 """:func:`strength` of the clean development models (``docs/benchmark/development.json``, ``opened-*.json``) that were
-kept when ``corruptions`` joined, or opened since, with inputs of :data:`SIDES`. Others were scanned without it alone."""
+kept when ``corruptions`` joined, or opened since, with inputs of :data:`SIDES`."""
 
 MEASURED = (13, 134)
 """Clean models of the sealed test that were accused, and all of them, over all parts, each by the rule of its time
