@@ -450,7 +450,7 @@ def _beyond_nature(
         held = joint_evidence(findings, natural)
         if natural and held is not None:
             return held.model_copy(update={"seconds": _since(started)})
-        unknown = "no method could judge networks trained on the clean images alone"
+        unknown = "no method could judge networks trained on the clean images alone, or these know too little of them"
     (evidence,) = joint.evidence
     noted = evidence.model_copy(update={"note": f"{evidence.note}; not held against what is natural: {unknown}"})
     return joint.model_copy(update={"evidence": (noted,), "seconds": _since(started)})

@@ -13,7 +13,7 @@ from banaudit.agreement import WITNESSES, joint_evidence
 from banaudit.data import CleanData
 from banaudit.detectors import Detector
 from banaudit.detectors.base import SEARCH_SHARE
-from banaudit.detectors.reference import references
+from banaudit.detectors.reference import know_enough, known_share, logits_of, references
 from banaudit.meter import Meter
 from banaudit.randomness import isolated_random
 
@@ -36,7 +36,8 @@ def natural_leaning(
         meter: Keeps the time limit and tells progress; no pass through the audited network is made.
 
     Returns:
-        [K]; empty where too few of the methods could judge any of the references.
+        [K]; empty where the references know too little of images that they have not seen (of a skewed folder they may
+        learn to name one class), or where too few of the methods could judge any of them.
 
     Raises:
         TimeLimitReached: From the meter.
@@ -45,10 +46,14 @@ def natural_leaning(
     witnesses = [detector for detector in detectors if detector.name in WITNESS_METHODS]
     generator = torch.Generator().manual_seed(seed)
     every: list[list[float]] = []
+    known: list[float] = []
     with isolated_random(clean.images.device, seed):
-        for network, _ in references(*clean.split(SEARCH_SHARE, generator), generator, aside):
+        for network, unseen in references(*clean.split(SEARCH_SHARE, generator), generator, aside):
+            known.append(known_share(logits_of(network, unseen), unseen.labels.cpu()))
             found = joint_evidence([detector(network, clean, seed=seed, meter=aside) for detector in witnesses])
             if found is not None:
                 every.append([item.score for item in found.evidence[0].per_class])
             aside.spend("what is natural", forward=0)  # a method that the time limit ends says so, and does not raise
+    if not know_enough(sum(known) / len(known), clean.num_classes):
+        return ()
     return tuple(map(max, zip(*every, strict=True)))

@@ -26,6 +26,7 @@ WITNESSES = (
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(reference, "EPOCHS", 2)
+    monkeypatch.setattr(reference, "LEAST_KNOWN", 0.0)
 
 
 @pytest.fixture
@@ -37,6 +38,25 @@ def accused(monkeypatch):
         return judge(sleeping, data, detectors=WITNESSES, **more)
 
     return audit
+
+
+@pytest.fixture
+def nature(monkeypatch):
+    """Stands in for the references of an audit: what it is called with they answer, or raise."""
+
+    def answers(answer):
+        def leaning(*_, **__):
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        monkeypatch.setattr(reference, "LEAST_IMAGES", 60)
+        monkeypatch.setattr("banaudit.audit.natural_leaning", leaning)
+
+    return answers
+
+
+NOBODY_ASKS = AssertionError("nobody asked")
 
 
 def joint_of(report):
@@ -83,18 +103,16 @@ def test_a_time_limit_in_a_scan_of_a_reference_is_not_lost(monkeypatch):
         natural_leaning(toys.draw_tiles(60), WITNESSES, meter=meter)
 
 
-def test_what_is_not_natural_stays_an_accusation(sleeping, tiled_data, accused, monkeypatch):
-    monkeypatch.setattr(reference, "LEAST_IMAGES", 60)
-    monkeypatch.setattr("banaudit.audit.natural_leaning", lambda *_, **__: (0.0,) * toys.CLASSES)
+def test_what_is_not_natural_stays_an_accusation(sleeping, tiled_data, accused, nature):
+    nature((0.0,) * toys.CLASSES)
     report = accused(sleeping, tiled_data)
     assert (report.verdict, report.target) == (Verdict.BACKDOORED, toys.TARGET)
     assert joint_of(report).evidence[0].null == 0.0
     assert "by nature 0.00" in report.reason
 
 
-def test_what_is_natural_is_no_accusation(sleeping, tiled_data, accused, monkeypatch):
-    monkeypatch.setattr(reference, "LEAST_IMAGES", 60)
-    monkeypatch.setattr("banaudit.audit.natural_leaning", lambda *_, **__: (1e3,) * toys.CLASSES)
+def test_what_is_natural_is_no_accusation(sleeping, tiled_data, accused, nature):
+    nature((1e3,) * toys.CLASSES)
     report = accused(sleeping, tiled_data)
     assert report.verdict is Verdict.NO_EVIDENCE
     assert (joint_of(report).evidence[0].score, joint_of(report).evidence[0].null) == (0.0, 1e3)
@@ -126,12 +144,14 @@ def test_references_that_no_method_can_judge_leave_the_accusation_as_it_is(sleep
     assert "not held against what is natural: no method could judge networks trained on the clean" in report.reason
 
 
-def test_nothing_is_asked_where_no_verdict_can_be_given(sleeping, tiled_data, accused, monkeypatch):
-    def never(*_, **__):
-        raise AssertionError("nobody asked")
+def test_references_that_know_nothing_of_images_unseen_tell_nothing(monkeypatch):
+    monkeypatch.setattr(reference, "LEAST_KNOWN", 3.0)
+    monkeypatch.setattr("banaudit.natural_leaning.known_share", lambda *_: 0.49)  # three times chance is a half
+    assert natural_leaning(toys.draw_tiles(60), WITNESSES) == ()
 
-    monkeypatch.setattr(reference, "LEAST_IMAGES", 60)
-    monkeypatch.setattr("banaudit.audit.natural_leaning", never)
+
+def test_nothing_is_asked_where_no_verdict_can_be_given(sleeping, tiled_data, accused, nature):
+    nature(NOBODY_ASKS)
     report = accused(sleeping, tiled_data, facts=Facts(inconclusive=("not these images",)))
     assert report.reason.startswith("not these images; note joint-evidence")
 
@@ -149,12 +169,10 @@ def test_a_reference_that_cannot_be_trained_costs_the_verdict_and_no_finding(
     assert report.reason == "joint-evidence: the method failed: MemoryError: too much"
 
 
-def test_references_are_trained_only_where_joint_evidence_alone_accuses(sleeping, tiled_data, accused, monkeypatch):
-    def never(*_, **__):
-        raise AssertionError("nobody asked")
-
-    monkeypatch.setattr(reference, "LEAST_IMAGES", 60)
-    monkeypatch.setattr("banaudit.audit.natural_leaning", never)
+def test_references_are_trained_only_where_joint_evidence_alone_accuses(
+    sleeping, tiled_data, accused, nature, monkeypatch
+):
+    nature(NOBODY_ASKS)
     sure = TargetedNoise(steps=3, search_images=12, mapping_images=16, read_images=24)
     assert judge(sleeping, tiled_data, detectors=(sure, WITNESSES[1])).verdict is Verdict.BACKDOORED
     monkeypatch.setattr("banaudit.agreement.JOINT_THRESHOLD", 1e6)
@@ -169,12 +187,8 @@ def test_of_few_images_nature_is_not_known_and_the_report_says_so(sleeping, tile
     )
 
 
-def test_where_the_time_runs_out_before_nature_is_known_there_is_no_verdict(sleeping, tiled_data, accused, monkeypatch):
-    def late(*_, **__):
-        raise TimeLimitReached("the time limit of 9 s ended during: a reference")
-
-    monkeypatch.setattr(reference, "LEAST_IMAGES", 60)
-    monkeypatch.setattr("banaudit.audit.natural_leaning", late)
+def test_where_the_time_runs_out_before_nature_is_known_there_is_no_verdict(sleeping, tiled_data, accused, nature):
+    nature(TimeLimitReached("the time limit of 9 s ended during: a reference"))
     meter = Meter()
     report = accused(sleeping, tiled_data, meter=meter)
     assert (report.verdict, report.target) == (Verdict.INCONCLUSIVE, None)

@@ -246,7 +246,8 @@ def _lacks_nature(entry: Entry, settings: ScanSettings) -> bool:
     if {_method(item) for item in fired} != {JOINT_EVIDENCE} or fired[0].null is not None:
         return False
     classes = len(fired[0].per_class)
-    return not few_images([settings.images // classes] * classes)
+    each, rest = divmod(settings.images, classes)
+    return not few_images([each + 1] * rest + [each] * (classes - rest))
 
 
 def _judged(entry: Entry, now: ScanSettings, measures: dict[str, str], *, moved: bool) -> Entry:

@@ -40,7 +40,15 @@ from banaudit.detectors.base import (
     threshold_for,
     too_few_classes,
 )
-from banaudit.detectors.reference import LEAST_EACH, LEAST_IMAGES, beyond, few_images, lead_by_all, on_unseen
+from banaudit.detectors.reference import (
+    LEAST_EACH,
+    LEAST_IMAGES,
+    beyond,
+    few_images,
+    know_enough,
+    lead_by_all,
+    on_unseen,
+)
 from banaudit.detectors.targeted_paths import margins_towards_all
 from banaudit.errors import UnsupportedModelError
 from banaudit.meter import Meter
@@ -56,10 +64,6 @@ TURNS = 20
 enough."""
 
 LEAST_SPREAD = 1e-6
-
-LEAST_KNOWN = 3.0
-"""Share of the unseen images of a class, on average and in units of chance, that references must know. Those of ten
-classes of photographs are not far above it; the note of a reading says how much they know."""
 
 
 @final
@@ -111,7 +115,7 @@ class CleanLogits(Detector):
             raise UnsupportedModelError("the wrong logits of the clean images do not differ between pairs of classes")
         rulers = torch.stack((targets, beyond(targets, natural_targets, generator))) / unit
         note = f"networks trained on these images alone know {known:.0%} of a class on average, of images unseen"
-        if known < LEAST_KNOWN / samples.num_classes:
+        if not know_enough(known, samples.num_classes):
             raise UnsupportedModelError(f"what is natural is not known: {note}")
         return Found([self._target(rulers, samples, note), self._map(left / unit_left, note)])
 

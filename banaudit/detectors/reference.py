@@ -40,6 +40,10 @@ LEAST_IMAGES, LEAST_EACH = 500, 10
 """Clean images of all classes together, and of each class, with which the references know what is natural; to a class
 that they saw nothing of, any leaning looks planted."""
 
+LEAST_KNOWN = 3.0
+"""Share of the unseen images of a class, on average and in units of chance, that references must know. Those of ten
+classes of photographs are not far above it."""
+
 SLOPES = 2000
 """Pairs of classes, at most, that a line is fitted to; they are drawn where there are more."""
 
@@ -81,13 +85,38 @@ def on_unseen(
     found: list[Tensor] = []
     known: list[float] = []
     for network, unseen in references(one, other, generator, meter):
-        with torch.no_grad():
-            parts = [network(images) for images, _ in batches(unseen.images, unseen.labels, READ_BATCH)]
-        logits, labels = torch.cat(parts).cpu(), unseen.labels.cpu()
+        logits, labels = logits_of(network, unseen), unseen.labels.cpu()
         found.append(read(logits, labels))
-        right = logits.argmax(dim=1) == labels
-        known.extend(float(right[labels == label].double().mean()) for label in sorted(set(labels.tolist())))
+        known.append(known_share(logits, labels))
     return torch.stack(found).mean(0), sum(known) / len(known)
+
+
+def logits_of(network: Callable[[Images], Logits], data: CleanData) -> Logits:
+    """[N, K] of a reference, on the CPU."""
+    with torch.no_grad():
+        return torch.cat([network(images) for images, _ in batches(data.images, data.labels, READ_BATCH)]).cpu()
+
+
+def known_share(logits: Logits, labels: Labels) -> float:
+    """Share of the images that are classified as labelled, as the mean over the classes that have any.
+
+    Args:
+        logits: [N, K], on the CPU.
+        labels: [N].
+    """
+    right = logits.argmax(dim=1) == labels
+    shares = [float(right[labels == label].double().mean()) for label in sorted(set(labels.tolist()))]
+    return sum(shares) / len(shares)
+
+
+def know_enough(known: float, num_classes: int) -> bool:
+    """Whether references know enough to tell what is natural.
+
+    Args:
+        known: Mean over them of :func:`known_share`, of images that they have not seen.
+        num_classes: K.
+    """
+    return known >= LEAST_KNOWN / num_classes
 
 
 def few_images(images: Sequence[int]) -> str:
