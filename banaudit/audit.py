@@ -394,6 +394,7 @@ def judge(
         findings = (*findings, *together(findings))
         if not against and rests_on_joint_evidence(findings):
             joint = _beyond_nature(findings, clean, detectors, seed, meter)
+            facts = replace(facts, caveats=(*facts.caveats, *_nature_caveats(findings, joint)))
             findings = tuple(joint if item.method == JOINT_EVIDENCE else item for item in findings)
         findings += tuple(_unsuited(item, why) for item, why in unsuited.items() if item not in unasked)
     verdict, reason, strongest = combine(findings, against)
@@ -454,6 +455,19 @@ def _beyond_nature(
     (evidence,) = joint.evidence
     noted = evidence.model_copy(update={"note": f"{evidence.note}; not held against what is natural: {unknown}"})
     return joint.model_copy(update={"evidence": (noted,), "seconds": _since(started)})
+
+
+def _nature_caveats(findings: Sequence[Finding], held: Finding) -> tuple[str, ...]:
+    """That an accusation was taken back: a backdoor may aim at a class to which the data lean anyway."""
+    if held.verdict is not Verdict.NO_EVIDENCE:
+        return ()
+    (before,) = (item for finding in findings if finding.method == JOINT_EVIDENCE for item in finding.evidence)
+    left = next(item.score for item in held.evidence[0].per_class if item.label == before.target)
+    return (
+        f"several methods at once suspect class {before.target} ({before.score:.2f}, threshold "
+        f"{before.threshold:g}), but networks trained on the clean images alone lean to it as well ({left:.2f} is "
+        "left): a backdoor aimed at it would look much the same; clean images of another origin would tell more",
+    )
 
 
 def _since(started: float) -> float:

@@ -109,6 +109,7 @@ def test_what_is_not_natural_stays_an_accusation(sleeping, tiled_data, accused, 
     assert (report.verdict, report.target) == (Verdict.BACKDOORED, toys.TARGET)
     assert joint_of(report).evidence[0].null == 0.0
     assert "by nature 0.00" in report.reason
+    assert not any("lean to it as well" in caveat for caveat in report.caveats)
 
 
 def test_what_is_natural_is_no_accusation(sleeping, tiled_data, accused, nature):
@@ -116,6 +117,13 @@ def test_what_is_natural_is_no_accusation(sleeping, tiled_data, accused, nature)
     report = accused(sleeping, tiled_data)
     assert report.verdict is Verdict.NO_EVIDENCE
     assert (joint_of(report).evidence[0].score, joint_of(report).evidence[0].null) == (0.0, 1e3)
+
+
+def test_an_accusation_that_was_taken_back_is_told(sleeping, tiled_data, accused, nature):
+    nature((1e3,) * toys.CLASSES)
+    (caveat,) = (item for item in accused(sleeping, tiled_data).caveats if "lean to it as well" in item)
+    assert f"suspect class {toys.TARGET} (" in caveat
+    assert "(0.00 is left)" in caveat
 
 
 def test_what_could_not_judge_the_network_is_not_asked_about_the_references(sleeping, tiled_data, accused, monkeypatch):
