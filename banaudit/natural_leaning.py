@@ -46,14 +46,14 @@ def natural_leaning(
     witnesses = [detector for detector in detectors if detector.name in WITNESS_METHODS]
     generator = torch.Generator().manual_seed(seed)
     every: list[list[float]] = []
-    known: list[float] = []
     with isolated_random(clean.images.device, seed):
-        for network, unseen in references(*clean.split(SEARCH_SHARE, generator), generator, aside):
-            known.append(known_share(logits_of(network, unseen), unseen.labels.cpu()))
+        trained = list(references(*clean.split(SEARCH_SHARE, generator), generator, aside))
+        known = [known_share(logits_of(network, unseen), unseen.labels.cpu()) for network, unseen in trained]
+        if not know_enough(sum(known) / len(known), clean.num_classes):
+            return ()
+        for network, _ in trained:
             found = joint_evidence([detector(network, clean, seed=seed, meter=aside) for detector in witnesses])
             if found is not None:
                 every.append([item.score for item in found.evidence[0].per_class])
             aside.spend("what is natural", forward=0)  # a method that the time limit ends says so, and does not raise
-    if not know_enough(sum(known) / len(known), clean.num_classes):
-        return ()
     return tuple(map(max, zip(*every, strict=True)))

@@ -155,6 +155,7 @@ def test_references_that_no_method_can_judge_leave_the_accusation_as_it_is(sleep
 def test_references_that_know_nothing_of_images_unseen_tell_nothing(monkeypatch):
     monkeypatch.setattr(reference, "LEAST_KNOWN", 3.0)
     monkeypatch.setattr("banaudit.natural_leaning.known_share", lambda *_: 0.49)  # three times chance is a half
+    monkeypatch.setattr("banaudit.natural_leaning.joint_evidence", lambda _: pytest.fail("nothing is left to ask"))
     assert natural_leaning(toys.draw_tiles(60), WITNESSES) == ()
 
 
