@@ -459,10 +459,11 @@ def _beyond_nature(
 
 def _nature_caveats(findings: Sequence[Finding], held: Finding) -> tuple[str, ...]:
     """That an accusation was taken back: a backdoor may aim at a class to which the data lean anyway."""
-    if held.verdict is not Verdict.NO_EVIDENCE:
-        return ()
     (before,) = (item for finding in findings if finding.method == JOINT_EVIDENCE for item in finding.evidence)
-    left = next(item.score for item in held.evidence[0].per_class if item.label == before.target)
+    scores = {item.label: item.score for evidence in held.evidence for item in evidence.per_class}
+    left = scores.get(before.target) if before.target is not None else None
+    if left is None or left > before.threshold:
+        return ()
     return (
         f"several methods at once suspect class {before.target} ({before.score:.2f}, threshold "
         f"{before.threshold:g}), but networks trained on the clean images alone lean to it as well ({left:.2f} is "

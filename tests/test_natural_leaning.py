@@ -126,6 +126,14 @@ def test_an_accusation_that_was_taken_back_is_told(sleeping, tiled_data, accused
     assert "(0.00 is left)" in caveat
 
 
+def test_a_suspicion_that_was_taken_back_is_told_where_another_class_is_accused(sleeping, tiled_data, accused, nature):
+    nature(tuple(1e3 if label == toys.TARGET else 0.0 for label in range(toys.CLASSES)))
+    report = accused(sleeping, tiled_data)
+    assert report.verdict is Verdict.BACKDOORED
+    assert report.target != toys.TARGET
+    assert any(f"suspect class {toys.TARGET} (" in caveat for caveat in report.caveats)
+
+
 def test_what_could_not_judge_the_network_is_not_asked_about_the_references(sleeping, tiled_data, accused, monkeypatch):
     asked = []
 
