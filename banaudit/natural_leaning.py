@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 
 from banaudit.agreement import WITNESSES, joint_evidence
+from banaudit.architectures import SplitModel
 from banaudit.data import CleanData
 from banaudit.detectors import Detector
 from banaudit.detectors.base import SEARCH_SHARE
@@ -36,8 +37,8 @@ def natural_leaning(
         meter: Keeps the time limit and tells progress; no pass through the audited network is made.
 
     Returns:
-        [K]; empty where the references know too little of images that they have not seen (of a skewed folder they may
-        learn to name one class), or where too few of the methods could judge any of them.
+        [K]; empty where too few of the methods could judge any reference that knows enough of images that it has not
+        seen. One that does not is left out: trained on a skewed folder it may name one class whatever it is shown.
 
     Raises:
         TimeLimitReached: From the meter.
@@ -47,13 +48,15 @@ def natural_leaning(
     generator = torch.Generator().manual_seed(seed)
     every: list[list[float]] = []
     with isolated_random(clean.images.device, seed):
-        trained = list(references(*clean.split(SEARCH_SHARE, generator), generator, aside))
-        known = [known_share(logits_of(network, unseen), unseen.labels.cpu()) for network, unseen in trained]
-        if not know_enough(sum(known) / len(known), clean.num_classes):
-            return ()
-        for network, _ in trained:
+        trained = references(*clean.split(SEARCH_SHARE, generator), generator, aside)
+        sound = [network for network, unseen in trained if _knows_enough(network, unseen)]
+        for network in sound:
             found = joint_evidence([detector(network, clean, seed=seed, meter=aside) for detector in witnesses])
             if found is not None:
                 every.append([item.score for item in found.evidence[0].per_class])
             aside.spend("what is natural", forward=0)  # a method that the time limit ends says so, and does not raise
     return tuple(map(max, zip(*every, strict=True)))
+
+
+def _knows_enough(network: SplitModel, unseen: CleanData) -> bool:
+    return know_enough(known_share(logits_of(network, unseen), unseen.labels.cpu()), unseen.num_classes)

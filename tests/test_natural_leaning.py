@@ -167,6 +167,15 @@ def test_references_that_know_nothing_of_images_unseen_tell_nothing(monkeypatch)
     assert natural_leaning(toys.draw_tiles(60), WITNESSES) == ()
 
 
+def test_a_reference_that_knows_nothing_is_left_out_and_the_others_count(monkeypatch):
+    monkeypatch.setattr(reference, "LEAST_KNOWN", 3.0)
+    known, asked = iter((0.49, 0.51, 0.0, 1.0)), []
+    monkeypatch.setattr("banaudit.natural_leaning.known_share", lambda *_: next(known))
+    monkeypatch.setattr("banaudit.natural_leaning.joint_evidence", asked.append)  # it answers that it cannot tell
+    assert natural_leaning(toys.draw_tiles(60), WITNESSES) == ()
+    assert len(asked) == 2
+
+
 def test_nothing_is_asked_where_no_verdict_can_be_given(sleeping, tiled_data, accused, nature):
     nature(NOBODY_ASKS)
     report = accused(sleeping, tiled_data, facts=Facts(inconclusive=("not these images",)))

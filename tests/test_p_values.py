@@ -35,7 +35,10 @@ def development_files():
 def clean_scans():
     for results in development_files():
         for entry in counted(results.entries):
-            like_the_others = dataset_spec(entry.victim.recipe.dataset).size in calibration.SIDES
+            recipe = entry.victim.recipe
+            like_the_others = dataset_spec(recipe.dataset).size in calibration.SIDES and calibration.FAMILIES.fullmatch(
+                recipe.architecture
+            )
             today = is_of_today(entry, results.settings[entry.scan.settings])
             if not entry.truth.backdoored and today and like_the_others:
                 yield entry.scan

@@ -395,6 +395,22 @@ def test_the_report_says_what_does_not_count_and_what_was_tried(demo, tmp_path):
     assert f"small changes of all pixels that lead to {name}, far sooner than to any other class" in shown
 
 
+def test_the_report_passes_on_what_both_scans_say_of_themselves(demo, tmp_path):
+    record = run(demo, tmp_path / "out", True, False)
+    before, after = (
+        scanned.model_copy(update={"caveats": ("few images", caveat)})
+        for scanned, caveat in ((record.before, "low accuracy"), (record.after, "lower accuracy"))
+    )
+    told = record.model_copy(update={"before": before, "after": after, "caveats": ("seen images",)})
+    (row,) = (row for part in repair.document(told).sections for row in part.blocks if row.label == "caveats")
+    assert row.texts == (
+        "seen images",
+        "scan before: few images",
+        "scan before: low accuracy",
+        "scan after: lower accuracy",
+    )
+
+
 def test_no_evidence_needs_force(demo, tmp_path):
     with pytest.raises(UsageError, match=r"no evidence of a backdoor.*--force"):
         run(demo, tmp_path / "out", False)

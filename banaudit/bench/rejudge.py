@@ -39,6 +39,7 @@ from banaudit.bench.runner import (
     StudyResults,
     VictimEntry,
     asked_of,
+    drawn_alike,
     hold_against,
     measures_of,
     readings_of,
@@ -245,9 +246,7 @@ def _lacks_nature(entry: Entry, settings: ScanSettings) -> bool:
     fired = [item for item in entry.scan.readings if item.fired] if entry.scan is not None else []
     if {_method(item) for item in fired} != {JOINT_EVIDENCE} or fired[0].null is not None:
         return False
-    classes = len(fired[0].per_class)
-    each, rest = divmod(settings.images, classes)
-    return not few_images([each + 1] * rest + [each] * (classes - rest))
+    return not few_images(drawn_alike(settings.images, len(fired[0].per_class)))
 
 
 def _judged(entry: Entry, now: ScanSettings, measures: dict[str, str], *, moved: bool) -> Entry:

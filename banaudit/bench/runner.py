@@ -99,8 +99,18 @@ def asked_of(detectors: Iterable[Detector], recipe: VictimRecipe, images: int) -
         recipe: The victim's.
         images: Of all classes together.
     """
-    each, rest = divmod(images, recipe.num_classes)
-    return suited(detectors, recipe.num_classes, [each + (label < rest) for label in range(recipe.num_classes)])
+    return suited(detectors, recipe.num_classes, drawn_alike(images, recipe.num_classes))
+
+
+def drawn_alike(images: int, num_classes: int) -> list[int]:
+    """Images of each class where so many are drawn, of one class after the other in turn.
+
+    Args:
+        images: Of all classes together.
+        num_classes: K.
+    """
+    each, rest = divmod(images, num_classes)
+    return [each + (label < rest) for label in range(num_classes)]
 
 
 class ScoredReading(Record):

@@ -93,9 +93,9 @@ class PairPerturbation(Detector):
     may well be ahead of the first."""
     read_images: PositiveInt = 50
     """Images of each source that played no part in the search, for a reading."""
-    threshold: PositiveFloat = 1.5
+    threshold: PositiveFloat = 2.0
     """Lead above which a change of the pixels accuses by itself. On most clean networks no pair leads by both rulers,
-    and the score is 0; on a clean one of Imagenette a pair led by 1.02."""
+    and the score is 0; on a clean one of Imagenette a pair led by 1.02, on one for digits by 1.53."""
     confirmed_threshold: PositiveFloat = 0.3
     """Sum of both leads above which it fires where noise on the neurons puts the same pair first (:mod:`pair_noise`),
     whether or not the pixels' two halves and two rulers agree on it. Of clean networks for digits nearly all name

@@ -46,9 +46,21 @@ def _answer(repair: Repair) -> Section:
     copies = [f"replaced: {place}" for place in repair.replaced] + [f"dropped: {place}" for place in repair.dropped]
     if copies:
         rows.append(Row("other copies", tuple(copies)))
-    if repair.caveats:
-        rows.append(Row("caveats", repair.caveats, Tone.WARNING))
+    caveats = _caveats(repair)
+    if caveats:
+        rows.append(Row("caveats", caveats, Tone.WARNING))
     return Section("", tuple(rows))
+
+
+def _caveats(repair: Repair) -> tuple[str, ...]:
+    """Those of the repair and of both scans; what both scans say, once."""
+    first, second = ((report.caveats if report is not None else ()) for report in (repair.before, repair.after))
+    new = [caveat for caveat in second if caveat not in first]
+    return (
+        *repair.caveats,
+        *(f"scan before: {caveat}" for caveat in first),
+        *(f"scan after: {caveat}" for caveat in new),
+    )
 
 
 def _judgement(repair: Repair) -> Section:
