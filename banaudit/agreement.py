@@ -81,8 +81,8 @@ COMMON_SUSPECT = "common-suspect"
 VOTERS = (*WITNESSES, Witness(Mixtures.name))
 """Whose first class counts."""
 COMMON_THRESHOLD = 4
-"""Methods that may put the same class first. Of 43 classes clean networks of development had three at most, all-to-one
-ones four at least; two of these have just four, which is not enough."""
+"""Methods that may put the same class first. When this was set, clean networks of 43 classes had three at most; of
+those opened since one has four. All-to-one ones have four at least, two of them just four, which is not enough."""
 
 TOGETHER = frozenset((JOINT_EVIDENCE, COMMON_SUSPECT))
 """Names of what :func:`together` gives."""
