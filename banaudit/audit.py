@@ -39,6 +39,7 @@ from banaudit.results import (
     Finding,
     Inspection,
     PreprocessingFacts,
+    Reading,
     Report,
     Verdict,
 )
@@ -559,10 +560,19 @@ def _report(
     p_value: float | None = None,
 ) -> Report:
     accused = strongest[1] if strongest is not None and verdict is Verdict.BACKDOORED else None
-    named = {item.target for finding in findings for item in finding.evidence if item.fired and item.target is not None}
+    fired = [item for finding in findings for item in finding.evidence if item.fired]
+    named = {item.target for item in fired if item.target is not None}
     caveats = [*facts.caveats, *facts.told.caveats]
     if len(named) > 1:
         caveats.append(f"fired readings name different targets: {', '.join(map(str, sorted(named)))}")
+    if accused is not None and accused.reading is Reading.SOURCE_TARGET:
+        # By both, a backdoor of one class looks like one of all classes that one of them triggers most easily.
+        others = [item for item in fired if item.reading is Reading.ALL_TO_ONE and item.target == accused.target]
+        if others:
+            caveats.append(
+                f"what looks at all classes at once accuses class {accused.target} too: images of other classes than "
+                f"{', '.join(map(str, accused.sources))} may trigger the backdoor as well"
+            )
     judged = [finding for finding in findings if finding.verdict is not Verdict.INCONCLUSIVE]
     unjudged = tuple(undecided(f.method, f.reason) for f in findings if f.verdict is Verdict.INCONCLUSIVE)
     missed = {} if missed is None else missed

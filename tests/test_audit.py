@@ -411,6 +411,19 @@ def test_readings_that_name_different_targets_are_a_caveat(sleeping, tiled_data,
     assert "fired readings name different targets: 2, 4" in report.caveats
 
 
+@pytest.mark.parametrize(("target", "told"), [(2, True), (4, False)])
+def test_a_source_beside_a_reading_of_all_classes_is_a_caveat(sleeping, tiled_data, monkeypatch, target, told):
+    def two(self, model, samples, generator, meter):
+        meter.spend("two", forward=1)
+        pair = evidence(0.9, fired=True, target=2, reading=Reading.SOURCE_TARGET, sources=(3,))
+        return Found([pair, evidence(0.6, fired=True, target=target)])
+
+    monkeypatch.setattr(MMBD, "search", two)
+    report = judge(sleeping, tiled_data, detectors=(MMBD(),))
+    assert (report.reading, report.sources, report.target) == (Reading.SOURCE_TARGET, (3,), 2)
+    assert told == any("images of other classes than 3 may trigger" in caveat for caveat in report.caveats)
+
+
 def test_a_meter_of_the_callers_sees_everything(unplanted, tiled_data):
     meter = Meter()
     report = judge(unplanted, tiled_data, detectors=QUICK, meter=meter)
