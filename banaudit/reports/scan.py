@@ -37,7 +37,7 @@ _SUBTITLES = {
 _READINGS = {
     Reading.ALL_TO_ONE: "every image with the trigger goes to one class",
     Reading.ALL_TO_ALL: "each class has a target of its own",
-    Reading.SOURCE_TARGET: "only images of some classes go to the target",
+    Reading.SOURCE_TARGET: "images of the sources with the trigger go to the target",
 }
 
 
