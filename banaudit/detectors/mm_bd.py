@@ -89,7 +89,7 @@ class MMBD(Detector):
     title: ClassVar[str] = "a class whose logit can be driven further above the others than any other class's"
     needs: ClassVar[str] = "logits"
     misses: ClassVar[str] = (
-        "all-to-all and source-specific backdoors, warping, per-image and adaptive triggers, half of the patches and "
+        "all-to-all and source-specific backdoors, warping, per-image and adaptive triggers, most patches and "
         "blended patterns"
     )
     warns: ClassVar[str] = "some clean models come close to its threshold"

@@ -49,7 +49,7 @@ class Tabor(PatchInversion):
     name: ClassVar[str] = "tabor"
     title: ClassVar[str] = "a class that a much smaller, compact patch reaches than any other"
     needs: ClassVar[str] = "clean images"
-    misses: ClassVar[str] = "warping, many per-image and adaptive triggers, all-to-all and source-specific backdoors"
+    misses: ClassVar[str] = "warping, some adaptive triggers, all-to-all and source-specific backdoors"
     penalty_passes: ClassVar[int] = 1
 
     cost_growth: float = Field(default=1.0, ge=1)

@@ -56,8 +56,8 @@ class TargetedNoise(ShortcutDetector):
     title: ClassVar[str] = "a class that small noise on the neurons reaches too easily"
     needs: ClassVar[str] = "BatchNorm, clean images"
     misses: ClassVar[str] = (
-        "blended patterns, some patches, most per-image triggers towards one class, triggers learnt at 1 % poisoning, "
-        "most that one class alone responds to"
+        "blended patterns, some patches, most warpings and half of the per-image and adaptive triggers towards one "
+        "class, most that one class alone responds to"
     )
     perturbs: ClassVar[str] = "neuron noise"
 

@@ -286,7 +286,7 @@ class Unicorn(Detector):
     name: ClassVar[str] = "unicorn"
     title: ClassVar[str] = "a class that a small patch leads to in a space that generators find for it"
     needs: ClassVar[str] = "clean images; a GPU for its schedule"
-    misses: ClassVar[str] = "all-to-all backdoors"
+    misses: ClassVar[str] = "all-to-all backdoors; at its reduced schedule most others too"
     warns: ClassVar[str] = "clean networks, often (3 in 10 as published)"
 
     steps: PositiveInt = 80
