@@ -168,6 +168,8 @@ def count_batch_norms(network: nn.Module) -> int:
 class _WithoutMemory(TorchFunctionMode):
     """Modules made inside have their weights on the meta device: shapes without memory, and no time for random numbers.
 
+    Buffers too: shapes that a file claims may be those of many gigabytes of running means.
+
     ``torch.device("meta")`` would also move the few tensors that some constructors compute with.
     """
 
@@ -175,7 +177,7 @@ class _WithoutMemory(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
-        if func is torch.empty and kwargs.get("device") is None:
+        if func in (torch.empty, torch.zeros, torch.ones, torch.full) and kwargs.get("device") is None:
             kwargs["device"] = "meta"
         return func(*args, **kwargs)
 

@@ -28,14 +28,18 @@ MAX_PICKLE_BYTES = 64 * 2**20
 MAX_DIMENSIONS = 64
 """Of a tensor or an array; the libraries' own limits."""
 
-MAX_UNFOLDED = 10_000_000
-"""Items of a tuple written out. Sixty tuples of the one before, twice, would be 2^60."""
+MAX_UNFOLDED = 5_000_000
+"""Items of all tuples written out, each as often as it is made or fetched again: readers hash and print keys in full.
+Sixty tuples of the one before, twice, would be 2^60."""
 
 MAX_TUPLE_DEPTH = 1000
 """Tuples within tuples: to hash deeper ones takes more of the stack than there may be."""
 
 MAX_OPCODES = 5_000_000
 """About ten seconds of following."""
+
+MAX_NAME, MAX_NAMES = 1000, 1000
+"""Characters of a global's name that are kept, and names that are: a name may be put together anew by every opcode."""
 
 _DTYPES: dict[str, int] = {
     f"torch.{name}": getattr(torch, name).itemsize
@@ -223,6 +227,7 @@ class _Follower:
         self.stack: list[object] = []
         self.marks: list[list[object]] = []
         self.memo: dict[int, object] = {}
+        self.unfolded = 0
 
     def follow(self, data: bytes, start: int) -> Listing:
         stream = io.BytesIO(data)
@@ -262,12 +267,13 @@ class _Follower:
             name = f"builtins.{rest}"
         if name in _OTHER_TENSORS:
             self._object_to(f"it holds {_OTHER_TENSORS[name]}; convert them to plain dense tensors and save again")
-        elif name not in PERMITTED:
+        elif name not in PERMITTED and len(self.listing.offenders) < MAX_NAMES:
             self.listing.offenders[name] = None
         return _Global(name)
 
     def _note_call(self, name: str) -> None:
-        self.listing.called[name] = None
+        if len(self.listing.called) < MAX_NAMES:
+            self.listing.called[name] = None
 
     # -- stack ---------------------------------------------------------------------------------------------------
 
@@ -298,7 +304,7 @@ class _Follower:
             self.memo[argument] = self.stack[-1]
         elif name in ("GET", "BINGET", "LONG_BINGET"):
             assert isinstance(argument, int)
-            self.stack.append(self.memo[argument])
+            self._push_again(self.memo[argument])
         elif name == "GLOBAL":
             self.stack.append(self._name_global(str(argument)))
         elif name == "INST":
@@ -329,7 +335,7 @@ class _Follower:
             self._pop_mark()
 
     def _duplicate(self) -> None:
-        self.stack.append(self.stack[-1])
+        self._push_again(self.stack[-1])
 
     def _memoize(self) -> None:
         self.memo[len(self.memo)] = self.stack[-1]
@@ -344,10 +350,16 @@ class _Follower:
     def _push_tuple(self, made: _Tuple) -> None:
         size = 1 + sum(item.unfolded if isinstance(item, _Tuple) else 1 for item in made)
         made.depth = 1 + max((item.depth for item in made if isinstance(item, _Tuple)), default=0)
-        if size > MAX_UNFOLDED or made.depth > MAX_TUPLE_DEPTH:
-            self._object_to("its pickle nests tuples so often that no computer could read them as a key")
         made.unfolded = min(size, MAX_UNFOLDED)
-        self.stack.append(made)
+        self._push_again(made)
+
+    def _push_again(self, value: object) -> None:
+        """A value that may stand in several places, and is read in each of them."""
+        if isinstance(value, _Tuple):
+            self.unfolded += value.unfolded
+            if self.unfolded > MAX_UNFOLDED or value.depth > MAX_TUPLE_DEPTH:
+                self._object_to("its pickle nests tuples so often that no computer could read them as a key")
+        self.stack.append(value)
 
     def _collection_from_mark(self) -> None:
         self._pop_mark()
@@ -358,8 +370,13 @@ class _Follower:
 
     def _stack_global(self) -> None:
         name, module = self._pop(), self._pop()
-        known = isinstance(name, str) and isinstance(module, str)
-        self.stack.append(self._name_global(f"{module}.{name}" if known else "(a name computed by the pickle)"))
+        if not (isinstance(name, str) and isinstance(module, str)):
+            spelled = "(a name computed by the pickle)"
+        elif len(module) + len(name) > MAX_NAME:
+            spelled = f"(a name of {len(module) + len(name):,} characters)"
+        else:
+            spelled = f"{module}.{name}"
+        self.stack.append(self._name_global(spelled))
 
     def _reduce(self) -> None:
         arguments, function = self._pop(), self._pop()
@@ -469,7 +486,7 @@ class _Follower:
         element_bytes = storage.element_bytes
         if len(arguments) >= 7 and isinstance(arguments[6], _Global):  # _rebuild_tensor_v3 names the data type
             element_bytes = _DTYPES.get(arguments[6].name, 0)
-        if len(size) != len(stride) or len(size) > MAX_DIMENSIONS or not element_bytes:
+        if len(size) != len(stride) or not element_bytes:
             return None
         elements = 1
         last = offset
@@ -530,7 +547,8 @@ def _is_count(value: object) -> bool:
 
 
 def _are_counts(values: object) -> bool:
-    return isinstance(values, tuple) and all(_is_count(value) for value in values)
+    # Their number first: one long tuple may be an argument of every opcode.
+    return isinstance(values, tuple) and len(values) <= MAX_DIMENSIONS and all(_is_count(value) for value in values)
 
 
 def _is_dtype_state(state: object, spelled: str) -> bool:

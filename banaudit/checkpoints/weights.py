@@ -17,6 +17,9 @@ from banaudit.shapes import COUNTER
 MAX_DEPTH = 8
 """Levels of nesting that are searched for weights. Real checkpoints have one to three."""
 
+MAX_KEY = 1000
+"""Characters of a key below which is searched: it is spelled out for every place that is found there."""
+
 TOP_LEVEL = "(top level)"
 """What the place of a bare state dict is called."""
 
@@ -109,7 +112,7 @@ def _search(node: object, path: tuple[str, ...], seen: set[int]) -> Iterator[Can
     inner = [
         candidate
         for key, value in children.items()
-        if isinstance(key, str | int)
+        if isinstance(key, int) or (isinstance(key, str) and len(key) <= MAX_KEY)
         for candidate in _search(value, (*path, str(key)), seen)
     ]
     yield from inner
@@ -178,7 +181,7 @@ def choose_state_dict(tree: object, state_key: str | None, name: str) -> Candida
         CheckpointError: There is no such place, or there are several and the user named none.
     """
     candidates = find_state_dicts(tree)
-    listed = enumerated((f"{each.key} ({each.tensors} tensors)" for each in candidates), limit=8)
+    listed = enumerated([f"{each.key} ({each.tensors} tensors)" for each in candidates], limit=8)
     if state_key is not None:
         return _follow_key(tree, state_key, listed or "none", name)
     if not candidates:
@@ -221,7 +224,7 @@ def _describe(node: object) -> str:
     if isinstance(node, dict):
         if not node:
             return "an empty mapping"
-        return f"a mapping of {len(node)} entries: {enumerated(str(key) for key in node)}"
+        return f"a mapping of {len(node)} entries: {enumerated(node)}"
     return f"an object of type {type(node).__name__}"
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Collection
 
 RESAVE = (
     "in the environment where the model was made, save the weights alone: "
@@ -22,9 +23,7 @@ def printable(text: str, limit: int = 120) -> str:
     return shown if len(shown) <= limit else shown[: limit - 3] + "..."
 
 
-def enumerated(names: Iterable[str], limit: int = 4) -> str:
+def enumerated(names: Collection[object], limit: int = 4) -> str:
     """The first few names, and how many more there are: ``a, b and 3 more``."""
-    shown = [printable(name) for name in names]
-    if len(shown) <= limit:
-        return ", ".join(shown)
-    return f"{', '.join(shown[:limit])} and {len(shown) - limit} more"
+    shown = ", ".join(printable(str(name)) for name in itertools.islice(names, limit))
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"

@@ -23,6 +23,7 @@ from banaudit.architectures.densenet import DenseNet
 from banaudit.architectures.family import Stage
 from banaudit.architectures.mobilenetv2 import Inverted, MobileNetV2
 from banaudit.architectures.preact_resnet import PreActResNet
+from banaudit.architectures.recognise import _WithoutMemory
 from banaudit.architectures.resnet import ResNet
 from banaudit.architectures.resnet_thin import pad_shortcut
 from banaudit.architectures.torchvision_models import _TENSORS, FeatureMapSplit
@@ -190,6 +191,12 @@ def test_large_torchvision_models_are_recognised_by_shape(name: str) -> None:
         weights = models.get_model(name, weights=None, num_classes=11, **settings).state_dict()
     recognition = recognise(weights)
     assert (recognition.name, recognition.classes) == (f"torchvision:{name}", 11)
+
+
+def test_layers_that_are_made_to_be_compared_take_no_memory() -> None:
+    with _WithoutMemory():
+        layer = nn.BatchNorm2d(8)
+    assert all(tensor.is_meta for tensor in (*layer.parameters(), layer.running_mean, layer.running_var))
 
 
 def test_every_torchvision_classifier_is_listed() -> None:

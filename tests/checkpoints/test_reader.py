@@ -11,6 +11,7 @@ import os
 import pickle
 import random
 import tarfile
+import time
 import zipfile
 from pathlib import Path
 
@@ -21,6 +22,7 @@ import torch
 from torch import nn
 
 from banaudit.checkpoints import inspect_checkpoint, read_checkpoint
+from banaudit.checkpoints.pickles import follow_pickle
 from banaudit.checkpoints.reader import read_contents
 from banaudit.errors import CheckpointError, UnknownFormatError, UnsafeCheckpointError, UsageError
 
@@ -695,6 +697,29 @@ def test_a_key_that_takes_for_ever_to_hash_is_refused(tmp_path):
     nested = b"K\x01\x85" + b"".join(b"q%ch%c\x86" % (depth, depth) for depth in range(60))
     with pytest.raises(CheckpointError, match="nests tuples so often"):
         read_checkpoint(with_pickle(tmp_path / "m.pt", b"\x80\x02}" + nested + b"K\x01s."))
+
+
+def test_keys_that_together_take_for_ever_to_hash_are_refused(tmp_path):
+    nested = b"K\x01\x85" + b"".join(b"q%ch%c\x86" % (depth, depth) for depth in range(18))  # by itself not too much
+    keyed = b"\x80\x02}(" + nested + b"q\x64K\x01" + b"}h\x64K\x01s" * 40 + b"u."
+    with pytest.raises(CheckpointError, match="nests tuples so often"):
+        read_checkpoint(with_pickle(tmp_path / "m.pt", keyed))
+
+
+def test_a_long_name_that_many_globals_share_is_not_kept_for_each():
+    module = "m" * 100_000
+    spelled = b"\x80\x04(X" + len(module).to_bytes(4, "little") + module.encode() + b"q\x00"
+    listing = follow_pickle(spelled + b"".join(b"h\x00\x8c\x03%03d\x93" % number for number in range(50)) + b"t.")
+    assert list(listing.offenders) == ["(a name of 100,003 characters)"]
+
+
+def test_a_long_tuple_that_many_tensors_claim_as_their_shape_is_not_counted_for_each():
+    shape = b"(" + b"K\x01" * 200_000 + b"tq\x00"
+    call = b"ctorch._utils\n_rebuild_tensor_v2\n(K\x00K\x00h\x00h\x00tR"
+    started = time.process_time()
+    listing = follow_pickle(b"\x80\x02(" + shape + call * 10 + b"t.")
+    assert listing.problem is not None
+    assert time.process_time() - started < 5
 
 
 def test_a_tuple_too_deep_to_hash_is_refused(tmp_path):
