@@ -6,8 +6,9 @@ detector, which a repair needs as well.
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,7 +26,7 @@ from banaudit.detectors import Detector, default_detectors, leaves_some_out
 from banaudit.detectors.base import cannot_judge
 from banaudit.detectors.reference import few_images
 from banaudit.disguises import Told, undisguise
-from banaudit.errors import CheckpointError, TimeLimitReached, UnsupportedModelError, UsageError
+from banaudit.errors import ArchitectureError, CheckpointError, TimeLimitReached, UnsupportedModelError, UsageError
 from banaudit.meter import Listener, Meter
 from banaudit.natural_leaning import natural_leaning
 from banaudit.preflight import UNEVEN, judge_predictions, misreading, predictions
@@ -47,6 +48,9 @@ from banaudit.triggers import TriggerSink
 
 FEW_IMAGES = 5
 """Images of the smallest class below which a report carries a caveat."""
+
+MAX_CLASSES = 50_000
+"""More than any data set of images has; what a file of a few kilobytes may claim has no end."""
 
 NOTED = "; note "
 """Stands between the reason against any verdict and what was found all the same."""
@@ -172,11 +176,16 @@ def prepare(subject: Subject, *, seed: int = 0, device: str = "auto", meter: Met
     """
     where = pick_device(device)
     checkpoint = read_checkpoint(subject.model, state_key=subject.state_key)
-    loaded = load_network(checkpoint.weights, arch=subject.arch, size=subject.size)
-    if loaded.facts.channels not in (1, 3):
-        raise UnsupportedModelError(
-            f"{checkpoint.facts.path}: the network takes images of {loaded.facts.channels} channels; expected 1 or 3"
-        )
+    with _about(checkpoint.facts.path):
+        loaded = load_network(checkpoint.weights, arch=subject.arch, size=subject.size)
+        if loaded.facts.channels not in (1, 3):
+            raise UnsupportedModelError(
+                f"the network takes images of {loaded.facts.channels} channels; expected 1 or 3"
+            )
+        if loaded.facts.classes > MAX_CLASSES:
+            raise UnsupportedModelError(
+                f"the network has {loaded.facts.classes} classes; expected {MAX_CLASSES} at most"
+            )
     images = read_clean_folder(
         subject.data,
         classes=loaded.facts.classes,
@@ -187,18 +196,20 @@ def prepare(subject: Subject, *, seed: int = 0, device: str = "auto", meter: Met
     )
     network = loaded.network.to(where)
     hint = checkpoint.hints.get("img_size")
-    preprocessing, facts = choose(
-        network,
-        images,
-        channels=loaded.facts.channels,
-        preset=subject.preset,
-        mean=subject.mean,
-        std=subject.std,
-        size=subject.size,
-        size_hint=hint if isinstance(hint, int) else None,
-        usual_size=torchvision_models.USUAL_SIZE if loaded.facts.name.startswith(torchvision_models.PREFIX) else None,
-        meter=meter,
-    )
+    from_torchvision = loaded.facts.name.startswith(torchvision_models.PREFIX)
+    with _about(checkpoint.facts.path):
+        preprocessing, facts = choose(
+            network,
+            images,
+            channels=loaded.facts.channels,
+            preset=subject.preset,
+            mean=subject.mean,
+            std=subject.std,
+            size=subject.size,
+            size_hint=hint if isinstance(hint, int) else None,
+            usual_size=torchvision_models.USUAL_SIZE if from_torchvision else None,
+            meter=meter,
+        )
     split = preprocessing.model(network).to(where).eval()
     clean = images.decode(preprocessing.size, preprocessing.channels).to(where)
     split.lay_out_fast(clean.images)
@@ -217,6 +228,16 @@ def prepare(subject: Subject, *, seed: int = 0, device: str = "auto", meter: Met
         told=told,
         device=where,
     )
+
+
+@contextlib.contextmanager
+def _about(path: str) -> Iterator[None]:
+    """Puts the file's name before what is wrong with the network in it."""
+    try:
+        yield
+    except (ArchitectureError, UnsupportedModelError) as problem:
+        problem.args = (f"{path}: {problem}",)
+        raise
 
 
 def scan(

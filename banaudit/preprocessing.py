@@ -9,6 +9,7 @@ not be: on the networks tried, taking one for another moved the accuracy by a po
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -181,8 +182,10 @@ def choose(
     hits = _count_hits(answers, labels[:seen])
     if other is not None and max(hits.values()) < POOR_ACCURACY * seen:
         further = [replace(candidate, size=other) for candidate in tried if candidate.size == sizes[0]]
-        sizes, clean[other] = (*sizes, other), images.decode(other, channels, MAX_TRIED_IMAGES)
-        answers |= _answers(network, clean, further, slice(seen), meter)
+        clean[other] = images.decode(other, channels, MAX_TRIED_IMAGES)
+        with contextlib.suppress(UnsupportedModelError):  # the sizes before may be the only ones that it takes
+            answers |= _answers(network, clean, further, slice(seen), meter)
+            sizes = (*sizes, other)
         hits = _count_hits(answers, labels[:seen])
     accuracies = {candidate: count / seen for candidate, count in hits.items()}
     close = [one for one, accuracy in accuracies.items() if accuracy >= max(accuracies.values()) - SCREENING_MARGIN]

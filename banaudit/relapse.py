@@ -207,7 +207,10 @@ def _find_shift(
     meter: Meter,
     stop: bool = True,
 ) -> tuple[Tensor, float, int]:
-    """A change of all pixels [1, C, H, W] inside a growing L2 ball, its success, and the steps it took."""
+    """A change of all pixels [1, C, H, W] inside a growing L2 ball, its success, and the steps it took.
+
+    With ``stop`` it ends where the change succeeds often enough; without, its success is not read, and 0.
+    """
     private = copy.deepcopy(model).eval().requires_grad_(False)
     images, goal = _affected(_shuffled(training, seed), wanted, SEARCH_IMAGES)
     shift = torch.zeros_like(held_out.images[:1])
@@ -221,10 +224,10 @@ def _find_shift(
             loss = F.cross_entropy(private((part + variable).clamp(0, 1)), wanted_there, reduction="sum")
             gradient += torch.autograd.grad(loss, variable)[0]
         shift = grow(shift, gradient, length, step)
-        if stop or step == most_steps:
+        if stop:
             share = _share(private, held_out, shift, wanted, meter)
-        if stop and share >= ENOUGH:
-            break
+            if share >= ENOUGH:
+                break
     return shift, share, step
 
 

@@ -255,8 +255,24 @@ def test_a_size_that_the_network_does_not_take(refused, fixed_size):
 def test_images_of_another_size_than_the_network_takes(refused, fixed_size):
     checkpoint, arch = fixed_size
     err = refused(checkpoint, None, *arch)  # the images are 16x16
-    assert "the network takes no images of the sizes tried (16: " in err
+    assert f"{checkpoint}: the network takes no images of the sizes tried (16: " in err
     assert err.endswith("give --size\n")
+
+
+def test_weights_of_no_known_network_are_named_with_their_file(refused, tmp_path):
+    checkpoint = save({"strange.weight": torch.zeros(3, 3)}, tmp_path / "strange.pt")
+    assert f"{checkpoint}: no known architecture has these keys (strange.weight, ...)" in refused(checkpoint)
+
+
+def test_more_classes_than_there_are_in_any_data_set(refused, subject, monkeypatch):
+    monkeypatch.setattr("banaudit.audit.MAX_CLASSES", 3)
+    assert f"{subject.checkpoint}: the network has {toys.CLASSES} classes; expected 3 at most" in refused()
+
+
+def test_a_pattern_that_no_victim_has(run):
+    code, out, err = run("bench", "train", "--split", "development", "--only", "*-s101")
+    assert (code, out) == (2, "")
+    assert "--only *-s101: matches no victim of split development; expected a pattern of their names" in err
 
 
 def test_a_size_that_is_given_helps(run, subject, fixed_size):

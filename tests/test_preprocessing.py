@@ -253,6 +253,21 @@ class _OfOneSize(_Brightness):
         return inputs if inputs.shape[-1] == 24 else torch.zeros_like(inputs)
 
 
+class _TakesOneSize(_Brightness):
+    """Blind, and takes images 12 pixels wide only."""
+
+    def features(self, inputs):
+        if inputs.shape[-1] != 12:
+            raise RuntimeError("expected 12 pixels")
+        return torch.zeros_like(inputs)
+
+
+def test_a_network_that_does_poorly_and_does_not_take_the_usual_size_is_read_at_its_own(images):
+    chosen, facts = choose(_TakesOneSize(named("none", size=12, channels=3)), images, channels=3, usual_size=24)
+    assert chosen.size == 12
+    assert not any("at 24" in name for name in facts.tried)
+
+
 @pytest.mark.parametrize("preset", [None, "none"])
 def test_the_usual_size_is_tried_where_the_images_own_does_poorly(images, preset):
     network = _OfOneSize(named("none", size=12, channels=3))

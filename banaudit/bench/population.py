@@ -344,12 +344,23 @@ TEST_ATTACKS: tuple[Callable[[], AnyAttack], ...] = (
 TEST_ALL_TO_ALL: tuple[Callable[[], AnyAttack], ...] = (many_badnets, WaNet, small_iad, Bpp)
 
 
+def usual_epochs(dataset: str, architecture: str, width: int) -> float | None:
+    """Passes over the training images of a plain clean model; none where no split has such.
+
+    Args:
+        dataset: Name of the data set.
+        architecture: Name of the network.
+        width: Channels of its first stage.
+    """
+    if width == PAPER_WIDTH:
+        return PAPER_EPOCHS.get(dataset)
+    return EPOCHS_FACTOR.get(architecture, 1.0) * EPOCHS[dataset] if dataset in EPOCHS else None
+
+
 def clean(setup: Setup, seed: int, kind: CleanKind = PLAIN) -> VictimRecipe:
     """A clean model."""
-    if setup.width == PAPER_WIDTH:
-        usual: float = PAPER_EPOCHS[setup.dataset]
-    else:
-        usual = EPOCHS_FACTOR.get(setup.architecture, 1.0) * EPOCHS[setup.dataset]
+    usual = usual_epochs(setup.dataset, setup.architecture, setup.width)
+    assert usual is not None, setup
     return VictimRecipe(
         dataset=setup.dataset,
         architecture=setup.architecture,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from banaudit.bench.population import EPOCHS, EPOCHS_FACTOR, floor_misses
+from banaudit.bench.population import floor_misses, usual_epochs
 from banaudit.bench.runner import VictimEntry
 from banaudit.bench.victims import VictimFacts, VictimRecipe
 
@@ -107,5 +107,5 @@ def _twin_group(facts: VictimFacts) -> tuple[str, str]:
 
 
 def _usual_epochs(recipe: VictimRecipe) -> int:
-    usual = EPOCHS.get(recipe.dataset)
-    return recipe.training.epochs if usual is None else round(usual * EPOCHS_FACTOR.get(recipe.architecture, 1.0))
+    usual = usual_epochs(recipe.dataset, recipe.architecture, recipe.width)
+    return recipe.training.epochs if usual is None else round(usual)

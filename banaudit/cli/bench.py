@@ -206,7 +206,8 @@ def speed(
     images: Annotated[int, typer.Option(min=50, help="Clean images.")] = 500,
     classes: Annotated[int, typer.Option(min=2, help="Number of classes.")] = 10,
     plain_share: Annotated[
-        float, typer.Option(help="Share of the plain procedure's passes to time; the rest is computed.")
+        float,
+        typer.Option(min=0.001, max=1.0, help="Share of the plain procedure's passes to time; the rest is computed."),
     ] = 1.0,
     seed: Seed = 0,
     device: Device = "auto",

@@ -58,10 +58,21 @@ Verbose = Annotated[bool, typer.Option("--verbose", help="Show the traceback of 
 
 
 def choose_recipes(split: str, limit: int | None = None, only: str | None = None) -> Sequence[VictimRecipe]:
-    """Recipes of a split whose name matches, the first so many of them."""
+    """Recipes of a split whose name matches, the first so many of them.
+
+    Raises:
+        UsageError: None does.
+    """
     from banaudit.bench.population import SPLITS
 
-    return [recipe for recipe in SPLITS[split]() if only is None or fnmatch(recipe.key, only)][:limit]
+    recipes = SPLITS[split]()
+    matching = [recipe for recipe in recipes if only is None or fnmatch(recipe.key, only)]
+    if not matching:
+        raise UsageError(
+            f"--only {only}: matches no victim of split {split}; expected a pattern of their names, such as "
+            f"{recipes[0].key}"
+        )
+    return matching[:limit]
 
 
 def tell(text: str) -> None:

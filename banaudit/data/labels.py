@@ -70,7 +70,7 @@ def map_classes(listing: Listing, classes: int | None, class_map: Path | None, b
         raise DataError(f"{file.path}: does not name {stranger!r}, a class found in {listing.source}; add it")
     else:
         labels, source = _sorted_order(listing, classes), "sorted order"
-    count = classes or max(*labels.values(), *(file.labels.values() if file else ())) + 1
+    count = classes or max((*labels.values(), *(file.labels.values() if file else ()))) + 1
     _check_range(listing, labels, count)
     return ClassMap(labels, _names(labels, file, count), source)
 

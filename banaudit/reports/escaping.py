@@ -15,6 +15,8 @@ MAX_LENGTH = 600
 _UNPRINTABLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 """Unicode categories that are never shown raw: controls, format and direction marks, surrogates, line separators."""
 _MARKDOWN = re.compile(r"[\\`*_{}\[\]#|~$]")
+_BLOCK = re.compile(r"^(\d{0,9})([-+=.)])(?=[-=\s]|$)")
+"""What makes a list, a heading or a rule of a line that begins with it."""
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "@": "&#64;"}
 _LINKS = re.compile(r"(?i):(?=//)|\b(?<=www)\.|(?<=mailto):|(?<=xmpp):")
 
@@ -35,7 +37,7 @@ def printable(text: str, limit: int = MAX_LENGTH) -> str:
 
 
 def markdown(text: str, limit: int = MAX_LENGTH) -> str:
-    """The text as Markdown that renders to exactly itself: no emphasis, links, mentions, HTML or table cells.
+    """The text as Markdown that renders to exactly itself: no emphasis, links, mentions, HTML, table cells or lists.
 
     Args:
         text: Anything.
@@ -46,4 +48,7 @@ def markdown(text: str, limit: int = MAX_LENGTH) -> str:
     # "#" of our own entities must survive the escape of Markdown's punctuation.
     parts = re.split(r"(&#?\w+;)", shown)
     escaped = "".join(part if index % 2 else _MARKDOWN.sub(r"\\\g<0>", part) for index, part in enumerate(parts))
+    escaped = _BLOCK.sub(r"\1\\\2", escaped)
+    if escaped.startswith(" "):  # four of them would be a block of code
+        escaped = f"&#32;{escaped[1:]}"
     return _LINKS.sub(lambda match: f"&#{ord(match[0])};", escaped)

@@ -5,7 +5,7 @@ import pytest
 from banaudit.bench.attacks import BadNets, WaNet
 from banaudit.bench.attacks.labelling import AllToAll, AllToOne
 from banaudit.bench.cost import PeakCost
-from banaudit.bench.population import CIFAR, HARD_KINDS, clean
+from banaudit.bench.population import CIFAR, HARD_KINDS, clean, paper_scale
 from banaudit.bench.results_files import write_results
 from banaudit.bench.runner import (
     BenchmarkResults,
@@ -131,6 +131,7 @@ def test_victims_below_their_floor_are_named_and_left_out(results):
 def test_kinds_of_clean_models_have_names():
     names = [kind_of(clean(CIFAR, 1, kind)) for kind in HARD_KINDS]
     assert kind_of(clean(CIFAR, 1)) == "plain"
+    assert {kind_of(recipe) for recipe in paper_scale() if recipe.attack is None} == {"plain"}
     assert len(set(names)) == len(names)
     assert {"under-trained", "over-trained", "imbalanced classes"} <= set(names)
 

@@ -362,7 +362,9 @@ def test_too_few_remain(tmp_path):
 
 
 def test_one_class_is_not_enough(tmp_path):
-    assert "all images are of one class" in _refusal(_class_folders(tmp_path, ["0"], each=30))
+    folders = _class_folders(tmp_path, ["0"], each=30)
+    assert "all images are of one class" in _refusal(folders)
+    assert "all images are of one class" in _refusal(folders, classes=None)
 
 
 def test_a_limit_too_small_to_judge(tmp_path):

@@ -176,6 +176,22 @@ def test_markdown_escapes():
     assert escape_markdown("https://a.b/c WWW.a.b @me") == "https&#58;//a.b/c WWW&#46;a.b &#64;me"
 
 
+@pytest.mark.parametrize(
+    ("text", "escaped"),
+    [
+        ("- a.pt", r"\- a.pt"),
+        ("1. a.pt", r"1\. a.pt"),
+        ("---", r"\---"),
+        ("=== x", r"\=== x"),
+        ("    a.pt", "&#32;   a.pt"),
+        ("-0.5", "-0.5"),
+        ("1.5 x", "1.5 x"),
+    ],
+)
+def test_markdown_makes_no_list_rule_or_code_of_a_line(text, escaped):
+    assert escape_markdown(text) == escaped
+
+
 def test_positions_on_a_scale():
     assert span(2.0, float("nan"), float("inf")) == (0.0, 2.0)
     assert span(-1.0, 3.0) == (-1.0, 3.0)
