@@ -162,11 +162,19 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def prepare(subject: Subject, *, seed: int = 0, device: str = "auto", meter: Meter | None = None) -> Prepared:
+def prepare(
+    subject: Subject,
+    *,
+    checkpoint: Checkpoint | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    meter: Meter | None = None,
+) -> Prepared:
     """Read the checkpoint and the clean images, settle architecture and preprocessing, measure clean accuracy.
 
     Args:
         subject: Checkpoint and clean images.
+        checkpoint: The subject's, where it has been read already.
         seed: Of the drawing of images.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         meter: Counts passes, keeps the time limit.
@@ -175,7 +183,8 @@ def prepare(subject: Subject, *, seed: int = 0, device: str = "auto", meter: Met
         BanauditError: Whatever is wrong with file, images or arguments, in one line.
     """
     where = pick_device(device)
-    checkpoint = read_checkpoint(subject.model, state_key=subject.state_key)
+    if checkpoint is None:
+        checkpoint = read_checkpoint(subject.model, state_key=subject.state_key)
     with _about(checkpoint.facts.path):
         loaded = load_network(checkpoint.weights, arch=subject.arch, size=subject.size)
         if loaded.facts.channels not in (1, 3):
@@ -268,11 +277,14 @@ def scan(
     started = datetime.now(UTC)
     detectors = tuple(detectors) if detectors is not None else default_detectors()
     meter = Meter(time_limit=time_limit, listener=listener)
+    where = str(pick_device(device))
+    checkpoint = read_checkpoint(subject.model, state_key=subject.state_key)
     try:
-        prepared = prepare(subject, seed=seed, device=device, meter=meter)
+        prepared = prepare(subject, checkpoint=checkpoint, seed=seed, device=where, meter=meter)
     except TimeLimitReached as problem:
+        facts = Facts(checkpoint=checkpoint.facts)
         return _report(
-            Verdict.INCONCLUSIVE, str(problem), Facts(), (), None, (), seed=seed, device=device, started=started
+            Verdict.INCONCLUSIVE, str(problem), facts, (), None, (), seed=seed, device=where, started=started
         )
     return judge(
         prepared.model,

@@ -184,6 +184,7 @@ def test_at_the_time_limit_the_verdict_is_inconclusive(subject, moment, monkeypa
     assert report.verdict is Verdict.INCONCLUSIVE
     assert f"the time limit of 100 s ended during: {moment}" in report.reason
     assert report.checked == ()
+    assert (report.checkpoint.path, report.device) == (str(subject.checkpoint), "cpu")
     assert Report.model_validate_json(json_text.render(report)) == report
 
 
