@@ -21,6 +21,7 @@ from torch import Tensor
 from banaudit.data import CleanData
 from banaudit.errors import DataError
 from banaudit.shapes import Images, Labels
+from banaudit.whole_files import write_whole
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm"})
 
@@ -209,9 +210,9 @@ def load_split(name: str, split: str, *, root: Path | None = None, cache: Path |
             )
         decoded = _decode(spec, split, root)
         folder.mkdir(parents=True, exist_ok=True)
-        partial = stored.with_suffix(f".{os.getpid()}.npz")
-        np.savez(partial, pixels=decoded[0], labels=decoded[1], names=np.array(decoded[2]))
-        partial.replace(stored)
+        content = io.BytesIO()
+        np.savez(content, pixels=decoded[0], labels=decoded[1], names=np.array(decoded[2]))
+        write_whole(stored, content.getvalue())
     with np.load(stored, allow_pickle=False) as arrays:
         pixels, labels, names = arrays["pixels"], arrays["labels"], tuple(str(n) for n in arrays["names"])
     return PixelData(torch.from_numpy(pixels).permute(0, 3, 1, 2), torch.from_numpy(labels), names)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
+import secrets
 import shutil
 import time
 from collections.abc import Callable
@@ -329,17 +329,17 @@ def _measure(recipe: VictimRecipe, trained: _Trained, held_out: PixelData, devic
 
 def _write(victim: Victim, folder: Path) -> None:
     """Writes a victim beside its place and moves it there, so that a folder is complete or absent."""
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = folder.with_name(f".{folder.name}.{secrets.token_hex(8)}")
     partial.mkdir()
-    weights = {name: tensor.contiguous() for name, tensor in victim.model.network.state_dict().items()}
-    save_file(weights, partial / "weights.safetensors")
-    if victim.trigger is not None:
-        victim.trigger.save(partial / "trigger.safetensors")
-    (partial / "victim.json").write_text(victim.facts.model_dump_json(indent=2), encoding="utf-8")
     try:
+        weights = {name: tensor.contiguous() for name, tensor in victim.model.network.state_dict().items()}
+        save_file(weights, partial / "weights.safetensors")
+        if victim.trigger is not None:
+            victim.trigger.save(partial / "trigger.safetensors")
+        (partial / "victim.json").write_text(victim.facts.model_dump_json(indent=2), encoding="utf-8")
         partial.replace(folder)
     except OSError:
-        shutil.rmtree(partial)
         if not (folder / "victim.json").is_file():
             raise  # else another process has trained the same one meanwhile, such as a surrogate of several victims
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
